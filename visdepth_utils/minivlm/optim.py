@@ -1,0 +1,60 @@
+"""Muon on the matrices, AdamW on the rest, with one warm-up / hold / decay schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> float:
+    """Rate factor: linear warm-up, hold, linear decay to 2% over the last share `decay` of the steps."""
+    left = (steps - step) / max(1, decay * steps)
+    return min(1.0, (step + 1) / warmup, max(0.02, left))
+
+
+class Optimiser:
+    """`torch.optim.Muon` for hidden matrices and AdamW for embeddings, heads, norms and biases.
+
+    Args:
+        modules: what is trained; parameters with `requires_grad` False are left out.
+        muon_rate: rate of the matrices (Muon's update has unit scale).
+        adam_rate: rate of everything else.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], muon_rate: float, adam_rate: float) -> None:
+        matrices, rest, seen = [], [], set()
+        for module in modules:
+            for name, p in module.named_parameters():
+                if not p.requires_grad or id(p) in seen:
+                    continue
+                seen.add(id(p))
+                hidden = p.ndim == 2 and "embed" not in name and "lm_head" not in name
+                (matrices if hidden else rest).append(p)
+        self.parameters = matrices + rest
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01))
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.01))
+        for part in self.parts:
+            for group in part.param_groups:
+                group["peak"] = group["lr"]
+
+    def step(self, factor: float) -> None:
+        """Clip to norm 1, step with all rates scaled by `factor`, clear gradients."""
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["peak"] * factor
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)

@@ -1,0 +1,121 @@
+"""Training rows: one prefix (preamble and picture), then many independent question-answer turns.
+
+Every turn sees the prefix and itself, never another turn, and its positions continue the prefix's. A packed row is
+therefore exactly as many single-turn prompts that share their prefix: no answer can be copied from an earlier
+turn, and the picture's cost is paid once for some twenty questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from visdepth_utils.minivlm import questions as Q
+from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, PREAMBLE
+from visdepth_utils.minivlm.world import Scene
+
+# How many turns of each task a row offers; what does not fit is left out after shuffling.
+SHAPES_MIX = {"caption": 1, "vqa": 6, "mcq": 6, "direct": 3, "short": 2, "long": 2}
+CHARTS_MIX = {"chart": 9, "chart_list": 1}
+CHAIN_WEIGHT = 0.5  # per token; short answers count 2, so that one letter is not drowned by a chain
+ANSWER_WEIGHT = 2.0
+
+
+@dataclass
+class Batch:
+    """Packed rows. Shapes: (B, S) unless said otherwise; `image` (B,) is the bank index or -1."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    weights: torch.Tensor
+    turns: torch.Tensor
+    labels: list[list[Q.Question]]
+    image: torch.Tensor
+
+    def mask(self) -> torch.Tensor:
+        """Bool attention mask (B, 1, S, S): causal, and only the prefix (segment 0) or the own turn."""
+        seg = self.segments
+        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool).tril()
+        allowed = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
+        return (allowed & causal)[:, None]
+
+
+def draw_turns(scene: Scene, rng: np.random.Generator) -> list[Q.Question]:
+    """The shuffled turns of one row."""
+    out: list[Q.Question] = []
+    if scene.kind == "charts":
+        out += [Q.chart(scene, rng) for _ in range(CHARTS_MIX["chart"])]
+        out += [Q.chart_list(scene, rng) for _ in range(CHARTS_MIX["chart_list"])]
+    else:
+        out += [Q.caption(scene, rng)]
+        out += [Q.vqa(scene, rng) for _ in range(SHAPES_MIX["vqa"])]
+        out += [Q.mcq(scene, rng) for _ in range(SHAPES_MIX["mcq"])]
+        for style in Q.STYLES:
+            out += [Q.reason(scene, rng, style)[0] for _ in range(SHAPES_MIX[style])]
+    return [out[int(i)] for i in rng.permutation(len(out))]
+
+
+def pack(
+    scenes: list[Scene],
+    images: list[int],
+    modes: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """Build a batch.
+
+    Args:
+        scenes: ground truth per row.
+        images: index of each row's picture in the feature bank (used when the mode is "image").
+        modes: per row "image", "text" (the scene in words stands where the picture would) or "blind".
+        tokenizer: the embedded tokenizer.
+        length: row length S in tokens.
+        rng: source of the questions.
+    """
+    bos, system, user, assistant, eos, image, pad = (
+        tokenizer.convert_tokens_to_ids(t)
+        for t in ("<bos>", "<system>", "<user>", "<assistant>", "<eos>", "<image>", "<pad>")
+    )
+    encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
+    head = [bos, system, *encode([PREAMBLE])[0], user]
+    shape = (len(scenes), length)
+    ids, positions = np.full(shape, pad), np.zeros(shape, dtype=np.int64)
+    segments, turns = np.full(shape, -1), np.full(shape, -1)
+    weights = np.zeros(shape, dtype=np.float32)
+    kept: list[list[Q.Question]] = []
+    for b, (scene, mode) in enumerate(zip(scenes, modes, strict=True)):
+        prefix = list(head)
+        if mode == "image":
+            prefix += [image] * N_IMAGE_TOKENS
+        elif mode == "text":
+            prefix += encode([Q.describe(scene)])[0]
+        at = len(prefix)
+        ids[b, :at], positions[b, :at], segments[b, :at] = prefix, np.arange(at), 0
+        start, kept_row = at, []
+        questions = draw_turns(scene, rng)
+        prompts, references = encode([q.prompt for q in questions]), encode([q.reference for q in questions])
+        for question, prompt, reference in zip(questions, prompts, references, strict=True):
+            turn = [*prompt, assistant, *reference, eos]
+            end = at + len(turn)
+            if end > length:
+                continue
+            k = len(kept_row)
+            ids[b, at:end], segments[b, at:end] = turn, k + 1
+            positions[b, at:end] = np.arange(start, start + len(turn))
+            turns[b, at + len(prompt) + 1 : end] = k  # the tokens to be predicted
+            chain = question.task == "caption" or question.style != "direct"
+            weights[b, at + len(prompt) + 1 : end] = CHAIN_WEIGHT if chain else ANSWER_WEIGHT
+            kept_row.append(question)
+            at = end
+        kept.append(kept_row)
+    row_images = [i if m == "image" else -1 for i, m in zip(images, modes, strict=True)]
+    as_long = lambda a: torch.from_numpy(a.astype(np.int64))  # noqa: E731
+    return Batch(
+        as_long(ids), as_long(positions), as_long(segments), torch.from_numpy(weights), as_long(turns), kept,
+        torch.tensor(row_images),
+    )  # fmt: skip

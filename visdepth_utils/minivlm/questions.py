@@ -1,0 +1,218 @@
+"""The five tasks on a pictured world: prompts in several phrasings, exact references.
+
+Every function draws from a `numpy` generator, so a question is determined by scene and seed. The words used
+here are the whole vocabulary of the embedded models (`vocabulary`). No question is answerable above
+chance without the picture: colours, shapes, places and values are independent and uniform, options are shuffled,
+yes/no questions are balanced by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visdepth_utils.minivlm.world import COLOURS, COLUMNS, ROWS, SHAPES, Scene, Thing
+
+STYLES = ("direct", "short", "long")
+STYLE_PROMPT = {
+    "direct": ("answer directly .", "give only the answer ."),
+    "short": ("think briefly , then answer .", "give a short reason , then answer ."),
+    "long": ("think step by step , then answer .", "go through all objects step by step , then answer ."),
+}
+LETTERS = ("A", "B", "C", "D")
+PLACES = tuple(f"{r} {c}" for r in ROWS for c in COLUMNS)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its expected text and the short answer that is scored."""
+
+    task: str
+    kind: str
+    prompt: str
+    reference: str
+    answer: str
+    style: str = "direct"
+    choices: tuple[str, ...] = ()
+
+
+def _pick(rng: np.random.Generator, options: tuple) -> Any:
+    return options[int(rng.integers(len(options)))]
+
+
+def _name(t: Thing) -> str:
+    return f"{t.colour} {t.shape}"
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> Question:
+    """All objects in reading order, 20-60 tokens."""
+    prompt = _pick(rng, ("describe the picture .", "what is in the picture ?", "list all objects in reading order ."))
+    parts = [f"a {t.size} {_name(t)} at the {t.place}" for t in scene.things]
+    text = "the picture shows " + " , ".join(parts) + " ."
+    return Question("caption", "caption", prompt, text, text)
+
+
+def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, tuple[str, ...]]:
+    """A one-hop question: (kind, question text, answer, all possible answers of the kind)."""
+    things = scene.things
+    shapes, colours = [t.shape for t in things], [t.colour for t in things]
+    options: list[tuple[str, Thing]] = []
+    for t in things:
+        options += [("where", t), ("what", t)]
+        options += [("colour", t)] if shapes.count(t.shape) == 1 else []
+        options += [("shape", t)] if colours.count(t.colour) == 1 else []
+    kinds = sorted({k for k, _ in options})
+    kind = _pick(rng, tuple(kinds))
+    of_kind = [t for k, t in options if k == kind]
+    t = of_kind[int(rng.integers(len(of_kind)))]
+    if kind == "colour":
+        texts = ("what colour is the {} ?", "the {} has which colour ?", "tell the colour of the {} .")
+        return kind, _pick(rng, texts).format(t.shape), t.colour, tuple(COLOURS)
+    if kind == "shape":
+        texts = ("what shape is the {} object ?", "the {} object has which shape ?", "tell the shape of the {} object .")
+        return kind, _pick(rng, texts).format(t.colour), t.shape, SHAPES
+    if kind == "where":
+        texts = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
+        return kind, _pick(rng, texts).format(_name(t)), t.place, PLACES
+    texts = ("what is at the {} ?", "which object is at the {} ?", "tell the object at the {} .")
+    everything = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)
+    return kind, _pick(rng, texts).format(t.place), _name(t), everything
+
+
+def vqa(scene: Scene, rng: np.random.Generator) -> Question:
+    """One or two words."""
+    kind, text, answer, _ = _lookup(scene, rng)
+    return Question("vqa", kind, text, answer, answer)
+
+
+def mcq(scene: Scene, rng: np.random.Generator) -> Question:
+    """Four options in random order, one letter."""
+    kind, text, answer, possible = _lookup(scene, rng)
+    others = [o for o in possible if o != answer]
+    options = [answer] + [others[int(i)] for i in rng.permutation(len(others))[:3]]
+    order = [int(i) for i in rng.permutation(4)]
+    choices = tuple(options[i] for i in order)
+    letter = LETTERS[order.index(0)]
+    tail = _pick(rng, ("answer with the letter .", "give only the letter .", "which letter is right ?"))
+    listed = " ".join(f"{a} : {c}" for a, c in zip(LETTERS, choices, strict=True))
+    return Question("mcq", kind, f"{text} {listed} . {tail}", letter, letter, choices=choices)
+
+
+def chart(scene: Scene, rng: np.random.Generator) -> Question:
+    """Read one bar's value, 0-99."""
+    bar = scene.bars[int(rng.integers(len(scene.bars)))]
+    texts = ("what is the value of the {} bar ?", "how high is the {} bar ?", "tell the value of the {} bar .")
+    return Question("chart", "value", _pick(rng, texts).format(bar.colour), str(bar.value), str(bar.value))
+
+
+def chart_list(scene: Scene, rng: np.random.Generator) -> Question:
+    """All bars left to right: used in training only, for supervision of every bar."""
+    text = " , ".join(f"{b.colour} {b.value}" for b in scene.bars)
+    prompt = _pick(rng, ("list all bars from left to right .", "read the chart ."))
+    return Question("chart_list", "list", prompt, text, text)
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
+    """(question, short chain, long chain, answer) of a counting question."""
+    by = _pick(rng, ("colour", "shape"))
+    present = [getattr(t, by) for t in scene.things]
+    names = tuple(COLOURS) if by == "colour" else SHAPES
+    wanted = _pick(rng, tuple(sorted({present.count(n) for n in names})))  # every count the scene has is as likely
+    exact = [n for n in names if present.count(n) == wanted]
+    value = _pick(rng, tuple(exact))
+    noun = f"{value} objects" if by == "colour" else f"{value} shapes"
+    hits = [t for t in scene.things if getattr(t, by) == value]
+    steps, running = [], 0
+    for t in scene.things:
+        running += t in hits
+        steps.append(f"{_name(t)} at {t.place} : {'yes' if t in hits else 'no'} , {running} .")
+    short = " , ".join(_name(t) for t in hits) if hits else "nothing"
+    text = _pick(rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")).format(noun)
+    return text, f"{short} .", " ".join(steps), str(running)
+
+
+def _compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
+    """Are there more X than Y? Balanced: the order of X and Y is a fair coin on unequal counts."""
+    by = _pick(rng, ("colour", "shape"))
+    present = [getattr(t, by) for t in scene.things]
+    names = sorted(tuple(COLOURS) if by == "colour" else SHAPES)
+    pairs = [(a, b) for a in names for b in names if present.count(a) > present.count(b)]
+    many = [p for p in pairs if present.count(p[1]) > 0]
+    if many and rng.random() < 0.6:  # a pair in which both occur needs real counting
+        pairs = many
+    a, b = pairs[int(rng.integers(len(pairs)))]
+    if rng.random() < 0.5:
+        a, b = b, a
+    ca = cb = 0
+    steps = []
+    for t in scene.things:
+        ca += getattr(t, by) == a
+        cb += getattr(t, by) == b
+        steps.append(f"{_name(t)} at {t.place} : {a} {ca} , {b} {cb} .")
+    answer = "yes" if ca > cb else "no"
+    noun = "objects" if by == "colour" else "shapes"
+    texts = ("are there more {0} {2} than {1} {2} ?", "more {0} {2} than {1} {2} ?", "do {0} {2} outnumber {1} {2} ?")
+    return _pick(rng, texts).format(a, b, noun), f"{a} {ca} , {b} {cb} .", " ".join(steps), answer
+
+
+_RELATIONS = {"left of": ("column", -1), "right of": ("column", 1), "above": ("row", -1), "below": ("row", 1)}
+
+
+def _spatial(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
+    """Is X left of / right of / above / below Y? Balanced by choosing the truth value first."""
+    relation = _pick(rng, tuple(_RELATIONS))
+    axis, sign = _RELATIONS[relation]
+    order = COLUMNS if axis == "column" else ROWS
+    rank = lambda t: order.index(getattr(t, axis))  # noqa: E731
+    pairs = [(a, b) for a in scene.things for b in scene.things if a != b]
+    want = bool(rng.random() < 0.5)
+    holding = [(a, b) for a, b in pairs if ((rank(a) - rank(b)) * sign > 0) == want] or pairs
+    a, b = holding[int(rng.integers(len(holding)))]
+    difference = rank(a) - rank(b)
+    answer = "yes" if difference * sign > 0 else "no"
+    pa, pb = getattr(a, axis), getattr(b, axis)
+    verb = "comes before" if difference < 0 else "comes after" if difference > 0 else "equals"
+    texts = ("is the {} {} the {} ?", "does the {} stand {} the {} ?", "tell if the {} is {} the {} .")
+    text = _pick(rng, texts).format(_name(a), relation, _name(b))
+    long = f"the {_name(a)} is at {a.place} . the {_name(b)} is at {b.place} . {pa} {verb} {pb} ."
+    return text, f"{pa} , {pb} .", long, answer
+
+
+_REASONS: dict[str, Callable] = {"count": _count, "compare": _compare, "spatial": _spatial}
+
+
+def reason(scene: Scene, rng: np.random.Generator, style: str | None = None) -> list[Question]:
+    """One question in the styles asked for (all three by default): same question, same answer."""
+    kind = _pick(rng, tuple(_REASONS))
+    text, short, long, answer = _REASONS[kind](scene, rng)
+    end = f"so the answer is {answer} ."
+    out = []
+    for s in STYLES if style is None else (style,):
+        reference = {"direct": answer, "short": f"{short} {end}", "long": f"{long} {end}"}[s]
+        out.append(Question("reason", kind, f"{text} {_pick(rng, STYLE_PROMPT[s])}", reference, answer, s))
+    return out
+
+
+def describe(scene: Scene) -> str:
+    """The scene in words: what stands where the picture would, in text-only training."""
+    if scene.kind == "charts":
+        return "chart : " + " ; ".join(f"{b.colour} bar {b.value}" for b in scene.bars) + " ."
+    return "objects : " + " ; ".join(f"{t.place} {t.size} {_name(t)}" for t in scene.things) + " ."
+
+
+def vocabulary(n_scenes: int = 3000) -> list[str]:
+    """All words of worlds and questions, sorted (digits excluded: the tokenizer spells numbers out)."""
+    from visdepth_utils.minivlm.world import draw_scene
+
+    words: set[str] = set()
+    for seed in range(n_scenes):
+        for kind, makers in (("shapes", (caption, vqa, mcq)), ("charts", (chart, chart_list))):
+            scene, rng = draw_scene(seed, kind), np.random.default_rng(seed)
+            questions = [make(scene, rng) for make in makers]
+            questions += reason(scene, rng) if kind == "shapes" else []
+            for q in questions:
+                words.update((q.prompt + " " + q.reference + " " + describe(scene)).split())
+    return sorted(w for w in words if not w.isdigit())

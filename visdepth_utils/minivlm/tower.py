@@ -1,0 +1,100 @@
+"""Stage 1: the vision tower learns what the scene holds, patch by patch; then features are cached.
+
+The heads are thrown away afterwards. The tower is frozen from here on and shared by all sizes and seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from visdepth_utils.minivlm.optim import Optimiser, schedule
+from visdepth_utils.minivlm.world import COLOURS, SHAPES, SIZES, Scene, draw_scene, patch_labels, render
+
+CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1, "tens": 11, "ones": 11}
+
+
+def picture_bank(seeds: range, kind: str) -> tuple[list[Scene], torch.Tensor]:
+    """Scenes and their pictures as uint8 (N, 3, 64, 64)."""
+    scenes = [draw_scene(s, kind) for s in seeds]
+    pixels = np.stack([np.asarray(render(scene, s)) for scene, s in zip(scenes, seeds, strict=True)])
+    return scenes, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures as the processor gives them: (x / 255 - 0.5) / 0.5."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def tower_features(tower: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """What the projector sees: the last entry of the tower's hidden states, (B, 64, D)."""
+    return tower(normalise(pixels), output_hidden_states=True).hidden_states[-1]
+
+
+def train_tower(
+    tower: nn.Module,
+    banks: list[tuple[list[Scene], torch.Tensor]],
+    steps: int,
+    checkpoint: Path,
+    log: Callable[[str], None],
+    batch: int = 128,
+) -> None:
+    """Cross-entropy on `patch_labels` through linear heads, bf16 autocast; resumes from `checkpoint`."""
+    scenes = [s for bank, _ in banks for s in bank]
+    pixels = torch.cat([p for _, p in banks])
+    labels = [patch_labels(s) for s in scenes]
+    targets = {k: torch.from_numpy(np.stack([lab[k] for lab in labels])) for k in CLASSES}
+    width = tower.config.hidden_size
+    heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in CLASSES.items()})
+    optimiser = Optimiser([tower, nn.ModuleDict({"lm_head": heads})], muon_rate=0.02, adam_rate=2e-3)
+    done = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        tower.load_state_dict(state["tower"])
+        heads.load_state_dict(state["heads"])
+        optimiser.load_state_dict(state["optimiser"])
+        done = state["step"]
+    held = torch.arange(len(scenes))[::50]  # every fiftieth picture is kept for validation
+    train = torch.tensor([i for i in range(len(scenes)) if i % 50])
+    tower.train()
+    start = time.time()
+    for step in range(done, steps):
+        rng = torch.Generator().manual_seed(step)
+        pick = train[torch.randint(len(train), (batch,), generator=rng)]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = tower_features(tower, pixels[pick])
+            loss = sum(F.cross_entropy(heads[k](features).float().flatten(0, 1), targets[k][pick].flatten()) for k in CLASSES)
+        loss.backward()
+        optimiser.step(schedule(step, steps))
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save({**state, "step": step + 1}, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            found = _patch_accuracy(tower, heads, pixels[held], {k: t[held] for k, t in targets.items()})
+            log(f"tower step {step + 1}/{steps} loss {loss.item():.3f} {found} {time.time() - start:.0f} s")
+
+
+@torch.no_grad()
+def _patch_accuracy(tower: nn.Module, heads: nn.ModuleDict, pixels: torch.Tensor, targets: dict) -> str:
+    """Accuracy per label over the patches that carry one."""
+    tower.eval()
+    features = tower_features(tower, pixels)
+    tower.train()
+    parts = []
+    for k, head in heads.items():
+        there = targets[k] > 0
+        parts.append(f"{k} {(head(features).argmax(-1) == targets[k])[there].float().mean():.3f}")
+    return " ".join(parts)
+
+
+@torch.no_grad()
+def cache_features(tower: nn.Module, pixels: torch.Tensor, batch: int = 256) -> torch.Tensor:
+    """Features of all pictures, bfloat16 (N, 64, D)."""
+    tower.eval()
+    return torch.cat([tower_features(tower, p).to(torch.bfloat16) for p in pixels.split(batch)])

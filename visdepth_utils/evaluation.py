@@ -1,6 +1,7 @@
 """Accuracy with the picture, without it, and with another sample's picture.
 
-A model that answers as well with another picture does not use the picture, and nothing measured on its image tokens
+A model that answers as well with another picture does not use the picture, and nothing measured on
+its image tokens
 means anything. `python -m visdepth_utils eval-minivlm` prints the table for the embedded models.
 """
 
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from visdepth_utils.scoring import score
@@ -27,7 +27,8 @@ CONDITIONS: dict[str, Callable[[Sequence[Sample]], list[Sample]]] = {
     "other": with_other_image,
 }
 FLOORS = {"mcq": 0.90, "vqa": 0.92, "caption": 0.93, "reason (long)": 0.88, "chart": 0.80}
-"""What `base` must reach with the picture; with another's it must fall to within 8 points of chance."""
+"""What `base` must reach with the picture; with another's it must fall to within 8 points of
+chance."""
 CHANCE_MARGIN = 0.08
 
 
@@ -81,7 +82,9 @@ def chance(task: Task) -> float:
     total = 0.0
     for kind in sorted({s.kind for s in task.samples}):
         samples = [s for s in task.samples if s.kind == kind]
-        total += max(sum(score(s, said) for s in samples) for said in {s.reference for s in samples})
+        total += max(
+            sum(score(s, said) for s in samples) for said in {s.reference for s in samples}
+        )
     return total / len(task.samples)
 
 
@@ -95,12 +98,18 @@ def accuracy_table(results: pd.DataFrame, chances: dict[str, float] | None = Non
     Returns:
         A frame with a row per task and columns full, blind, other (those present), chance, n.
     """
-    named = results.assign(name=[_row_name(t, s) for t, s in zip(results.task, results["style"], strict=True)])
-    table = named.pivot_table(index="name", columns="condition", values="score", aggfunc="mean", sort=False)
+    named = results.assign(
+        name=[_row_name(t, s) for t, s in zip(results.task, results["style"], strict=True)]
+    )
+    table = named.pivot_table(
+        index="name", columns="condition", values="score", aggfunc="mean", sort=False
+    )
     table = table[[c for c in CONDITIONS if c in table.columns]].round(3)
     if chances is not None:
         table["chance"] = [round(chances[name], 3) for name in table.index]
-    table["n"] = named[named.condition == named.condition.iloc[0]].groupby("name", sort=False).size()
+    table["n"] = (
+        named[named.condition == named.condition.iloc[0]].groupby("name", sort=False).size()
+    )
     table.columns.name = None
     table.index.name = "task"
     return table
@@ -134,7 +143,9 @@ def misses(table: pd.DataFrame) -> list[str]:
         if row["full"] < floor:
             out.append(f"{name}: {row['full']:.3f} is below the floor {floor}")
         if "other" in row and row["other"] > row["chance"] + CHANCE_MARGIN:
-            out.append(f"{name}: {row['other']:.3f} with another picture, chance is {row['chance']:.3f}")
+            out.append(
+                f"{name}: {row['other']:.3f} with another picture, chance is {row['chance']:.3f}"
+            )
     return out
 
 

@@ -1,6 +1,7 @@
 """Scores of generated answers, 0 to 1. Small and versioned: a scorer can decide a result.
 
-Each rule is for answers as models really give them: a letter in a sentence, a number with a per cent sign, nothing
+Each rule is for answers as models really give them: a letter in a sentence, a number with a per
+cent sign, nothing
 at all. A change of any rule changes `SCORER_VERSION`, which is part of every cached table's key.
 """
 
@@ -27,7 +28,8 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
 def choice_letter(output: str) -> str | None:
     """The option letter an answer names, or None.
 
-    Capital letters only, and never the first letter of a word: "Based on" is not B, "The answer is (B)" is.
+    Capital letters only, and never the first letter of a word: "Based on" is not B, "The answer
+    is (B)" is.
     """
     text = output.strip()
     for pattern in _LETTER_PATTERNS:
@@ -44,7 +46,7 @@ def number(text: str) -> float | None:
 
 
 def relaxed_match(output: str, target: str, tolerance: float = RELATIVE_TOLERANCE) -> float:
-    """1 if the number is within `tolerance` of the target (relative); a target of 0 must be met exactly.
+    """1 if the number is within `tolerance` of the target; a target of 0 must be met exactly.
 
     A target that is no number is compared as words.
     """
@@ -74,7 +76,7 @@ def final_answer(output: str) -> str:
 
 
 def caption_objects(text: str) -> Counter[str]:
-    """The object phrases of a caption, as a multiset: size, colour, shape and place must all be right."""
+    """Object phrases of a caption as a multiset; size, colour, shape and place must be right."""
     body = re.sub(r"^\s*the picture shows\s+", "", text.strip().rstrip(".").strip())
     return Counter(p for p in (normalise(part) for part in body.split(",")) if p)
 

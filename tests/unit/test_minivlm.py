@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visdepth_utils.datasets import WORLDS
 from visdepth_utils.minivlm import questions as Q
 from visdepth_utils.minivlm.freeze import held_out, questions_of
 from visdepth_utils.minivlm.packing import pack
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
+from visdepth_utils.minivlm.stages import hidden_states
 from visdepth_utils.minivlm.tower import normalise, tower_features
-from visdepth_utils.minivlm.train import PICTURES, hidden_states
+from visdepth_utils.minivlm.train import PICTURES
 from visdepth_utils.minivlm.world import (
     COLUMNS,
     HELD_OUT_SEEDS,
@@ -29,8 +31,6 @@ from visdepth_utils.minivlm.world import (
     render,
     scene_key,
 )
-from visdepth_utils.datasets import WORLDS
-
 
 seeds = st.integers(0, 2**31)
 
@@ -76,12 +76,16 @@ def test_a_bar_ends_where_its_value_says():
             ground, paint = column[1], column[56]
             if bar.value < 5:
                 continue
-            share = np.clip((column - ground) @ (paint - ground) / ((paint - ground) @ (paint - ground)), 0, 1)
+            share = np.clip(
+                (column - ground) @ (paint - ground) / ((paint - ground) @ (paint - ground)), 0, 1
+            )
             assert share.sum() / 0.54 == pytest.approx(bar.value, abs=2.5)
 
 
 def test_patch_labels_name_the_objects():
-    scene = Scene("shapes", things=(Thing("large", "red", "circle", 0), Thing("small", "blue", "star", 8)))
+    scene = Scene(
+        "shapes", things=(Thing("large", "red", "circle", 0), Thing("small", "blue", "star", 8))
+    )
     labels = {k: v.reshape(8, 8) for k, v in patch_labels(scene).items()}
     assert labels["colour"][0, 0] == 1 and labels["shape"][0, 0] == 1 and labels["size"][0, 0] == 2
     assert labels["colour"][7, 7] == 3 and labels["shape"][7, 7] == 6 and labels["size"][7, 7] == 1
@@ -100,7 +104,8 @@ def _answer_by_looking(q: Q.Question, scene: Scene) -> str:
         count = Counter([t.colour for t in scene.things] + [t.shape for t in scene.things])
         return "yes" if count[a] > count[b] else "no"
     first, second = (
-        next(t for t in scene.things if (t.colour, t.shape) == pair) for pair in zip(colours, shapes, strict=True)
+        next(t for t in scene.things if (t.colour, t.shape) == pair)
+        for pair in zip(colours, shapes, strict=True)
     )
     if "left" in words:
         holds = COLUMNS.index(first.column) < COLUMNS.index(second.column)
@@ -157,7 +162,10 @@ def test_every_word_is_one_token_and_numbers_are_digits(processor):
     tokenizer = processor.tokenizer
     for seed in range(50):
         scene = draw_scene(seed + 10**6, "shapes")
-        for q in [Q.caption(scene, np.random.default_rng(seed)), *Q.reason(scene, np.random.default_rng(seed))]:
+        for q in [
+            Q.caption(scene, np.random.default_rng(seed)),
+            *Q.reason(scene, np.random.default_rng(seed)),
+        ]:
             ids = tokenizer(q.prompt + " " + q.reference)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert len(ids) == len((q.prompt + " " + q.reference).split())
@@ -174,12 +182,25 @@ def test_packed_turns_are_exactly_single_prompts(processor):
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None]
     with torch.no_grad():
         features = tower_features(model.model.vision_tower, pixels)
-        batch = pack([scene, scene], [0, 0], ["image", "text"], processor.tokenizer, 400, np.random.default_rng(1))
+        batch = pack(
+            [scene, scene],
+            [0, 0],
+            ["image", "text"],
+            processor.tokenizer,
+            400,
+            np.random.default_rng(1),
+        )
         packed = model.lm_head(hidden_states(model, model.model.language_model, batch, features))
     assert len(batch.labels[0]) > 5
     for k, q in enumerate(batch.labels[0]):
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q.prompt}]}
-        text = processor.apply_chat_template([message], add_generation_prompt=True) + f" {q.reference} <eos>"
+        message = {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": q.prompt}],
+        }
+        text = (
+            processor.apply_chat_template([message], add_generation_prompt=True)
+            + f" {q.reference} <eos>"
+        )
         inputs = processor(text=[text], images=[picture], return_tensors="pt")
         assert torch.allclose(inputs["pixel_values"], normalise(pixels), atol=1e-6)
         with torch.no_grad():
@@ -191,23 +212,33 @@ def test_packed_turns_are_exactly_single_prompts(processor):
 
 
 def test_prompt_and_reference_hold_enough_text_tokens(processor):
-    """64 text tokens in every sample, so that text can be measured at the number of image tokens."""
+    """64 text tokens in every sample, so that text can be measured at the number of image
+    tokens."""
     special = set(processor.tokenizer.all_special_ids)
     for task in ("mcq", "vqa", "chart", "caption", "reason"):
         for row in pd.read_parquet(WORLDS / f"{task}.parquet").itertuples():
             message = {"role": "user", "content": [{"type": "text", "text": row.prompt}]}
-            text = processor.apply_chat_template([message], add_generation_prompt=True) + " " + row.reference
+            text = (
+                processor.apply_chat_template([message], add_generation_prompt=True)
+                + " "
+                + row.reference
+            )
             ids = processor.tokenizer(text)["input_ids"]
             assert sum(i not in special for i in ids) >= N_IMAGE_TOKENS
 
 
 def test_seed_ranges_are_disjoint():
-    assert TRAIN_SEEDS.stop <= VALIDATION_SEEDS.start and VALIDATION_SEEDS.stop <= HELD_OUT_SEEDS.start
+    assert (
+        TRAIN_SEEDS.stop <= VALIDATION_SEEDS.start and VALIDATION_SEEDS.stop <= HELD_OUT_SEEDS.start
+    )
 
 
 def test_frozen_sets_are_what_the_code_writes_and_unseen_in_training():
     images = pd.read_parquet(WORLDS / "images.parquet").set_index("image_id")
-    for kind, tasks in {"shapes": ("mcq", "vqa", "caption", "reason"), "charts": ("chart",)}.items():
+    for kind, tasks in {
+        "shapes": ("mcq", "vqa", "caption", "reason"),
+        "charts": ("chart",),
+    }.items():
         mine = images[images.kind == kind]
         assert len(mine) >= 400
         trained = {scene_key(draw_scene(s, kind)) for s in TRAIN_SEEDS[: PICTURES[kind]]}

@@ -1,4 +1,5 @@
 """How the embedded models were made: pictured worlds, questions, recipe, training.
 
-Nothing outside this folder needs it to run a measurement; `make train-minivlm` and `make worlds` do.
+Nothing outside this folder needs it to run a measurement; `make train-minivlm` and `make worlds`
+do.
 """

@@ -1,7 +1,9 @@
 """Write the frozen held-out sets: `python -m visdepth_utils.minivlm.freeze` -> data/worlds/.
 
-400 shapes worlds serve `mcq`, `vqa`, `caption` and `reason`, so that tasks are compared on the same pictures; 400
-charts serve `chart`. No scene of the training bank is among them, by ground truth, not only by seed.
+400 shapes worlds serve `mcq`, `vqa`, `caption` and `reason`, so that tasks are compared on the same
+pictures; 400
+charts serve `chart`. No scene of the training bank is among them, by ground truth, not only by
+seed.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ TASKS = {"shapes": ("mcq", "vqa", "caption", "reason"), "charts": ("chart",)}
 
 
 def held_out(kind: str, n: int) -> list[tuple[int, Scene]]:
-    """The first `n` held-out seeds whose scenes occur neither in training, nor in validation, nor twice."""
+    """The first `n` held-out seeds whose scenes occur nowhere in training, and only once."""
     used = {scene_key(draw_scene(s, kind)) for s in TRAIN_SEEDS[: PICTURES[kind]]}
     used |= {scene_key(draw_scene(s, kind)) for s in VALIDATION_SEEDS[:VALIDATION]}
     kept: list[tuple[int, Scene]] = []
@@ -68,13 +70,29 @@ def main() -> None:
             render(scene, seed).save(buffer, format="PNG", optimize=True)
             truth = json.dumps({k: v for k, v in dataclasses.asdict(scene).items() if v})
             image = {"bytes": buffer.getvalue(), "path": f"{image_id}.png"}
-            pictures.append({"image_id": image_id, "kind": kind, "image": image, "scene": truth, "seed": seed})
+            pictures.append(
+                {"image_id": image_id, "kind": kind, "image": image, "scene": truth, "seed": seed}
+            )
             for task in tasks:
                 for q in questions_of(task, scene, seed):
                     suffix = f"-{q.style}" if task == "reason" else ""
-                    row = {"id": f"{task}-{i:04d}{suffix}", "image_id": image_id, **dataclasses.asdict(q)}
+                    row = {
+                        "id": f"{task}-{i:04d}{suffix}",
+                        "image_id": image_id,
+                        **dataclasses.asdict(q),
+                    }
                     rows[task].append({**row, "choices": list(q.choices)})
-    columns = ["id", "image_id", "task", "kind", "style", "prompt", "reference", "answer", "choices"]
+    columns = [
+        "id",
+        "image_id",
+        "task",
+        "kind",
+        "style",
+        "prompt",
+        "reference",
+        "answer",
+        "choices",
+    ]
     pd.DataFrame(pictures).to_parquet(args.out / "images.parquet", index=False)
     for task, made in rows.items():
         pd.DataFrame(made)[columns].to_parquet(args.out / f"{task}.parquet", index=False)

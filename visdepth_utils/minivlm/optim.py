@@ -10,7 +10,7 @@ from torch import nn
 
 
 def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> float:
-    """Rate factor: linear warm-up, hold, linear decay to 2% over the last share `decay` of the steps."""
+    """Rate factor: linear warm-up, hold, linear decay to 2% over the last `decay` of the steps."""
     left = (steps - step) / max(1, decay * steps)
     return min(1.0, (step + 1) / warmup, max(0.02, left))
 
@@ -25,6 +25,8 @@ class Optimiser:
     """
 
     def __init__(self, modules: Iterable[nn.Module], muon_rate: float, adam_rate: float) -> None:
+        """Sort the parameters; see the class."""
+        """Sort the parameters; see the class."""
         matrices, rest, seen = [], [], set()
         for module in modules:
             for name, p in module.named_parameters():
@@ -36,9 +38,13 @@ class Optimiser:
         self.parameters = matrices + rest
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01))
+            self.parts.append(
+                torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
+            )
         if rest:
-            self.parts.append(torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.01))
+            self.parts.append(
+                torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.01)
+            )
         for part in self.parts:
             for group in part.param_groups:
                 group["peak"] = group["lr"]
@@ -53,8 +59,12 @@ class Optimiser:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """States of both parts."""
+        """States of both parts."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)

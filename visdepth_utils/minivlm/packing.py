@@ -1,13 +1,15 @@
 """Training rows: one prefix (preamble and picture), then many independent question-answer turns.
 
-Every turn sees the prefix and itself, never another turn, and its positions continue the prefix's. A packed row is
-therefore exactly as many single-turn prompts that share their prefix: no answer can be copied from an earlier
+Every turn sees the prefix and itself, never another turn, and its positions continue the prefix's.
+A packed row is
+therefore exactly as many single-turn prompts that share their prefix: no answer can be copied from
+an earlier
 turn, and the picture's cost is paid once for some twenty questions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,10 +38,15 @@ class Batch:
     labels: list[list[Q.Question]]
     image: torch.Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on a device."""
+        names = ("ids", "positions", "segments", "weights", "turns", "image")
+        return replace(self, **{k: getattr(self, k).to(device) for k in names})
+
     def mask(self) -> torch.Tensor:
-        """Bool attention mask (B, 1, S, S): causal, and only the prefix (segment 0) or the own turn."""
+        """Bool attention mask (B, 1, S, S): causal; a turn sees the prefix and itself."""
         seg = self.segments
-        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool).tril()
+        causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool, device=seg.device).tril()
         allowed = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
         return (allowed & causal)[:, None]
 
@@ -72,7 +79,7 @@ def pack(
     Args:
         scenes: ground truth per row.
         images: index of each row's picture in the feature bank (used when the mode is "image").
-        modes: per row "image", "text" (the scene in words stands where the picture would) or "blind".
+        modes: per row "image", "text" (the scene in words stands for the picture) or "blind".
         tokenizer: the embedded tokenizer.
         length: row length S in tokens.
         rng: source of the questions.
@@ -98,7 +105,10 @@ def pack(
         ids[b, :at], positions[b, :at], segments[b, :at] = prefix, np.arange(at), 0
         start, kept_row = at, []
         questions = draw_turns(scene, rng)
-        prompts, references = encode([q.prompt for q in questions]), encode([q.reference for q in questions])
+        prompts, references = (
+            encode([q.prompt for q in questions]),
+            encode([q.reference for q in questions]),
+        )
         for question, prompt, reference in zip(questions, prompts, references, strict=True):
             turn = [*prompt, assistant, *reference, eos]
             end = at + len(turn)
@@ -116,6 +126,7 @@ def pack(
     row_images = [i if m == "image" else -1 for i, m in zip(images, modes, strict=True)]
     as_long = lambda a: torch.from_numpy(a.astype(np.int64))  # noqa: E731
     return Batch(
-        as_long(ids), as_long(positions), as_long(segments), torch.from_numpy(weights), as_long(turns), kept,
+        as_long(ids), as_long(positions), as_long(segments), torch.from_numpy(weights),
+        as_long(turns), kept,
         torch.tensor(row_images),
     )  # fmt: skip

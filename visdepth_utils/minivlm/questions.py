@@ -1,8 +1,10 @@
 """The five tasks on a pictured world: prompts in several phrasings, exact references.
 
-Every function draws from a `numpy` generator, so a question is determined by scene and seed. The words used
+Every function draws from a `numpy` generator, so a question is determined by scene and seed. The
+words used
 here are the whole vocabulary of the embedded models (`vocabulary`). No question is answerable above
-chance without the picture: colours, shapes, places and values are independent and uniform, options are shuffled,
+chance without the picture: colours, shapes, places and values are independent and uniform, options
+are shuffled,
 yes/no questions are balanced by construction.
 """
 
@@ -20,7 +22,10 @@ STYLES = ("direct", "short", "long")
 STYLE_PROMPT = {
     "direct": ("answer directly .", "give only the answer ."),
     "short": ("think briefly , then answer .", "give a short reason , then answer ."),
-    "long": ("think step by step , then answer .", "go through all objects step by step , then answer ."),
+    "long": (
+        "think step by step , then answer .",
+        "go through all objects step by step , then answer .",
+    ),
 }
 LETTERS = ("A", "B", "C", "D")
 PLACES = tuple(f"{r} {c}" for r in ROWS for c in COLUMNS)
@@ -49,7 +54,14 @@ def _name(t: Thing) -> str:
 
 def caption(scene: Scene, rng: np.random.Generator) -> Question:
     """All objects in reading order, 20-60 tokens."""
-    prompt = _pick(rng, ("describe the picture .", "what is in the picture ?", "list all objects in reading order ."))
+    prompt = _pick(
+        rng,
+        (
+            "describe the picture .",
+            "what is in the picture ?",
+            "list all objects in reading order .",
+        ),
+    )
     parts = [f"a {t.size} {_name(t)} at the {t.place}" for t in scene.things]
     text = "the picture shows " + " , ".join(parts) + " ."
     return Question("caption", "caption", prompt, text, text)
@@ -69,10 +81,18 @@ def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, tupl
     of_kind = [t for k, t in options if k == kind]
     t = of_kind[int(rng.integers(len(of_kind)))]
     if kind == "colour":
-        texts = ("what colour is the {} ?", "the {} has which colour ?", "tell the colour of the {} .")
+        texts = (
+            "what colour is the {} ?",
+            "the {} has which colour ?",
+            "tell the colour of the {} .",
+        )
         return kind, _pick(rng, texts).format(t.shape), t.colour, tuple(COLOURS)
     if kind == "shape":
-        texts = ("what shape is the {} object ?", "the {} object has which shape ?", "tell the shape of the {} object .")
+        texts = (
+            "what shape is the {} object ?",
+            "the {} object has which shape ?",
+            "tell the shape of the {} object .",
+        )
         return kind, _pick(rng, texts).format(t.colour), t.shape, SHAPES
     if kind == "where":
         texts = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
@@ -96,7 +116,9 @@ def mcq(scene: Scene, rng: np.random.Generator) -> Question:
     order = [int(i) for i in rng.permutation(4)]
     choices = tuple(options[i] for i in order)
     letter = LETTERS[order.index(0)]
-    tail = _pick(rng, ("answer with the letter .", "give only the letter .", "which letter is right ?"))
+    tail = _pick(
+        rng, ("answer with the letter .", "give only the letter .", "which letter is right ?")
+    )
     listed = " ".join(f"{a} : {c}" for a, c in zip(LETTERS, choices, strict=True))
     return Question("mcq", kind, f"{text} {listed} . {tail}", letter, letter, choices=choices)
 
@@ -104,8 +126,14 @@ def mcq(scene: Scene, rng: np.random.Generator) -> Question:
 def chart(scene: Scene, rng: np.random.Generator) -> Question:
     """Read one bar's value, 0-99."""
     bar = scene.bars[int(rng.integers(len(scene.bars)))]
-    texts = ("what is the value of the {} bar ?", "how high is the {} bar ?", "tell the value of the {} bar .")
-    return Question("chart", "value", _pick(rng, texts).format(bar.colour), str(bar.value), str(bar.value))
+    texts = (
+        "what is the value of the {} bar ?",
+        "how high is the {} bar ?",
+        "tell the value of the {} bar .",
+    )
+    return Question(
+        "chart", "value", _pick(rng, texts).format(bar.colour), str(bar.value), str(bar.value)
+    )
 
 
 def chart_list(scene: Scene, rng: np.random.Generator) -> Question:
@@ -120,7 +148,9 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
     by = _pick(rng, ("colour", "shape"))
     present = [getattr(t, by) for t in scene.things]
     names = tuple(COLOURS) if by == "colour" else SHAPES
-    wanted = _pick(rng, tuple(sorted({present.count(n) for n in names})))  # every count the scene has is as likely
+    wanted = _pick(
+        rng, tuple(sorted({present.count(n) for n in names}))
+    )  # every count the scene has is as likely
     exact = [n for n in names if present.count(n) == wanted]
     value = _pick(rng, tuple(exact))
     noun = f"{value} objects" if by == "colour" else f"{value} shapes"
@@ -130,7 +160,9 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
         running += t in hits
         steps.append(f"{_name(t)} at {t.place} : {'yes' if t in hits else 'no'} , {running} .")
     short = " , ".join(_name(t) for t in hits) if hits else "nothing"
-    text = _pick(rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")).format(noun)
+    text = _pick(
+        rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")
+    ).format(noun)
     return text, f"{short} .", " ".join(steps), str(running)
 
 
@@ -154,11 +186,20 @@ def _compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
         steps.append(f"{_name(t)} at {t.place} : {a} {ca} , {b} {cb} .")
     answer = "yes" if ca > cb else "no"
     noun = "objects" if by == "colour" else "shapes"
-    texts = ("are there more {0} {2} than {1} {2} ?", "more {0} {2} than {1} {2} ?", "do {0} {2} outnumber {1} {2} ?")
+    texts = (
+        "are there more {0} {2} than {1} {2} ?",
+        "more {0} {2} than {1} {2} ?",
+        "do {0} {2} outnumber {1} {2} ?",
+    )
     return _pick(rng, texts).format(a, b, noun), f"{a} {ca} , {b} {cb} .", " ".join(steps), answer
 
 
-_RELATIONS = {"left of": ("column", -1), "right of": ("column", 1), "above": ("row", -1), "below": ("row", 1)}
+_RELATIONS = {
+    "left of": ("column", -1),
+    "right of": ("column", 1),
+    "above": ("row", -1),
+    "below": ("row", 1),
+}
 
 
 def _spatial(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
@@ -175,7 +216,11 @@ def _spatial(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
     answer = "yes" if difference * sign > 0 else "no"
     pa, pb = getattr(a, axis), getattr(b, axis)
     verb = "comes before" if difference < 0 else "comes after" if difference > 0 else "equals"
-    texts = ("is the {} {} the {} ?", "does the {} stand {} the {} ?", "tell if the {} is {} the {} .")
+    texts = (
+        "is the {} {} the {} ?",
+        "does the {} stand {} the {} ?",
+        "tell if the {} is {} the {} .",
+    )
     text = _pick(rng, texts).format(_name(a), relation, _name(b))
     long = f"the {_name(a)} is at {a.place} . the {_name(b)} is at {b.place} . {pa} {verb} {pb} ."
     return text, f"{pa} , {pb} .", long, answer
@@ -192,7 +237,9 @@ def reason(scene: Scene, rng: np.random.Generator, style: str | None = None) -> 
     out = []
     for s in STYLES if style is None else (style,):
         reference = {"direct": answer, "short": f"{short} {end}", "long": f"{long} {end}"}[s]
-        out.append(Question("reason", kind, f"{text} {_pick(rng, STYLE_PROMPT[s])}", reference, answer, s))
+        out.append(
+            Question("reason", kind, f"{text} {_pick(rng, STYLE_PROMPT[s])}", reference, answer, s)
+        )
     return out
 
 
@@ -204,7 +251,7 @@ def describe(scene: Scene) -> str:
 
 
 def vocabulary(n_scenes: int = 3000) -> list[str]:
-    """All words of worlds and questions, sorted (digits excluded: the tokenizer spells numbers out)."""
+    """All words of worlds and questions, sorted, without numbers (they are spelt by digits)."""
     from visdepth_utils.minivlm.world import draw_scene
 
     words: set[str] = set()

@@ -1,6 +1,7 @@
-"""The embedded models' architecture, tokenizer and processor: stock Hugging Face LLaVA classes only.
+"""The embedded models' architecture, tokenizer and processor: stock LLaVA classes only.
 
-SigLIP vision tower (64x64 pixels, 8x8 patches -> 64 image tokens), two-layer projector, Llama decoder. Sizes
+SigLIP vision tower (64x64 pixels, 8x8 patches -> 64 image tokens), two-layer projector, Llama
+decoder. Sizes
 differ in the decoder alone; the tower is trained once and shared, as LLaVAs share CLIP.
 """
 
@@ -26,17 +27,19 @@ from visdepth_utils.minivlm.world import SIZE
 PATCH = 8
 N_IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<system>", "<user>", "<assistant>")
-# Long enough that preamble + prompt + reference hold at least 64 text tokens: geometry compares image and text
+# Long enough that preamble + prompt + reference hold at least 64 text tokens: geometry compares
+# image and text
 # at a matched number of tokens, and there are 64 image tokens.
 PREAMBLE = (
-    "the picture shows objects or a chart . all objects are small or large , and all have one colour and one shape . "
-    "the place of an object is top , middle or bottom , then left , center or right . a chart has bars from left to right . "
-    "read the picture , then answer ."
+    "the picture shows objects or a chart . all objects are small or large , and all have one "
+    "colour and one shape . the place of an object is top , middle or bottom , then left , center "
+    "or right . a chart has bars from left to right . read the picture , then answer ."
 )
 CHAT_TEMPLATE = (
     "{{ '<bos><system> ' }}"
     "{% if messages[0]['role'] == 'system' %}{% set first = messages[0]['content'] %}"
-    "{% if first is string %}{{ first }}{% else %}{% for part in first %}{{ part['text'] }}{% endfor %}{% endif %}"
+    "{% if first is string %}{{ first }}"
+    "{% else %}{% for part in first %}{{ part['text'] }}{% endfor %}{% endif %}"
     "{% set messages = messages[1:] %}{% else %}{{ '" + PREAMBLE + "' }}{% endif %}"
     "{% for message in messages %}"
     "{{ ' <user> ' if message['role'] == 'user' else ' <assistant> ' }}"
@@ -61,11 +64,16 @@ class Size:
 
 
 SIZES = {"small": Size(8, 128, 2, 384), "base": Size(12, 192, 3, 512)}
-TOWER = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 512}
+TOWER = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 512,
+}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word-level: every word of the worlds is one token; numbers are spelt digit by digit ("47" -> 4, ##7)."""
+    """Word-level: every word is one token; numbers are spelt digit by digit (47: 4, ##7)."""
     words = sorted(set(vocabulary()) | set(PREAMBLE.split()))
     digits = [str(d) for d in range(10)] + [f"##{d}" for d in range(10)]
     vocab = {token: i for i, token in enumerate([*SPECIALS, *digits, *words])}
@@ -87,9 +95,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Tokenizer, chat template and the PIL image processor (pixels must not depend on torchvision)."""
+    """Tokenizer, chat template, PIL image processor: pixels do not depend on torchvision."""
     images = SiglipImageProcessorPil(
-        size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True
+        size={"height": SIZE, "width": SIZE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_convert_rgb=True,
     )
     return LlavaProcessor(
         image_processor=images,
@@ -102,7 +113,9 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_model(size: str, seed: int, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def build_model(
+    size: str, seed: int, tokenizer: PreTrainedTokenizerFast
+) -> LlavaForConditionalGeneration:
     """An untrained model of a size, drawn from a seed."""
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}: use one of {', '.join(SIZES)}")

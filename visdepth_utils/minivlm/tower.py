@@ -1,6 +1,7 @@
 """Stage 1: the vision tower learns what the scene holds, patch by patch; then features are cached.
 
-The heads are thrown away afterwards. The tower is frozen from here on and shared by all sizes and seeds.
+The heads are thrown away afterwards. The tower is frozen from here on and shared by all sizes and
+seeds.
 """
 
 from __future__ import annotations
@@ -15,15 +16,31 @@ import torch.nn.functional as F
 from torch import nn
 
 from visdepth_utils.minivlm.optim import Optimiser, schedule
-from visdepth_utils.minivlm.world import COLOURS, SHAPES, SIZES, Scene, draw_scene, patch_labels, render
+from visdepth_utils.minivlm.world import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    draw_scene,
+    patch_labels,
+    render,
+)
 
-CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1, "tens": 11, "ones": 11}
+CLASSES = {
+    "colour": len(COLOURS) + 1,
+    "shape": len(SHAPES) + 1,
+    "size": len(SIZES) + 1,
+    "tens": 11,
+    "ones": 11,
+}
 
 
 def picture_bank(seeds: range, kind: str) -> tuple[list[Scene], torch.Tensor]:
     """Scenes and their pictures as uint8 (N, 3, 64, 64)."""
     scenes = [draw_scene(s, kind) for s in seeds]
-    pixels = np.stack([np.asarray(render(scene, s)) for scene, s in zip(scenes, seeds, strict=True)])
+    pixels = np.stack(
+        [np.asarray(render(scene, s)) for scene, s in zip(scenes, seeds, strict=True)]
+    )
     return scenes, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
@@ -45,14 +62,16 @@ def train_tower(
     log: Callable[[str], None],
     batch: int = 128,
 ) -> None:
-    """Cross-entropy on `patch_labels` through linear heads, bf16 autocast; resumes from `checkpoint`."""
+    """Cross-entropy on `patch_labels` through linear heads; resumes from `checkpoint`."""
     scenes = [s for bank, _ in banks for s in bank]
     pixels = torch.cat([p for _, p in banks])
     labels = [patch_labels(s) for s in scenes]
     targets = {k: torch.from_numpy(np.stack([lab[k] for lab in labels])) for k in CLASSES}
     width = tower.config.hidden_size
     heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in CLASSES.items()})
-    optimiser = Optimiser([tower, nn.ModuleDict({"lm_head": heads})], muon_rate=0.02, adam_rate=2e-3)
+    optimiser = Optimiser(
+        [tower, nn.ModuleDict({"lm_head": heads})], muon_rate=0.02, adam_rate=2e-3
+    )
     done = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -69,19 +88,35 @@ def train_tower(
         pick = train[torch.randint(len(train), (batch,), generator=rng)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = tower_features(tower, pixels[pick])
-            loss = sum(F.cross_entropy(heads[k](features).float().flatten(0, 1), targets[k][pick].flatten()) for k in CLASSES)
+            loss = sum(
+                F.cross_entropy(
+                    heads[k](features).float().flatten(0, 1), targets[k][pick].flatten()
+                )
+                for k in CLASSES
+            )
         loss.backward()
         optimiser.step(schedule(step, steps))
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimiser": optimiser.state_dict()}
+            state = {
+                "tower": tower.state_dict(),
+                "heads": heads.state_dict(),
+                "optimiser": optimiser.state_dict(),
+            }
             torch.save({**state, "step": step + 1}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
-            found = _patch_accuracy(tower, heads, pixels[held], {k: t[held] for k, t in targets.items()})
-            log(f"tower step {step + 1}/{steps} loss {loss.item():.3f} {found} {time.time() - start:.0f} s")
+            found = _patch_accuracy(
+                tower, heads, pixels[held], {k: t[held] for k, t in targets.items()}
+            )
+            log(
+                f"tower step {step + 1}/{steps} loss {loss.item():.3f} {found} "
+                f"{time.time() - start:.0f} s"
+            )
 
 
 @torch.no_grad()
-def _patch_accuracy(tower: nn.Module, heads: nn.ModuleDict, pixels: torch.Tensor, targets: dict) -> str:
+def _patch_accuracy(
+    tower: nn.Module, heads: nn.ModuleDict, pixels: torch.Tensor, targets: dict
+) -> str:
     """Accuracy per label over the patches that carry one."""
     tower.eval()
     features = tower_features(tower, pixels)

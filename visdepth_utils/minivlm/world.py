@@ -26,7 +26,8 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star")
 SIZES = ("small", "large")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
-# Disjoint seed ranges: a training run may use any part of the first, the frozen sets only the second.
+# Disjoint seed ranges: a training run may use any part of the first, the frozen sets only the
+# second.
 TRAIN_SEEDS = range(0, 2**30)
 VALIDATION_SEEDS = range(2**30, 2**30 + 2**20)
 HELD_OUT_SEEDS = range(2**31, 2**31 + 2**20)
@@ -47,14 +48,17 @@ class Thing:
 
     @property
     def row(self) -> str:
+        """Top, middle or bottom."""
         return ROWS[self.cell // 3]
 
     @property
     def column(self) -> str:
+        """Left, center or right."""
         return COLUMNS[self.cell % 3]
 
     @property
     def place(self) -> str:
+        """Row and column."""
         return f"{self.row} {self.column}"
 
 
@@ -119,8 +123,10 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     if shape == "cross":
         a = r * 0.34
         return [
-            (x - a, y - r), (x + a, y - r), (x + a, y - a), (x + r, y - a), (x + r, y + a), (x + a, y + a),
-            (x + a, y + r), (x - a, y + r), (x - a, y + a), (x - r, y + a), (x - r, y - a), (x - a, y - a),
+            (x - a, y - r), (x + a, y - r), (x + a, y - a), (x + r, y - a), (x + r, y + a), (x + a,
+            y + a),
+            (x + a, y + r), (x - a, y + r), (x - a, y + a), (x - r, y + a), (x - r, y - a), (x - a,
+            y - a),
         ]  # fmt: skip
     points = []
     for k in range(10):  # a five-pointed star
@@ -171,8 +177,16 @@ def render(scene: Scene, seed: int) -> Image.Image:
         for tick in (0, 25, 50, 75, 100):
             y = bar_top(tick) * _SCALE
             draw.line([(2 * _SCALE, y), (_AXIS_X * _SCALE, y)], fill=ink, width=2)
-        draw.line([(_AXIS_X * _SCALE, 2 * _SCALE), (_AXIS_X * _SCALE, _BASELINE * _SCALE)], fill=ink, width=3)
-        draw.line([(_AXIS_X * _SCALE, _BASELINE * _SCALE), (SIZE * _SCALE, _BASELINE * _SCALE)], fill=ink, width=3)
+        draw.line(
+            [(_AXIS_X * _SCALE, 2 * _SCALE), (_AXIS_X * _SCALE, _BASELINE * _SCALE)],
+            fill=ink,
+            width=3,
+        )
+        draw.line(
+            [(_AXIS_X * _SCALE, _BASELINE * _SCALE), (SIZE * _SCALE, _BASELINE * _SCALE)],
+            fill=ink,
+            width=3,
+        )
         for bar, (left, right) in zip(scene.bars, bar_columns(len(scene.bars)), strict=True):
             box = (left, bar_top(bar.value), right, _BASELINE - 0.5)
             draw.rectangle([v * _SCALE for v in box], fill=_paint(rng, bar.colour))
@@ -186,11 +200,15 @@ def patch_labels(scene: Scene, patch: int = 8) -> dict[str, np.ndarray]:
 
     Returns:
         `colour`, `shape`, `size`, `tens`, `ones`: int64 arrays of (SIZE/patch)^2 labels in reading
-        order. In a shapes world a patch is told of the object of the cell its centre lies in; in a chart,
+        order. In a shapes world a patch is told of the object of the cell its centre lies in; in a
+        chart,
         of the bar whose column its centre lies in or is nearest to (within one patch).
     """
     side = SIZE // patch
-    labels = {k: np.zeros((side, side), dtype=np.int64) for k in ("colour", "shape", "size", "tens", "ones")}
+    labels = {
+        k: np.zeros((side, side), dtype=np.int64)
+        for k in ("colour", "shape", "size", "tens", "ones")
+    }
     centres = (np.arange(side) + 0.5) * patch
     names = list(COLOURS)
     by_cell = {t.cell: t for t in scene.things}
@@ -203,7 +221,10 @@ def patch_labels(scene: Scene, patch: int = 8) -> dict[str, np.ndarray]:
                 labels["shape"][i, j] = 1 + SHAPES.index(thing.shape)
                 labels["size"][i, j] = 1 + SIZES.index(thing.size)
             for bar, (left, right) in zip(scene.bars, columns, strict=True):
-                if left - 1.5 <= x <= right + 1.5 and abs(x - (left + right) / 2) <= (right - left) / 2 + 1.5:
+                if (
+                    left - 1.5 <= x <= right + 1.5
+                    and abs(x - (left + right) / 2) <= (right - left) / 2 + 1.5
+                ):
                     labels["colour"][i, j] = 1 + names.index(bar.colour)
                     labels["tens"][i, j] = 1 + bar.value // 10
                     labels["ones"][i, j] = 1 + bar.value % 10

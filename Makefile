@@ -1,0 +1,82 @@
+# `make help` lists what there is. Everything runs in .venv, which is made on first use.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3.11
+VENV := .venv
+SIZE ?= base
+# One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/small N=32`.
+options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
+	DTYPE:--dtype PROFILE:--profile OUT:--out,$(call option,$(subst :, ,$(pair))))
+option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq --no-input
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+CLEAN_RESULTS := $(CURDIR)/build/results
+
+.PHONY: help reproduce test lab bench eval-minivlm train-minivlm notebooks lint format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= choose
+	@$(PY) -m visdepth_utils reproduce $(options)
+
+# Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
+test: export HF_HUB_OFFLINE := 1
+test: export TOKENIZERS_PARALLELISM := false
+test: export MPLBACKEND := agg
+test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
+test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
+	@rm -rf $(CLEAN_RESULTS)
+	@$(PY) -m pytest --ignore=tests/benchmarks --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+
+lab: $(STAMP) ## open JupyterLab on notebooks/
+	@$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
+
+bench: $(STAMP) ## time and memory of the measurements, as ratios to the plain forward pass
+	@$(PY) -m pytest tests/benchmarks --capture=no --quiet
+
+eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, without it, with another one
+	@$(PY) -m visdepth_utils eval-minivlm
+
+train-minivlm: $(STAMP) ## train an embedded model; SIZE=base SEED=0; hours on two cores, resumes after a kill
+	@$(PY) -m visdepth_utils.minivlm.train --size $(SIZE) --seed $(or $(SEED),0)
+
+notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
+notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed
+	@rm -rf $(CLEAN_RESULTS)
+	@$(PY) -m visdepth_utils notebooks
+
+lint: $(STAMP) ## ruff check and ruff format --check, notebooks included
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m ruff format --quiet --check . || { echo "run: make format"; exit 1; }
+
+format: $(STAMP) ## let ruff format and mend what it can
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+clean: ## remove .venv and caches; results/ and trained models stay
+	rm -rf $(VENV) $(CLEAN_RESULTS) dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './results/*' -prune -exec rm -rf {} +
+
+# The stamp is newer than what was installed from: a second call installs nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@py="$(PYTHON)"; \
+	fits() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	fits "$$py" || { [ "$(origin PYTHON)" = file ] && py=python3 && fits "$$py"; } || { \
+		echo "error: $(PYTHON) is not there or too old: install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }; \
+	"$$py" -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "error: $$py has no venv module: install it (Debian: apt install $$(basename "$$py")-venv)" >&2; exit 1; }; \
+	$(PY) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV) with $$py"; "$$py" -m venv --clear $(VENV); }
+	@echo "installing $(TORCH) (hundreds of megabytes, some minutes) ..."; t=$$SECONDS; \
+	$(PIP) -c constraints.txt '$(TORCH)'; echo "  $$((SECONDS - t)) s"
+	@echo "installing the rest (some minutes) ..."; t=$$SECONDS; \
+	$(PIP) -c constraints.txt -e '.[notebooks,dev]'; echo "  $$((SECONDS - t)) s"
+	@touch $@

@@ -1,0 +1,67 @@
+"""Shared fixtures: tiny random models and a small folder of worlds, made once per run."""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests import tiny
+from visdepth_utils.vlm import VLM, load_vlm
+
+
+@pytest.fixture(scope="session")
+def llava_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny LLaVA with 16 image tokens and 3 layers."""
+    return tiny.llava(tmp_path_factory.mktemp("tiny") / "llava")
+
+
+@pytest.fixture(scope="session")
+def llava(llava_path: Path) -> VLM:
+    """The tiny LLaVA, loaded."""
+    return load_vlm(llava_path)
+
+
+@pytest.fixture(scope="session")
+def llava64(tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    """A tiny LLaVA with 64 image tokens, enough for matched-N geometry."""
+    return load_vlm(tiny.llava(tmp_path_factory.mktemp("tiny") / "llava64", size=64, layers=4))
+
+
+@pytest.fixture(scope="session")
+def qwen() -> VLM:
+    """A tiny Qwen2.5-VL."""
+    return tiny.qwen_vlm()
+
+
+def png(seed: int) -> bytes:
+    """A noise picture as PNG bytes."""
+    buffer = io.BytesIO()
+    tiny.picture(seed).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Path:
+    """A folder of the embedded layout: 6 pictures, 2 vqa questions on each, 3 styles of reason."""
+    images = [{"image_id": f"p{i}", "image": {"bytes": png(i), "path": None}} for i in range(6)]
+    pd.DataFrame(images).to_parquet(tmp_path / "images.parquet")
+
+    def row(name: str, i: int, k: int, style: str) -> dict:
+        return {
+            "id": f"{name}-{i}-{k}-{style}",
+            "image_id": f"p{i}",
+            "task": name,
+            "kind": "colour",
+            "style": style,
+            "prompt": f"what is {k} ?",
+            "reference": "red",
+            "answer": "red",
+            "choices": ["red", "blue"] if k else [],
+        }
+
+    vqa = [row("vqa", i, k, "direct") for i in range(6) for k in range(2)]
+    reason = [row("reason", i, 0, style) for i in range(6) for style in ("direct", "short", "long")]
+    pd.DataFrame(vqa).to_parquet(tmp_path / "vqa.parquet")
+    pd.DataFrame(reason).to_parquet(tmp_path / "reason.parquet")
+    return tmp_path

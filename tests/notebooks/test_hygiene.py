@@ -1,0 +1,220 @@
+"""Every committed notebook is short, clean, executed, and its checks are not vacuous."""
+
+import ast
+import copy
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from visdepth_utils.reproduce import ordered_notebooks
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = ordered_notebooks(FOLDER)
+
+CHECK = "nbval-check-output"
+REPO = 'REPO = "https://github.com/visdepth/visdepth"'
+PARAMETERS = ["model", "source", "n_samples", "seed", "device", "dtype", "profile", "out_dir"]
+MAX_BYTES, MAX_LINES, MAX_CELL_LINES, CELLS = 300_000, 120, 25, range(12, 26)
+
+
+def code_lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
+
+
+def problems(book: nbformat.NotebookNode, name: str) -> list[str]:
+    """Everything wrong with a notebook, in words; empty if all is well."""
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    found = layout(book, code, name) + outputs(book, code)
+    return found
+
+
+def layout(book, code, name):
+    """What can be said without looking at outputs."""
+    found = []
+    if len(book.cells) not in CELLS:
+        found.append(f"{len(book.cells)} cells, {CELLS.start} to {CELLS.stop - 1} wanted")
+    if (total := sum(len(code_lines(cell)) for cell in code)) > MAX_LINES:
+        found.append(f"{total} lines of code, at most {MAX_LINES} wanted")
+    if (longest := max(len(cell.source.splitlines()) for cell in code)) > MAX_CELL_LINES:
+        found.append(f"a cell of {longest} lines, at most {MAX_CELL_LINES} wanted")
+    kernel = book.metadata.get("kernelspec", {})
+    if (kernel.get("name"), kernel.get("display_name")) != ("python3", "Python 3"):
+        found.append(f"kernel {dict(kernel)}")
+    if "widgets" in book.metadata:
+        found.append("widgets in the metadata")
+    badge = f"colab.research.google.com/github/visdepth/visdepth/blob/main/notebooks/{name}"
+    if badge not in book.cells[0].source:
+        found.append("no Colab badge for this notebook in the first cell")
+    colab = [cell for cell in code if "google.colab" in cell.source]
+    if len(colab) != 1 or REPO not in colab[0].source or "\nif " not in colab[0].source:
+        found.append("no guarded Colab cell with the one repository address")
+    if not any(re.search(r"\*\*Next:\*\*", cell.source) for cell in book.cells[-2:]):
+        found.append("no pointer to the next notebook at the end")
+    if not any("does not show" in cell.source for cell in book.cells[-2:]):
+        found.append("no word on what this does not show")
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    found += parameters(tagged)
+    return found
+
+
+def parameters(tagged):
+    """One parameters cell: the agreed names, literals only."""
+    if len(tagged) != 1:
+        return [f"{len(tagged)} cells tagged parameters"]
+    body = ast.parse(tagged[0].source).body
+    names = [node.targets[0].id for node in body if isinstance(node, ast.Assign)]
+    found = []
+    if names != PARAMETERS or len(body) != len(PARAMETERS):
+        found.append(f"parameters {names}, {PARAMETERS} wanted")
+    if not all(isinstance(getattr(node, "value", None), ast.Constant) for node in body):
+        found.append("a parameter that is no literal")
+    return found
+
+
+def outputs(book, code):
+    """Executed from top to bottom, nothing on stderr, and checks that compare something."""
+    found = []
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append(f"execution counts {[cell.execution_count for cell in code]}")
+    for i, cell in enumerate(code, 1):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                found.append(f"code cell {i} ended in {output.ename}")
+            if output.get("name") == "stderr":
+                found.append(f"code cell {i} printed on stderr")
+            if any("widget" in kind for kind in output.get("data", {})):
+                found.append(f"code cell {i} shows a widget")
+    checked = [cell for cell in code if CHECK in cell.metadata.get("tags", [])]
+    telling = [cell for cell in checked if cell.execution_count and printed(cell).strip()]
+    if len(telling) < 3:
+        found.append(f"{len(telling)} checked cells that ran and printed text, at least 3 wanted")
+    if len(telling) < len(checked):
+        found.append("a checked cell that never ran or printed nothing")
+    machine = re.compile(r"(/home/|/root/|/work/|/tmp/|/Users/|0x[0-9a-f]{6,})")
+    if machine.search(json.dumps([cell.get("outputs", []) for cell in code])):
+        found.append("an output with a path or address of one machine")
+    return found
+
+
+def printed(cell):
+    return "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_clean(path):
+    assert path.stat().st_size < MAX_BYTES
+    assert problems(nbformat.read(path, as_version=4), path.name) == []
+
+
+def test_every_notebook_is_in_the_ordered_set():
+    everything = {
+        path.name for path in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in str(path)
+    }
+    assert everything == {path.name for path in NOTEBOOKS}
+    numbers = [int(path.name[:2]) for path in NOTEBOOKS]
+    assert numbers == list(range(len(NOTEBOOKS)))
+
+
+@pytest.fixture
+def clean():
+    """A notebook that passes, to be spoilt."""
+    return nbformat.read(NOTEBOOKS[0], as_version=4)
+
+
+def checked_cells(book):
+    return [cell for cell in book.cells if CHECK in cell.metadata.get("tags", [])]
+
+
+def never_run(book):
+    for cell in checked_cells(book):
+        cell.execution_count = None
+
+
+def no_output(book):
+    for cell in checked_cells(book):
+        cell.outputs = []
+
+
+def untagged(book):
+    for cell in checked_cells(book):
+        cell.metadata["tags"] = []
+
+
+def computed_parameter(book):
+    cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = cell.source.replace("seed = 0", "seed = int(0)")
+
+
+def long_cell(book):
+    next(c for c in book.cells if c.cell_type == "code").source += "\nx = 1" * 30
+
+
+def stderr(book):
+    warning = nbformat.v4.new_output("stream", name="stderr", text="careful")
+    next(c for c in book.cells if c.cell_type == "code").outputs.append(warning)
+
+
+def failed(book):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=[])
+    next(c for c in book.cells if c.cell_type == "code").outputs.append(error)
+
+
+def widget(book):
+    data = {"application/vnd.jupyter.widget-view+json": {}}
+    shown = nbformat.v4.new_output("display_data", data=data)
+    next(c for c in book.cells if c.cell_type == "code").outputs.append(shown)
+
+
+def other_kernel(book):
+    book.metadata["kernelspec"]["display_name"] = ".venv"
+
+
+def other_address(book):
+    for cell in book.cells:
+        cell.source = cell.source.replace(
+            'github.com/visdepth/visdepth"', 'github.com/fork/visdepth"'
+        )
+
+
+def out_of_order(book):
+    code = [c for c in book.cells if c.cell_type == "code"]
+    code[0].execution_count, code[1].execution_count = 2, 1
+
+
+def home_path(book):
+    text = nbformat.v4.new_output("stream", name="stdout", text="/home/someone/visdepth")
+    next(c for c in book.cells if c.cell_type == "code").outputs.append(text)
+
+
+def too_short(book):
+    book.cells = book.cells[:8]
+
+
+SPOILS = [
+    (never_run, "at least 3 wanted"),
+    (no_output, "at least 3 wanted"),
+    (untagged, "at least 3 wanted"),
+    (computed_parameter, "no literal"),
+    (long_cell, "a cell of"),
+    (stderr, "stderr"),
+    (failed, "ended in ValueError"),
+    (widget, "widget"),
+    (other_kernel, "kernel"),
+    (other_address, "repository address"),
+    (out_of_order, "execution counts"),
+    (home_path, "one machine"),
+    (too_short, "8 cells"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILS, ids=lambda x: getattr(x, "__name__", ""))
+def test_the_checker_itself_can_fail(clean, spoil, message):
+    name = NOTEBOOKS[0].name
+    before = problems(clean, name)
+    spoilt = copy.deepcopy(clean)
+    spoil(spoilt)
+    new = set(problems(spoilt, name)) - set(before)
+    assert any(message in problem for problem in new)

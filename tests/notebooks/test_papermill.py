@@ -1,0 +1,52 @@
+"""Notebook 01 runs by parameters on another checkpoint and leaves a whole run behind."""
+
+import io
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests import tiny
+from visdepth_utils import headless
+from visdepth_utils.claims import VERDICTS
+
+REPO = Path(__file__).resolve().parents[2]
+NOTEBOOK = REPO / "notebooks" / "01_image_tokens_stabilise.ipynb"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Eight layers and 64 image tokens: the smallest model the claim can be tested on."""
+    return tiny.llava(tmp_path_factory.mktemp("tiny"), size=64, patch=8, layers=8, width=32)
+
+
+@pytest.mark.parametrize("where", ["top", "notebooks"])
+def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
+    headless.use_own_kernel()
+    cwd = REPO if where == "top" else REPO / "notebooks"
+    # The second run has enough images for a verdict on the pattern; the first has not.
+    n = 4 if where == "top" else 30
+    parameters = {"model": str(checkpoint), "n_samples": n, "out_dir": str(tmp_path / "run")}
+    log = io.StringIO()
+    target = tmp_path / "out.ipynb"
+    outcome = headless.execute(NOTEBOOK, target, parameters, cwd, log)
+    assert outcome.error is None, outcome.details
+
+    cells = nbformat.read(target, as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", [])]
+    assert [o["text"] for o in shown if o.get("name") == "stderr"] == []
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 2
+
+    (entry,) = json.loads((tmp_path / "run" / "claims.json").read_text())
+    assert entry["claim"] == "C1"
+    assert entry["verdict"] in VERDICTS
+    assert entry["n_images"] == n
+    if n < 30:
+        assert entry["verdict"] == "inconclusive"
+        assert f"{n} images" in entry["reason"]
+    else:
+        assert entry["effect"] is not None
+        assert entry["control_effect"] is not None
+    assert len(list((tmp_path / "run" / "figures").glob("01_*.png"))) == 2
+    assert len(list((tmp_path / "run" / "tables").glob("*.parquet"))) == 4

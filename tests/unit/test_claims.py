@@ -1,0 +1,284 @@
+"""Claims: the registry, the verdict object, and the rule of C1 on curves whose answer is known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from visdepth_utils.claims import VERDICTS, Verdict, claim_entry, load_claims, sensitivity, verdict
+
+LAYERS = 12
+
+
+def plateau(start, end, scale=0.06):
+    return lambda z: end + (start - end) * np.exp(-z / scale)
+
+
+def drift(start, end):
+    return lambda z: start + (end - start) * z
+
+
+def jump(start, end):
+    return lambda z: np.where(z < 0.8, start, end)
+
+
+def flat(level):
+    return lambda z: level + 0 * z
+
+
+def slows(z):
+    return 0.1 + 0.5 * np.exp(-z * 12)
+
+
+# (entropy, log intrinsic dimension, curvature in degrees) over depth z in [0, 1]
+SHAPES = {
+    "plateau": (plateau(0.7, 0.9), plateau(3.8, 3.2), plateau(130, 92)),
+    "drift": (drift(0.7, 0.45), drift(3.8, 3.2), drift(110, 92)),
+    "jump": (jump(0.7, 0.9), jump(3.8, 3.2), jump(110, 92)),
+    "flat": (flat(0.7), flat(3.5), flat(91)),
+    # What a random decoder can do: entropy and dimension settle at once, curvature never moves.
+    "look-alike": (plateau(0.7, 0.9), plateau(4.2, 3.8), flat(91)),
+    "expands": (plateau(0.7, 0.9), plateau(3.2, 3.8), plateau(130, 92)),
+}
+
+
+def simulate(shape, *, n=48, noise=1.0, seed=0, speed=slows, questions=1):
+    """A table like layer_geometry's, image tokens only; every image has its own level."""
+    rng = np.random.default_rng(seed)
+    entropy, dimension, curvature = SHAPES[shape]
+    parts = []
+    for name, fn, first, last, sd, spread in (
+        ("entropy", entropy, 0, LAYERS + 1, 0.02, 0.03),
+        ("id_twonn", lambda z: np.exp(dimension(z)), 0, LAYERS + 1, 0.12, 0.15),
+        ("id_mle", lambda z: np.exp(dimension(z)), 0, LAYERS + 1, 0.05, 0.15),
+        ("curvature", curvature, 1, LAYERS, 1.5, 2.0),
+        ("update_ratio", speed, 0, LAYERS, 0.02, 0.0),
+        ("cka_ahead", lambda z: 1 - speed(z), 0, LAYERS - 1, 0.02, 0.0),
+    ):
+        layers = np.arange(first, last)
+        error = rng.normal(size=(n * questions, len(layers))) * sd * noise
+        error += np.repeat(rng.normal(size=(n, 1)) * spread, questions, axis=0)
+        mean = fn(layers / (LAYERS - 1))
+        values = mean * np.exp(error) if name.startswith("id_") else mean + error
+        sample, column = np.indices(values.shape)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "sample": [f"s{i}" for i in sample.ravel()],
+                    "image": [f"i{i // questions}" for i in sample.ravel()],
+                    "modality": "image",
+                    "layer": layers[column.ravel()],
+                    "metric": name,
+                    "value": values.ravel(),
+                    "n_tokens": 64,
+                    "note": "",
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def decide(shape, control="drift", **options):
+    other = {"control": simulate(control, seed=1000)} if control else None
+    return verdict("C1", simulate(shape, **options), control=other, model="simulated")
+
+
+@pytest.mark.parametrize(
+    ("shape", "control", "expected"),
+    [
+        ("plateau", "drift", "supported"),
+        ("plateau", "jump", "supported"),
+        ("plateau", "flat", "supported"),
+        ("plateau", "expands", "supported"),
+        ("plateau", "plateau", "weaker"),
+        ("plateau", "look-alike", "weaker"),
+        ("plateau", None, "inconclusive"),
+        ("look-alike", "drift", "weaker"),
+        ("expands", "drift", "weaker"),
+        ("drift", "flat", "not supported"),
+        ("jump", "drift", "not supported"),
+        ("flat", "drift", "not supported"),
+        ("flat", "flat", "not supported"),
+    ],
+)
+def test_verdict_on_known_curves(shape, control, expected):
+    for seed in range(2):
+        assert decide(shape, control, seed=seed).verdict == expected
+
+
+@pytest.mark.parametrize("shape", ["flat", "drift", "jump", "look-alike", "expands"])
+@pytest.mark.parametrize("noise", [3.0, 8.0])
+def test_noise_never_makes_support(shape, noise):
+    assert all(decide(shape, noise=noise, seed=s).verdict != "supported" for s in range(4))
+
+
+def test_noise_on_flat_curves_is_not_called_change():
+    labels = pd.concat([decide("flat", noise=8.0, seed=s).details["label"] for s in range(8)])
+    assert (labels == "keeps changing").mean() <= 0.15  # one-sided 95% bounds: 0.05 expected
+
+
+def test_wide_bands_are_inconclusive_for_the_claim_and_for_the_control():
+    assert decide("plateau", noise=8.0).verdict == "inconclusive"
+    noisy = verdict("C1", simulate("plateau"), control=simulate("look-alike", noise=8.0), model="m")
+    assert noisy.verdict == "inconclusive"
+    assert noisy.controls["shows it"].tolist() == ["unclear"]
+
+
+def test_every_control_must_fail():
+    controls = {"drifts": simulate("drift", seed=1), "settles": simulate("look-alike", seed=2)}
+    v = verdict("C1", simulate("plateau"), control=controls)
+    assert v.verdict == "weaker"
+    assert "untrained model of the same architecture" in v.reason
+    assert "settles" in v.reason
+    assert v.control_effect == v.controls["effect"].max()
+
+
+def test_effect_is_near_one_for_a_plateau_and_zero_for_drift_in_dimension():
+    v = decide("plateau")
+    assert v.ci[0] <= v.effect <= v.ci[1]
+    assert v.effect > 0.85
+    assert v.control_effect < 0.05
+    contrast = v.controls.iloc[0]
+    assert contrast["lo"] > 0.8
+
+
+def test_effect_of_noiseless_curves_is_exact():
+    v = decide("plateau", noise=0.0)
+    z = np.arange(1, LAYERS) / (LAYERS - 1)
+    curve = plateau(130, 92)(z)
+    early = 3  # floor((L - 1) / 3), layer 3 is at place 2 of the angles
+    expected = 1 - np.ptp(curve[early - 1 :]) / np.ptp(curve)
+    details = v.details.set_index("metric")
+    assert details.loc["curvature", "early share"] == pytest.approx(expected, abs=1e-9)
+    assert v.thresholds["early_layer"] == early
+
+
+def test_stabilisation_layer_of_a_step():
+    SHAPES["step"] = tuple(
+        (lambda z, a=a, b=b: np.where(z < 2 / 11 - 1e-9, a, b))
+        for a, b in ((0.7, 0.9), (3.8, 3.2), (130, 92))
+    )
+    try:
+        v = decide("step", noise=0.5)
+    finally:
+        del SHAPES["step"]
+    assert v.details["l*"].head(3).tolist() == [2, 2, 2]
+    assert v.verdict == "supported"
+
+
+def test_a_representation_that_speeds_up_afterwards_weakens_the_claim():
+    v = decide("plateau", speed=lambda z: 0.1 + 0.5 * z)
+    assert v.verdict == "weaker"
+    assert "slow down" in v.reason
+
+
+def test_few_images_are_inconclusive_and_few_tokens_not_testable():
+    assert decide("plateau", n=20).verdict == "inconclusive"
+    table = simulate("plateau")
+    short = table["metric"].isin(["entropy", "id_twonn"])
+    table.loc[short, ["value", "note"]] = [np.nan, "40 tokens, fewer than n0=64"]
+    v = verdict("C1", table, control=simulate("drift"))
+    assert v.verdict == "not testable"
+    assert "fewer than n0=64" in v.reason
+    assert np.isnan(v.effect)
+    assert json.loads(json.dumps(v.to_dict(), allow_nan=False))["effect"] is None
+
+
+def test_a_few_incomplete_images_are_left_out_of_model_and_control():
+    table = simulate("plateau")
+    table.loc[(table["image"] == "i0") & (table["metric"] == "entropy"), "value"] = np.nan
+    v = verdict("C1", table, control=simulate("drift"))
+    assert (v.verdict, v.n_images) == ("supported", 47)
+
+
+def test_unit_of_resampling_is_the_image():
+    one, four = simulate("plateau"), simulate("plateau")
+    copies = [four.assign(sample=four["sample"] + f"-{k}") for k in range(4)]
+    a = verdict("C1", one, control=simulate("drift"))
+    b = verdict("C1", pd.concat(copies), control=simulate("drift"))
+    assert a.ci == pytest.approx(b.ci)
+    assert a.n_images == b.n_images == 48
+
+
+def test_shallow_decoders_are_not_testable():
+    table = simulate("plateau")
+    assert verdict("C1", table[table["layer"] <= 4]).verdict == "not testable"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="value"), "lacks column"),
+        (lambda t: t[t["metric"] != "curvature"], "no metric 'curvature'"),
+        (lambda t: t.assign(modality="text"), "no image tokens"),
+    ],
+)
+def test_bad_tables_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        verdict("C1", change(simulate("plateau")))
+
+
+def test_controls_must_have_the_same_images_and_layers():
+    table, control = simulate("plateau"), simulate("drift")
+    with pytest.raises(ValueError, match="lacks 1 of 48 images"):
+        verdict("C1", table, control=control[control["image"] != "i7"])
+    with pytest.raises(ValueError, match="'deep' has 11 layers"):
+        verdict("C1", table, control={"deep": control[control["layer"] < 12]})
+
+
+def test_thresholds_come_from_the_file(tmp_path):
+    text = (load_claims.__globals__["CLAIMS_FILE"]).read_text()
+    strict = tmp_path / "claims.yaml"
+    strict.write_text(text.replace("margin: 0.05", "margin: 0.0001"))
+    table, control = simulate("plateau"), simulate("drift")
+    assert verdict("C1", table, control=control).verdict == "supported"
+    v = verdict("C1", table, control=control, path=strict)
+    assert v.verdict != "supported"
+    assert v.thresholds["margin_entropy"] == 0.0001
+
+
+def test_every_number_of_the_rule_is_in_the_record():
+    v, entry = decide("plateau"), claim_entry("C1")
+    for name in ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share"):
+        assert v.thresholds[name] == entry["common"][name]
+    assert v.thresholds["z_star_max"] == "1/3"
+    assert json.loads(json.dumps(v.to_dict(), allow_nan=False))["verdict"] == "supported"
+
+
+def test_sensitivity_lists_the_registered_settings_first():
+    table, control = simulate("plateau"), {"c": simulate("drift")}
+    found = sensitivity("C1", table, control=control, measured={"again": (table, control)})
+    names = ["as registered", "margins x 0.5", "margins x 2", "dimension by id_mle", "again"]
+    assert found["variant"].tolist() == names
+    assert found["verdict"].iloc[0] == found["verdict"].iloc[-1] == "supported"
+    assert set(found["verdict"]) <= set(VERDICTS)
+
+
+def test_verdict_shows_itself_in_few_escaped_lines():
+    v = Verdict("C1", "a<b", "m & m", "weaker", 0.1234, (0.1, 0.2), 48, float("nan"), {}, "01", "x")
+    assert len(str(v).splitlines()) <= 10
+    assert "0.12 [0.10, 0.20]" in str(v)
+    assert "not measured" in str(v)
+    html = v._repr_html_()
+    assert "a&lt;b" in html
+    assert "m &amp; m" in html
+    assert "a<b" not in html
+
+
+def test_registry_is_complete_and_refuses_unknown_claims(tmp_path):
+    registry = load_claims()
+    assert set(registry["verdicts"]) == set(VERDICTS)
+    for entry in registry["claims"].values():
+        for name in ("quote", "where", "statement", "supports", "refutes", "endpoint"):
+            assert len(entry[name]) > 10
+        for metric in entry["metrics"].values():
+            assert metric["margin"] > 0
+            assert metric["margin_reason"]
+        assert entry["not_stated"]
+    registry["claims"]["C1"]["z_star_max"] = "changed"
+    assert load_claims()["claims"]["C1"]["z_star_max"] == "1/3"
+    with pytest.raises(ValueError, match="unknown claim 'C99'"):
+        verdict("C99", simulate("plateau"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_claims(tmp_path / "none.yaml")

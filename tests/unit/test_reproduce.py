@@ -1,0 +1,345 @@
+"""Reproducing on small notebooks: what runs, what is reused, what is shown, what breaks."""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from visdepth_utils import __main__ as command
+from visdepth_utils import headless, report, stepcache
+from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
+from visdepth_utils.runs import Run, read_claims, read_provenance
+from visdepth_utils.settings import check_settings
+
+PARAMETERS = (
+    'model = ""\nsource = None\nn_samples = 4\nseed = 0\ndevice = "auto"\n'
+    'dtype = "auto"\nprofile = "quick"\nout_dir = ""'
+)
+OPEN = """import sys
+import pandas as pd
+from matplotlib.figure import Figure
+from visdepth_utils.runs import open_run, progress_line
+run = open_run(model=model, source=source, n_samples=n_samples, seed=seed, device=device,
+               dtype=dtype, profile=profile, out_dir=out_dir)"""
+MEASURE = """progress = progress_line(every=0)
+def measure():
+    for done in range(1, 4):
+        progress(done, 3, "measure")
+    return pd.DataFrame({"value": [1.0, 2.0, n_samples]})
+table = run.table("values", measure, key={"k": 1})
+print("python", sys.executable)
+fig = Figure()
+fig.add_subplot().plot(table["value"])
+run.figure(fig, "values_by_layer")"""
+RECORD = """run.record({"claim": "C1", "model": model,
+            "statement": "x < y & <script>alert(1)</script>",
+            "verdict": "not supported", "effect": 0.12345, "ci": [0.1, 0.2],
+            "n_images": n_samples, "control_effect": None, "thresholds": {},
+            "notebook": "01_second", "reason": "because"})"""
+
+
+def write(file: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    rest = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), first, *rest])
+    if file.stem != "00_first":  # neither no kernel name nor someone else's matters
+        notebook.metadata["kernelspec"] = {"name": "my-env", "display_name": "my-env"}
+    nbformat.write(notebook, file)
+    return file
+
+
+def call(model: Path, notebooks: Path, out: Path, **chosen: object) -> tuple[int, str]:
+    stream = io.StringIO()
+    status = reproduce({"model": str(model), **chosen}, out, notebooks, stream)
+    return status, stream.getvalue()
+
+
+class Story:
+    """One run, the same again, one with a notebook that breaks, and one after it was mended."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.out, self.notebooks = folder / "out", folder / "notebooks"
+        self.notebooks.mkdir()
+        write(self.notebooks / "00_first.ipynb", "print('hello')")
+        second = self.notebooks / "01_second.ipynb"
+        write(second, OPEN, MEASURE, RECORD)
+        self.first = call(model, self.notebooks, self.out)
+        self.claims = read_claims(self.out)
+        self.provenance = read_provenance(self.out)
+        self.page = (self.out / "report.html").read_text()
+        self.executed = nbformat.read(self.out / "notebooks" / "01_second.ipynb", as_version=4)
+        self.again = call(model, self.notebooks, self.out)
+        self.page_again = (self.out / "report.html").read_text()
+        write(
+            second, OPEN, MEASURE, RECORD, "raise ValueError('no \\x1b[31mimages\\x1b[0m\\nat all')"
+        )
+        self.broken = call(model, self.notebooks, self.out)
+        self.broken_claims = read_claims(self.out)
+        self.broken_page = (self.out / "report.html").read_text()
+        write(second, OPEN, MEASURE, RECORD)
+        self.mended = call(model, self.notebooks, self.out, n_samples=5)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, llava_path: Path) -> Story:
+    with pytest.MonkeyPatch.context() as patch:
+        # Somebody may edit a module while the tests run; what an edit does has a test of its own.
+        patch.setattr(stepcache, "hash_sources", lambda folder, skip=frozenset(): "fixed")
+        return Story(tmp_path_factory.mktemp("story"), llava_path)
+
+
+def test_all_notebooks_run_with_live_output_and_a_verdict_table(story: Story) -> None:
+    status, text = story.first
+    assert status == 0
+    lines = text.splitlines()
+    assert lines.index("[1/2] 00_first") < lines.index("    hello")
+    assert any(line.startswith("[2/2] 01_second: done in ") for line in lines)
+    assert "    values: measured (3 rows)" in lines
+    assert "    measure: 2/3" in text  # progress is shown while it happens
+    row = next(line for line in lines if line.startswith("C1"))
+    assert re.split(r"\s{2,}", row)[1:3] == ["not supported", "0.123 [0.1, 0.2]"]
+    assert "2 run, 0 unchanged, 0 broken" in text
+
+
+def test_the_kernel_is_the_interpreter_of_the_call(story: Story) -> None:
+    assert f"    python {sys.executable}" in story.first[1]
+
+
+def test_the_executed_copy_keeps_one_line_of_progress(story: Story) -> None:
+    text = "".join(
+        output.text
+        for cell in story.executed.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    )
+    assert "\r" not in text
+    assert "measure: 3/3 done" in text
+    assert "measure: 1/3" not in text
+
+
+def test_parameters_are_literals_and_what_was_not_chosen_keeps_its_default(story: Story) -> None:
+    injected = next(
+        cell
+        for cell in story.executed.cells
+        if "injected-parameters" in cell.metadata.get("tags", [])
+    )
+    names = {line.split(" = ")[0] for line in injected.source.splitlines() if " = " in line}
+    assert names == {"model", "profile", "out_dir"}
+    notebooks = story.provenance["notebooks"]
+    assert notebooks["01_second"]["settings"]["n_samples"] == 4
+    assert notebooks["00_first"]["minutes"] >= 0
+    assert story.claims[0]["n_images"] == 4
+
+
+def test_a_second_call_runs_nothing_and_reports_the_same(story: Story) -> None:
+    status, text = story.again
+    assert status == 0
+    assert "0 run, 2 unchanged, 0 broken" in text
+    assert "hello" not in text
+    assert "not supported" in text
+    table = story.page.partition("<h2>Where")[0]
+    assert story.page_again.partition("<h2>Where")[0] == table
+
+
+@pytest.mark.parametrize("change", ["nothing", "output", "source", "parameter", "code", "versions"])
+def test_inputs_of_a_notebook(
+    change: str, tmp_path: Path, llava_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepcache, "hash_sources", lambda folder: "code")
+    chosen = {"source": None, "n_samples": None, "seed": 0, "device": "cpu", "dtype": "auto"}
+    run = Run(tmp_path, check_settings(model=str(llava_path), profile="quick", **chosen))
+    file = write(tmp_path / "00_a.ipynb", "print(1)")
+    parameters = {"model": str(llava_path)}
+    before = _inputs(run, file, parameters)
+    if change == "source":
+        write(file, "print(2)")
+    elif change == "output":
+        refresh_all([file], io.StringIO())
+    elif change == "parameter":
+        parameters["seed"] = 1
+    elif change == "code":
+        monkeypatch.setattr(stepcache, "hash_sources", lambda folder: "other")
+    elif change == "versions":
+        monkeypatch.setattr("visdepth_utils.provenance.versions", lambda: {"torch": "9"})
+    same = _inputs(run, file, parameters) == before
+    assert same == (change in ("nothing", "output"))
+
+
+def test_a_broken_notebook_does_not_keep_the_others_from_running(story: Story) -> None:
+    status, text = story.broken
+    assert status == 1
+    assert "broken: 01_second: ValueError: no images" in text.splitlines()
+    assert "Traceback" not in text
+    assert "[1/2] 00_first: unchanged" in text
+    assert "no verdicts recorded" in text
+    assert story.broken_claims == []  # not even the one that it recorded before it broke
+    assert "ValueError: no images" in story.broken_page
+
+
+def test_after_mending_only_what_changed_is_measured(story: Story) -> None:
+    status, text = story.mended
+    assert status == 0
+    assert "2 run, 0 unchanged" in text  # n_samples is a parameter of both
+    assert "values: measured (3 rows)" in text
+
+
+def test_the_report_is_one_escaped_page(story: Story) -> None:
+    page = story.page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert 'src="data:image/svg+xml;base64,' in page
+    assert 'href="notebooks/01_second.html"' in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert 'name="viewport"' in page
+    assert page.index("<h2>Verdicts") < page.index("<h2>Figures") < page.index("<h2>Where this")
+    assert (story.out / "notebooks" / "01_second.html").stat().st_size > 10_000
+
+
+def test_verdicts_command_prints_the_table_of_a_run(
+    story: Story, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["verdicts", str(story.out)]) == 0
+    assert "not supported" in capsys.readouterr().out
+
+
+def test_a_notebook_that_ignores_a_parameter_is_broken(tmp_path: Path, llava_path: Path) -> None:
+    write(tmp_path / "00_a.ipynb", "1", parameters='model = ""\nout_dir = ""')
+    status, text = call(llava_path, tmp_path, tmp_path / "out", n_samples=3)
+    assert status == 1
+    assert "00_a: its cell tagged 'parameters' does not declare n_samples, profile" in text
+
+
+def test_a_dead_kernel_is_one_line(tmp_path: Path, llava_path: Path) -> None:
+    write(tmp_path / "00_a.ipynb", "import os\nos._exit(9)")
+    status, text = call(llava_path, tmp_path, tmp_path / "out")
+    assert status == 1
+    assert "broken: 00_a: DeadKernelError: the kernel died" in text
+
+
+def test_refresh_stores_outputs_in_place(tmp_path: Path) -> None:
+    file = write(tmp_path / "00_a.ipynb", "print('kept')")
+    assert refresh_all([file], io.StringIO()) == 0
+    once = file.read_text()
+    notebook = nbformat.reads(once, as_version=4)
+    assert notebook.cells[2].outputs[0].text == "kept\n"
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
+    assert notebook.metadata.kernelspec.display_name == "Python 3"
+    refresh_all([file], io.StringIO())
+    assert file.read_text() == once  # no times, no machine
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [("1 / 0", "ZeroDivisionError"), ("import sys\nprint('w', file=sys.stderr)", "stderr: w")],
+)
+def test_refresh_leaves_a_broken_notebook_as_it_was(
+    tmp_path: Path, cell: str, message: str
+) -> None:
+    file = write(tmp_path / "00_a.ipynb", cell)
+    before = file.read_text()
+    stream = io.StringIO()
+    assert refresh_all([file], stream) == 1
+    assert message in stream.getvalue()
+    assert len(stream.getvalue().splitlines()) == 1
+    assert file.read_text() == before
+
+
+# --- wrong input, all of it before anything runs ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "data/nothing"], "no checkpoint folder 'data/nothing'"),
+        (["--model", "TINY", "--n", "0"], "n_samples 0: give a whole number of at least 1"),
+        (["--model", "TINY", "--profile", "slow"], "unknown profile 'slow'"),
+        (["--model", "TINY", "--device", "gpu"], "unknown device 'gpu'"),
+        (["--model", "TINY", "--notebooks", "/nowhere"], "no notebook NN_*.ipynb in /nowhere"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(
+    arguments: list[str],
+    message: str,
+    llava_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DEBUG", raising=False)
+    arguments = [str(llava_path) if argument == "TINY" else argument for argument in arguments]
+    out = tmp_path / "out"
+    assert command.main(["reproduce", *arguments, "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not out.exists()
+    monkeypatch.setenv("DEBUG", "1")
+    with pytest.raises((ValueError, FileNotFoundError)):
+        command.main(["reproduce", *arguments, "--out", str(out)])
+
+
+def test_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["verdicts", "nothing-quick"]) == 2
+    assert "no run 'nothing-quick'" in capsys.readouterr().err
+
+
+def test_errors_that_are_not_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_dispatch", lambda argv: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        command.main([])
+
+
+def test_an_interrupt_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_dispatch", stop)
+    assert command.main([]) == 130
+    assert "run it again to go on" in capsys.readouterr().err
+
+
+def test_notebooks_are_ordered_by_number(tmp_path: Path) -> None:
+    for name in ("10_c.ipynb", "02_b.ipynb", "00_a.ipynb", "scratch.ipynb"):
+        (tmp_path / name).write_text("{}")
+    found = [file.stem for file in ordered_notebooks(tmp_path)]
+    assert found == ["00_a", "02_b", "10_c"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_live_output_is_rewritten_in_place_only_in_a_terminal() -> None:
+    for stream, expected in (
+        (io.StringIO(), "  a\n  1/2\n  2/2\n  b\n"),
+        (Terminal(), "  a\n\r\x1b[K  1/2\r\x1b[K  2/2\n  b\n"),
+    ):
+        live = headless.Indented(stream, "  ")
+        for piece in ("a\n", "\r1/", "2", "\r2/2", "\nb"):
+            live.write(piece)
+        live.end()
+        assert stream.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("effect", "interval", "text"),
+    [
+        (0.12345, [0.1, None], "0.123 [0.1, -]"),
+        (None, None, "-"),
+        (3, [1, 5], "3 [1, 5]"),
+        (1e-9, None, "1e-09"),
+    ],
+)
+def test_effects_are_rounded_and_gaps_are_dashes(
+    effect: object, interval: object, text: str
+) -> None:
+    assert report._effect(effect, interval) == text

@@ -1,0 +1,417 @@
+"""Runs: the step cache, verdict files, settings, provenance, progress."""
+
+import io
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from visdepth_utils import provenance, stepcache
+from visdepth_utils.files import atomic
+from visdepth_utils.progress import duration, progress_line
+from visdepth_utils.runs import Run, open_run, read_claims, read_provenance
+from visdepth_utils.settings import check_settings, run_folder
+
+TABLE = pd.DataFrame(
+    {"sample": ["a", "b"], "layer": [0, 1], "value": [0.5, np.nan], "note": ["", None]}
+)
+VERDICT = {
+    "claim": "C1",
+    "statement": "s",
+    "model": "m",
+    "verdict": "weaker",
+    "effect": np.float64(0.25),
+    "ci": (0.1, float("nan")),
+    "n_images": np.int64(64),
+    "control_effect": float("inf"),
+    "thresholds": {"delta": 0.05},
+    "notebook": "01_x",
+    "reason": "r",
+}
+
+
+class Counted:
+    """A step that counts how often it is computed."""
+
+    def __init__(self, frame: pd.DataFrame = TABLE) -> None:
+        self.calls, self.frame = 0, frame
+
+    def __call__(self) -> pd.DataFrame:
+        self.calls += 1
+        return self.frame
+
+
+@pytest.fixture
+def run(llava_path: Path, tmp_path: Path) -> Run:
+    return open_run(model=str(llava_path), n_samples=4, out_dir=tmp_path / "run")
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (file,) = folder.glob(pattern)
+    return file
+
+
+# --- step cache ---------------------------------------------------------------------------------
+
+
+def test_a_finished_table_is_not_computed_twice_and_reads_back_the_same(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fn = Counted()
+    first = run.table("layer_geometry", fn, key={"n0": 64, "metrics": ("a", "b")})
+    again = run.table("layer_geometry", fn, key={"metrics": ["a", "b"], "n0": 64})
+    assert fn.calls == 1
+    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(first, TABLE, check_dtype=False)
+    out = capsys.readouterr().out
+    assert "layer_geometry: measured (2 rows)" in out
+    assert "layer_geometry: from cache (2 rows)" in out
+
+
+@pytest.mark.parametrize("change", ["key", "name", "seed", "n_samples", "weights", "code"])
+def test_whatever_the_table_depends_on_makes_a_new_table(
+    run: Run, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fn = Counted()
+    run.table("step", fn, key={"n0": 64})
+    name, key, other = "step", {"n0": 64}, run
+    if change == "key":
+        key = {"n0": 32}
+    elif change == "name":
+        name = "other"
+    elif change == "weights":
+        monkeypatch.setattr(provenance, "model_identity", lambda model: {"weights_hash": "new"})
+    elif change == "code":
+        monkeypatch.setattr(stepcache, "code_version", lambda: "new")
+    else:
+        other = Run(run.folder, {**run.settings, change: 7})
+    other.table(name, fn, key=key)
+    assert fn.calls == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+def test_a_damaged_table_is_set_aside_and_measured_again(
+    run: Run, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.DataFrame({"value": np.random.default_rng(0).normal(size=2000)})
+    fn = Counted(frame)
+    run.table("step", fn)
+    file = only(run.folder / "tables", "*.parquet")
+    data = bytearray(file.read_bytes())
+    if damage == "truncated":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[len(data) // 3] ^= 1  # one bit inside the numbers: only a checksum finds it
+    elif damage == "empty":
+        data = bytearray()
+    else:
+        run.table("step", Counted(), key={"other": 1})
+        (foreign,) = set((run.folder / "tables").glob("*.parquet")) - {file}
+        data = bytearray(foreign.read_bytes())
+        foreign.unlink()
+    file.write_bytes(bytes(data))
+    capsys.readouterr()
+    pd.testing.assert_frame_equal(run.table("step", fn), frame)
+    assert fn.calls == 2
+    out = capsys.readouterr().out
+    assert "damaged" in out
+    assert len(out.splitlines()) == 2
+    assert only(run.folder / "tables", "*.bad").read_bytes() == bytes(data)
+
+
+def test_a_step_that_raises_leaves_nothing_behind(run: Run) -> None:
+    def broken() -> pd.DataFrame:
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run.table("step", broken)
+    assert not (run.folder / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "key", "message"),
+    [
+        ("a/b", TABLE, {}, "step name 'a/b' is no file name"),
+        ("step", [1, 2], {}, "returned list: its function must return a DataFrame"),
+        ("step", TABLE, {"vlm": object()}, "has no JSON form"),
+        ("step", pd.DataFrame({"mixed": [1, "a"]}), {}, "give each column one type"),
+    ],
+)
+def test_bad_steps_are_named(run: Run, name: str, result: object, key: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        run.table(name, lambda: result, key=key)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic(file) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x.txt"]
+
+
+def test_the_version_of_the_code_is_that_of_what_it_does(tmp_path: Path) -> None:
+    (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 1\n")
+    (tmp_path / "plots.py").write_text("COLOUR = 'red'\n")
+    before = stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)
+    (tmp_path / "geometry.py").write_text("# why\ndef f(x):\n\n    return (x + 1)\n")
+    (tmp_path / "plots.py").write_text("COLOUR = 'blue'\n")
+    assert stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING) == before
+    (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 2\n")
+    changed = stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)
+    (tmp_path / "sweeps.py").write_text("")  # a module nobody listed counts as measuring
+    assert len({before, changed, stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)}) == 3
+
+
+def test_measuring_modules_are_not_excluded() -> None:
+    measuring = {"geometry", "layerwise", "capture", "vlm", "families", "tasks", "datasets"}
+    assert not stepcache.NOT_MEASURING & (measuring | {"scoring", "evaluation", "statistics"})
+    package = Path(stepcache.__file__).parent
+    missing = {name for name in stepcache.NOT_MEASURING if not (package / f"{name}.py").exists()}
+    assert not missing
+
+
+# --- verdicts, figures, provenance ----------------------------------------------------------------
+
+
+def test_verdicts_are_merged_by_claim_and_model(run: Run) -> None:
+    run.record(VERDICT)
+    run.record({**VERDICT, "model": "m2"})
+    run.record({**VERDICT, "claim": "C0", "notebook": "00_y"})
+    run.record({**VERDICT, "verdict": "supported"})
+    text = (run.folder / "claims.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    entries = json.loads(text)
+    found = [(entry["claim"], entry["model"], entry["verdict"]) for entry in entries]
+    assert found == [("C0", "m", "weaker"), ("C1", "m", "supported"), ("C1", "m2", "weaker")]
+    assert set(entries[0]) == set(VERDICT)
+    assert entries[1]["ci"] == [0.1, None]
+    assert entries[1]["n_images"] == 64
+
+
+def test_a_broken_notebook_withdraws_its_own_verdicts_only(run: Run) -> None:
+    model = run.settings["model"]
+    run.record({**VERDICT, "model": model})
+    run.record({**VERDICT, "model": Path(model).name, "claim": "C2"})
+    run.record({**VERDICT, "model": model, "claim": "C3", "notebook": "03_z"})
+    run.record({**VERDICT, "model": "another"})
+    run.withdraw("01_x")
+    left = {(entry["claim"], entry["model"]) for entry in read_claims(run.folder)}
+    assert left == {("C3", model), ("C1", "another")}
+
+
+def test_verdicts_recorded_at_the_same_time_are_all_kept(run: Run) -> None:
+    entries = [{**VERDICT, "claim": f"C{i}"} for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run.record, entries))
+    assert [entry["claim"] for entry in read_claims(run.folder)] == [f"C{i}" for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({**VERDICT, "verdict": "true"}, "unknown verdict 'true'"),
+        ({**VERDICT, "claim": ""}, "verdict without 'claim'"),
+    ],
+)
+def test_bad_verdicts_are_refused(run: Run, entry: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run.record(entry)
+    assert not (run.folder / "claims.json").exists()
+
+
+@pytest.mark.parametrize("text", ["[{", "{}", '[{"claim": "C1"}]', "[1]", "null"])
+def test_a_damaged_claims_file_is_named(run: Run, text: str) -> None:
+    (run.folder / "claims.json").write_text(text)
+    with pytest.raises(ValueError, match=r"claims\.json is not readable .* delete it"):
+        read_claims(run.folder)
+
+
+def test_figures_are_saved_twice_and_free_of_dates(run: Run) -> None:
+    saved = []
+    for _ in range(2):
+        fig, axis = plt.subplots()
+        axis.plot([0, 1])
+        run.figure(fig, "line")
+        plt.close(fig)
+        saved.append((run.folder / "figures" / "line.svg").read_bytes())
+    assert saved[0] == saved[1]
+    assert (run.folder / "figures" / "line.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_provenance_says_what_was_run_on_what(run: Run, llava_path: Path) -> None:
+    facts = read_provenance(run.folder)
+    assert facts["settings"]["n_samples"] == 4
+    assert len(facts["model"]["weights_hash"]) == 64
+    assert {"python", "torch", "transformers", "numpy", "scikit-dimension"} <= set(
+        facts["versions"]
+    )
+    assert facts["machine"]["threads"] >= 1
+    assert facts["device"] in ("cpu", "cuda")
+    assert len(facts["code"]["measuring"]) == 64
+    assert os.uname().nodename not in json.dumps(facts["machine"])
+
+
+def test_the_weights_hash_is_that_of_the_loaded_model(llava_path: Path, llava: object) -> None:
+    assert provenance.model_identity(str(llava_path))["weights_hash"] == llava.weights_hash
+
+
+def test_the_identity_of_data_follows_its_content(worlds: Path) -> None:
+    before = provenance.data_identity(str(worlds))
+    (worlds / "vqa.parquet").write_bytes(b"other")
+    after = provenance.data_identity(str(worlds))
+    assert before["source"] == after["source"]
+    assert before["hash"] != after["hash"]
+    assert provenance.data_identity("owner/name") == {"source": "owner/name", "hash": None}
+
+
+def test_the_settings_table_holds_no_path_of_this_machine(run: Run, tmp_path: Path) -> None:
+    shown = run.settings_table()
+    assert shown.loc["n_samples", "value"] == "4"
+    assert shown.loc["source", "value"] == "default"
+    assert str(tmp_path) not in shown.drop("model").to_string()
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+GOOD = {
+    "model": "data/minivlm/base",
+    "source": None,
+    "n_samples": 8,
+    "seed": 0,
+    "device": "cpu",
+    "dtype": "auto",
+    "profile": "quick",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ""),
+        ("n_samples", 0),
+        ("n_samples", -3),
+        ("n_samples", 2.5),
+        ("n_samples", True),
+        ("seed", -1),
+        ("seed", None),
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("device", "cuda:99"),
+        ("dtype", "int8"),
+        ("profile", "slow"),
+    ],
+)
+def test_wrong_settings_are_named_in_one_line(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name.removesuffix("s")) as caught:
+        check_settings(**{**GOOD, name: value})
+    assert "\n" not in str(caught.value)
+    assert repr(value) in str(caught.value)
+
+
+def test_good_settings_pass_and_an_empty_source_is_none() -> None:
+    assert check_settings(**{**GOOD, "source": "", "n_samples": None})["source"] is None
+
+
+def test_a_missing_model_ends_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder 'data/nothing'"):
+        open_run(model="data/nothing", out_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_go_to_one_folder_wherever_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VISDEPTH_RESULTS", raising=False)
+    here = run_folder("data/minivlm/base", "quick")
+    monkeypatch.chdir(tmp_path)
+    assert run_folder("data/minivlm/base/", "quick", "") == here
+    assert here.parts[-2:] == ("results", "base-quick")
+    assert run_folder("Qwen/Qwen2.5-VL 3B", "full").name == "Qwen2.5-VL-3B-full"
+    assert run_folder("x", "quick", "results/mine") == here.parent / "mine"
+    monkeypatch.setenv("VISDEPTH_RESULTS", str(tmp_path / "elsewhere"))
+    assert run_folder("x", "quick") == tmp_path / "elsewhere" / "x-quick"
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class OutStream(io.StringIO):
+    """Looks like the stdout of a notebook kernel."""
+
+
+OutStream.__module__ = "ipykernel.iostream"
+
+
+def feed(stream: io.StringIO, every: float | None = None) -> str:
+    progress = progress_line(stream, every)
+    for done in (25, 50, 75, 100):
+        progress(done, 100, "generate")
+    return stream.getvalue()
+
+
+def test_progress_in_a_log_is_a_few_whole_lines() -> None:
+    lines = feed(io.StringIO(), every=0).splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("generate: 25/100, ")
+    assert "/s, " in lines[0]
+    assert lines[0].endswith(" left")
+    assert lines[-1].startswith("generate: 100/100 in ")
+    assert len(feed(io.StringIO()).splitlines()) == 2  # the first, and always the last
+
+
+def test_progress_in_a_terminal_is_one_line() -> None:
+    text = feed(Terminal(), every=0)
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    states = text.rstrip("\n").split("\r")[1:]
+    assert len(states) == 4
+    assert len(states[-1]) >= len(states[-2].rstrip())  # covers what was longer
+
+
+def test_progress_in_a_notebook_ends_without_times() -> None:
+    text = feed(OutStream(), every=0)
+    assert text.split("\r")[-1].rstrip() == "generate: 100/100 done"
+
+
+def test_progress_starts_again_with_a_new_label() -> None:
+    stream = io.StringIO()
+    progress = progress_line(stream)
+    for label in ("norms", "geometry"):
+        progress(1, 2, label)
+        progress(2, 2, label)
+    assert [line.split(":")[0] for line in stream.getvalue().splitlines()] == [
+        "norms",
+        "norms",
+        "geometry",
+        "geometry",
+    ]
+
+
+def test_progress_writes_nothing_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    progress_line()(1, 1, "x")
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("x: 1/1 in ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
+)
+def test_duration_is_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,284 @@
+"""Set-up: one list of dependencies, pins that fit it, and a Makefile that installs with them."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = [
+    Requirement(line)
+    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in group
+]
+PIN_LINES = [
+    line
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+PINS = dict(line.split("==") for line in PIN_LINES)
+TARGETS = [
+    "help",
+    "reproduce",
+    "test",
+    "lab",
+    "bench",
+    "eval-minivlm",
+    "train-minivlm",
+    "notebooks",
+    "lint",
+    "format",
+    "clean",
+]
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+# --- the three lists ---
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_every_dependency_is_pinned_and_the_pin_fits_its_floor(requirement: Requirement) -> None:
+    pin = PINS.get(canonicalize_name(requirement.name))
+    assert pin, f"{requirement.name} is in pyproject.toml but not in constraints.txt"
+    assert requirement.specifier.contains(pin)
+
+
+def test_dependencies_are_floors_that_colab_can_meet() -> None:
+    for requirement in REQUIREMENTS:
+        assert ">=" in str(requirement.specifier), f"{requirement} has no floor"
+        assert "==" not in str(requirement.specifier), f"{requirement} is a pin"
+        assert requirement.url is None
+
+
+def test_constraints_are_plain_pins() -> None:
+    for line in PIN_LINES:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line), line
+    names = [line.split("==")[0] for line in PIN_LINES]
+    assert names == sorted(set(names))
+    assert PINS["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("name", sorted(PINS))
+def test_what_is_installed_is_what_is_pinned(name: str) -> None:
+    try:
+        installed = Version(version(name)).public  # without +cpu or +cu130
+    except PackageNotFoundError:
+        pytest.fail(f"{name} is pinned but not installed: remove the pin or run make test")
+    assert installed == PINS[name]
+
+
+def test_nothing_that_is_needed_is_left_unpinned() -> None:
+    from importlib.metadata import distribution
+
+    todo, seen = list(REQUIREMENTS), set()
+    while todo:
+        requirement = todo.pop()
+        key = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        extras = requirement.extras or {""}
+        for line in distribution(requirement.name).requires or []:
+            child = Requirement(line)
+            if child.marker is None or any(child.marker.evaluate({"extra": e}) for e in extras):
+                todo.append(child)
+    missing = {name for name, _ in seen} - set(PINS)
+    # GPU builds of torch bring their own exact pins of the libraries they were built with.
+    missing = {name for name in missing if not re.match(r"nvidia-|cuda-|triton", name)}
+    assert not missing
+
+
+def test_environment_yml_repeats_no_dependency() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert set(environment) == {"name", "dependencies"}
+    extras = ",".join(PROJECT["optional-dependencies"])
+    python = PROJECT["requires-python"].removeprefix(">=")
+    assert environment["dependencies"] == [f"python={python}", "pip", {"pip": [f"-e .[{extras}]"]}]
+
+
+def test_the_python_of_the_set_up_is_that_of_the_package() -> None:
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text()
+    assert sys.version_info >= (3, 11)
+
+
+def test_the_package_holds_its_template() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    patterns = tool["setuptools"]["package-data"]["visdepth_utils"]
+    held = {file for pattern in patterns for file in (ROOT / "visdepth_utils").glob(pattern)}
+    assert ROOT / "visdepth_utils" / "report.html.j2" in held
+
+
+def test_licence_and_citation() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    assert "END OF TERMS AND CONDITIONS" in (ROOT / "LICENSE").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == "Apache-2.0"
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2604.09425"
+
+
+# --- make ---
+
+
+def make(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    # A make above this one (`make test`) would hand down its flags and variables.
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**inherited, **environment},
+    )
+
+
+@needs_make
+def test_help_is_the_default_and_has_a_line_for_each_target() -> None:
+    shown = make()
+    assert shown.returncode == 0
+    assert shown.stdout == make("help").stdout
+    assert [line.split()[1] for line in shown.stdout.splitlines()] == TARGETS
+    assert all(len(line.split()) > 3 or "list" in line for line in shown.stdout.splitlines())
+
+
+@needs_make
+def test_variables_become_options() -> None:
+    planned = make(
+        "-n", "-o", ".venv/.installed", "reproduce", "MODEL=a/b c", "N=32", "OUT=", "PROFILE=full"
+    )
+    (line,) = [text for text in planned.stdout.splitlines() if "visdepth_utils reproduce" in text]
+    options = " ".join(line.split("reproduce", 1)[1].split())
+    assert options == "--model 'a/b c' --n '32' --profile 'full'"
+
+
+@needs_make
+def test_ci_runs_make_test_and_its_last_word_is_that_of_pytest() -> None:
+    run = ROOT / ".ci" / "run"
+    assert run.stat().st_mode & stat.S_IXUSR
+    code = [line for line in run.read_text().splitlines() if line and not line.startswith("#")]
+    assert code == [
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        "exec make test",
+    ]
+    planned = make("-n", "-o", ".venv/.installed", "test").stdout.splitlines()
+    assert "-m pytest" in planned[-1]
+    assert any("ruff check" in line for line in planned)
+    assert any("ruff format" in line and "--check" in line for line in planned)
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        assert notebook.name in planned[-1]
+
+
+FAKE_PYTHON = """#!/bin/bash
+# Stands for python in a test without network: says what it was asked for, makes a "venv" of itself.
+echo "$*" >> "$LOG"
+case "$*" in
+  "-m venv "*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
+  *"import venv, ensurepip"*) [ -z "${NO_VENV:-}" ] ;;
+  *"version_info"*) [ -z "${TOO_OLD:-}" ] ;;
+  "-m pip install"*torch==*) [ -z "${NO_NETWORK:-}" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with what set-up reads, and a python that only writes down what it is asked for."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    fake = tmp_path / "fake" / "python3.11"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    return tmp_path
+
+
+def set_up(checkout: Path, *arguments: str, **environment: str) -> tuple[object, list[str]]:
+    log = checkout / "log"
+    log.write_text("")
+    path = f"{checkout / 'fake'}:{os.environ['PATH']}"
+    done = make("eval-minivlm", *arguments, cwd=checkout, LOG=str(log), PATH=path, **environment)
+    return done, [line for line in log.read_text().splitlines() if not line.startswith("-c ")]
+
+
+@needs_make
+def test_set_up_installs_torch_first_then_the_rest_with_the_pins_and_only_once(
+    checkout: Path,
+) -> None:
+    done, calls = set_up(checkout)
+    assert done.returncode == 0, done.stderr
+    installs = [line for line in calls if "pip install" in line]
+    assert len(installs) == 2
+    assert "-c constraints.txt torch==2.13.0" in installs[0]
+    assert "-c constraints.txt -e .[notebooks,dev]" in installs[1]
+    assert "installing torch==2.13.0" in done.stdout
+    assert calls[-1] == "-m visdepth_utils eval-minivlm"
+    done, calls = set_up(checkout)
+    assert calls == ["-m visdepth_utils eval-minivlm"]
+    assert done.stdout == ""
+    os.utime(checkout / "constraints.txt", (2_000_000_000, 2_000_000_000))
+    _, calls = set_up(checkout)
+    assert sum("pip install" in line for line in calls) == 2
+    assert not any(line.startswith("-m venv") for line in calls)  # the old one is good enough
+
+
+@needs_make
+def test_a_failed_installation_is_taken_up_again(checkout: Path) -> None:
+    done, _ = set_up(checkout, NO_NETWORK="1")
+    assert done.returncode != 0
+    done, calls = set_up(checkout)
+    assert done.returncode == 0
+    assert sum("pip install" in line for line in calls) == 2
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["PYTHON=/nowhere/python"], {}, "/nowhere/python is not there or too old"),
+        (["PYTHON=python3.11"], {"TOO_OLD": "1"}, "python3.11 is not there or too old"),
+        (
+            [],
+            {"NO_VENV": "1"},
+            "has no venv module: install it (Debian: apt install python3.11-venv",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_clear_line(
+    checkout: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    done, calls = set_up(checkout, *arguments, **environment)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not any("pip" in line for line in calls)
+
+
+# --- what nobody else should see ---
+
+
+@pytest.mark.parametrize(
+    "name", ["Makefile", "README.md", "constraints.txt", "environment.yml", ".ci/run"]
+)
+def test_set_up_names_no_host_and_no_path_of_a_machine(name: str) -> None:
+    text = (ROOT / name).read_text()
+    assert not re.search(r"file:|/home/|/root/|/opt/|--(extra-)?index-url|--find-links", text)
+    assert not re.search(r"\bpypi\b|pythonhosted|download\.pytorch", text)

@@ -1,0 +1,36 @@
+"""What image tokens do inside a vision language model's decoder, measured layer by layer.
+
+The public names are loaded on first use, so that ``import visdepth_utils`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visdepth_utils.claims import verdict
+    from visdepth_utils.layerwise import layer_geometry
+    from visdepth_utils.tasks import load_task
+    from visdepth_utils.vlm import load_vlm
+
+_HOME = {
+    "load_vlm": "vlm",
+    "load_task": "tasks",
+    "layer_geometry": "layerwise",
+    "verdict": "claims",
+}
+
+__all__ = ["layer_geometry", "load_task", "load_vlm", "verdict"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for."""
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(
+        f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}"
+    )
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted([*globals(), *_HOME])

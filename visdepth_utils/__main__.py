@@ -1,0 +1,111 @@
+"""Command line: ``python -m visdepth_utils COMMAND``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from visdepth_utils.checkpoints import REPO
+from visdepth_utils.settings import DTYPES, PROFILES
+
+_SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors of the user's making are one line on stderr.
+
+    Args:
+        argv: Arguments, None for the command line's.
+
+    Returns:
+        Exit status: 0 well, 1 a notebook broke, 2 wrong input, 130 interrupted. DEBUG=1 in the
+        environment shows tracebacks instead of single lines.
+    """
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError) as error:
+        # Ours say in one line what is wrong and how to mend it; anyone else's is a bug to be seen.
+        if os.environ.get("DEBUG") or not _is_ours(error.__traceback__):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Parse and call; heavy modules are imported by the commands that need them."""
+    if argv[:1] == ["eval-minivlm"]:  # it has options of its own
+        from visdepth_utils import evaluation
+
+        return evaluation.main(argv[1:]) or 0
+    options = _parser().parse_args(argv)
+    if options.command == "reproduce":
+        from visdepth_utils.reproduce import reproduce
+
+        given: dict[str, Any] = {
+            name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
+        }
+        return reproduce(given, options.out, options.notebooks)
+    if options.command == "verdicts":
+        from visdepth_utils.report import verdict_text
+
+        print(verdict_text(_existing_run(options.run)))
+        return 0
+    from visdepth_utils.reproduce import refresh_all
+
+    return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    parser = argparse.ArgumentParser(
+        prog="visdepth",
+        description="What image tokens do inside a vision language model's decoder.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "reproduce", help="run all notebooks on one model, print the verdicts"
+    )
+    run.add_argument("--model", help="checkpoint folder or hub id (default data/minivlm/base)")
+    run.add_argument("--source", help="data other than the embedded worlds")
+    run.add_argument("--n", dest="n_samples", type=int, metavar="N", help="samples per task")
+    run.add_argument("--seed", type=int, help="of every draw")
+    run.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps")
+    run.add_argument("--dtype", help=", ".join(DTYPES))
+    run.add_argument("--profile", help=" or ".join(PROFILES))
+    run.add_argument("--out", help="results folder (default results/MODEL-PROFILE)")
+    run.add_argument(
+        "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
+    )
+    show = commands.add_parser("verdicts", help="print the verdict table of a finished run")
+    show.add_argument("run", help="its folder, or its name under results/")
+    fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")
+    fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
+    commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
+    return parser
+
+
+def _existing_run(name: str) -> Path:
+    """Folder of a run given by path or by name."""
+    for folder in (Path(name), REPO / name, REPO / "results" / name):
+        if (folder / "claims.json").is_file():
+            return folder.resolve()
+    raise FileNotFoundError(
+        f"no run {name!r} with a claims.json: make one with make reproduce, or give its folder"
+    )
+
+
+def _is_ours(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame, where the error was raised, is code of this package."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    package = Path(__file__).resolve().parent
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(package)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

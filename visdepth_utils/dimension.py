@@ -1,0 +1,300 @@
+"""Gram matrices of token sets, and the intrinsic dimension estimated from them.
+
+Duplicates are removed first: they break every such estimator, mostly silently. Single estimates
+come from scikit-dimension; the batched closed forms equal it (tested to 1e-9). Compare values at
+matched N and scale; never interpret one alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DTYPE_TOL = 1e-6  # fp32 states: spread below this fraction of the token norm is rounding
+MAX_DIMENSION = 1e5  # larger means that neighbours are equally far: ratios are pure rounding
+
+
+def as_states(H: Any, name: str = "H") -> np.ndarray:
+    """Return ``H`` (tensor of any device and dtype, or array) as a float64 array (N, D)."""
+    if hasattr(H, "detach"):  # a tensor: move first, because some devices have no float64
+        H = H.detach().cpu().double().numpy()
+    X = np.asarray(H, dtype=np.float64)
+    if X.ndim != 2 or 0 in X.shape:
+        raise ValueError(f"{name} must have shape (tokens, dimensions), got {X.shape}")
+    return X
+
+
+def check_option(value: Any, known: tuple, name: str) -> None:
+    """Raise a ValueError that lists ``known`` when ``value`` is not among them."""
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, known))}")
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of one token set, or of R subsets; serves entropy, dimension and CKA.
+
+    Attributes:
+        values: (..., N, N) float64.
+        square_norms: (..., N) squared norms of the *raw* states: the yardstick for "no spread".
+        centred: whether the mean of all tokens was subtracted before taking products.
+        n_dims: D of the states.
+    """
+
+    values: np.ndarray
+    square_norms: np.ndarray
+    centred: bool
+    n_dims: int
+
+    def take(self, index: np.ndarray) -> Gram:
+        """Sub-Grams (R, n0, n0) at token indices (R, n0) or (n0,); the mean is not yet theirs."""
+        index = np.asarray(index)
+        values = self.values[index[..., :, None], index[..., None, :]]
+        return Gram(values, self.square_norms[index], self.centred, self.n_dims)
+
+    def recentred(self) -> np.ndarray:
+        """Products after subtracting each subset's own mean (double centring), (..., N, N)."""
+        rows = self.values.mean(axis=-1, keepdims=True)
+        return self.values - rows - np.swapaxes(rows, -1, -2) + rows.mean(axis=-2, keepdims=True)
+
+
+def gram(H: Any, *, center: bool = True) -> Gram:
+    """Gram matrix of states (N, D).
+
+    ``center`` subtracts the mean of all tokens first. Keep it on unless a "raw" or "row" entropy
+    is wanted: a large common offset costs digits that centring the Gram cannot give back.
+    """
+    X = as_states(H)
+    with np.errstate(all="ignore"):  # NaN and overflow are reported by whoever reads the Gram
+        Z = X - X.mean(axis=0) if center else X
+        return Gram(Z @ Z.T, (X * X).sum(axis=1), center, X.shape[1])
+
+
+def draws(
+    n_tokens: int, n0: int = 64, n_draws: int = 20, seed: int | str | Sequence[int | str] = 0
+) -> np.ndarray | None:
+    """Random token subsets of one size, shared by all layers: N is matched, never lowered.
+
+    Args:
+        n_tokens: tokens available.
+        n0: tokens per draw, the same for the whole study.
+        n_draws: number of draws R.
+        seed: anything stable, e.g. (sample id, modality, 0); equal seeds give equal draws.
+
+    Returns:
+        Indices (R, n0) without replacement, sorted; (1, n0) when n_tokens == n0, as all draws
+        are then the same set; None when n_tokens < n0.
+    """
+    if n0 < 2 or n_draws < 1:
+        raise ValueError(f"n0 must be at least 2 and n_draws at least 1, got {n0} and {n_draws}")
+    if n_tokens < n0:
+        return None
+    if n_tokens == n0:
+        return np.arange(n0)[None, :]
+    key = "|".join(map(str, [seed] if isinstance(seed, int | str) else seed))
+    rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
+    return np.sort(rng.random((n_draws, n_tokens)).argsort(axis=1)[:, :n0], axis=1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Intrinsic dimension of one token set, or arrays (R,) over R subsets.
+
+    Attributes:
+        value: the estimate, or NaN.
+        note: "" or the (first) reason for a NaN, or a warning of the estimator.
+        n_eff: tokens left after duplicates are removed.
+        dropped_fraction: share of tokens removed as duplicates.
+        noise_ratio: median nearest distance over the rounding step of bf16 storage, rms|h| 2^-9;
+            when small, an estimate from bf16 states measures the rounding.
+    """
+
+    value: Any
+    note: str
+    n_eff: Any
+    dropped_fraction: Any
+    noise_ratio: Any
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Sorted distances (..., N, k) to kept tokens, inf if fewer; rows without ``keep`` are void."""
+
+    distances: np.ndarray
+    keep: np.ndarray
+    noise_ratio: np.ndarray
+    finite: np.ndarray
+
+
+def neighbours(G: Gram, *, k: int = 20, dtype_tol: float = DTYPE_TOL) -> Neighbours:
+    """Distances to the k nearest distinct tokens, for one Gram or R subsets.
+
+    Tokens i < j are duplicates when d_ij^2 <= dtype_tol^2 (s_i + s_j), s = squared norm after
+    centring; j is dropped. Use 1e-6 for fp32 states and 1e-3 or more for bf16.
+    """
+    with np.errstate(all="ignore"):
+        K = G.recentred()
+        finite = np.isfinite(K).all(axis=(-1, -2))
+        s = np.diagonal(K, axis1=-2, axis2=-1)
+        total = s[..., :, None] + s[..., None, :]
+        d2 = np.maximum(total - 2 * K, 0.0)
+        raw = G.square_norms.sum(axis=-1)
+        # A set that differs only by the rounding of its common offset is one point.
+        flat = ~(s.sum(axis=-1) > dtype_tol**2 * raw)
+        repeats = (d2 <= dtype_tol**2 * total) | flat[..., None, None]
+        keep = ~np.tril(repeats, -1).any(axis=-1)
+        n = keep.shape[-1]
+        pairs = keep[..., :, None] & keep[..., None, :] & ~np.eye(n, dtype=bool)
+        d2 = np.where(pairs, d2, np.inf)
+        if k < n // 4:  # partial sort pays only for large N
+            d2 = np.partition(d2, k, axis=-1)[..., : k + 1]
+        distances = np.sqrt(np.sort(d2, axis=-1)[..., :k])
+        missing = [(0, 0)] * (distances.ndim - 1) + [(0, k - distances.shape[-1])]
+        distances = np.pad(distances, missing, constant_values=np.inf)
+        usable = finite & (keep.sum(axis=-1) > 1)
+        nearest = np.where(keep, distances[..., 0], np.nan)
+        median = np.nanmedian(np.where(usable[..., None], nearest, 0.0), axis=-1)
+        noise = np.where(usable, median / (np.sqrt(raw / n) * 2.0**-9), np.nan)
+    return Neighbours(distances, keep, noise, finite)
+
+
+def _estimate(value: np.ndarray, nb: Neighbours, needed: int, note: str = "") -> Estimate:
+    """Blank what cannot be trusted and say why."""
+    n_eff, n = nb.keep.sum(axis=-1), nb.keep.shape[-1]
+    usable = nb.finite & (n_eff >= needed)
+    value = np.where(usable & (np.abs(value) < MAX_DIMENSION), value, np.nan)
+    if not nb.finite.all():
+        note = "non-finite values in states"
+    elif (n_eff < needed).any():
+        note = f"{n_eff.min()} distinct tokens of {n}, at least {needed} needed"
+    elif np.isnan(value).any():
+        note = "neighbours at equal distances"
+    n_eff = np.where(nb.finite, n_eff, 0)
+    return Estimate(value, note, n_eff, 1.0 - n_eff / n, nb.noise_ratio)
+
+
+def _check_twonn(method: str, discard_fraction: float) -> None:
+    check_option(method, ("mle", "linear"), "method")
+    if not (0 < discard_fraction < 1 or (discard_fraction == 0 and method == "mle")):
+        raise ValueError(f"discard_fraction {discard_fraction} is not possible with {method!r}")
+
+
+def twonn_from_gram(
+    G: Gram | Neighbours,
+    *,
+    method: str = "mle",
+    discard_fraction: float = 0.1,
+    dtype_tol: float = DTYPE_TOL,
+    n_min: int = 32,
+) -> Estimate:
+    """TwoNN (Facco et al. 2017) of one Gram or of R subsets at once; equals scikit-dimension.
+
+    "mle": (k - 1) / (sum_{i<=k} log mu_i + (N - k) log mu_k), mu = r2 / r1 sorted, k kept after
+    ``discard_fraction`` of the largest (0 gives DADApy's "ml"). "linear": slope through the
+    origin of -log(1 - i/N) on log mu.
+    """
+    _check_twonn(method, discard_fraction)
+    nb = G if isinstance(G, Neighbours) else neighbours(G, k=2, dtype_tol=dtype_tol)
+    n = nb.keep.sum(axis=-1)[..., None]
+    with np.errstate(all="ignore"):
+        log_mu = np.log(nb.distances[..., 1] / nb.distances[..., 0])
+        x = np.sort(np.where(nb.keep, log_mu, np.inf), axis=-1)
+        k = (n * (1 - discard_fraction)).astype(int)
+        rank = np.arange(1, x.shape[-1] + 1)
+        x = np.where(rank <= k, x, 0.0)
+        if method == "mle":
+            value = (k[..., 0] - 1) / (x.sum(axis=-1) + (n - k)[..., 0] * x.max(axis=-1))
+        else:
+            y = np.where(rank <= k, -np.log(1 - rank / n), 0.0)
+            value = (x * y).sum(axis=-1) / (x * x).sum(axis=-1)
+    return _estimate(value, nb, max(n_min, 3))
+
+
+def mle_from_gram(
+    G: Gram | Neighbours,
+    *,
+    k: int = 20,
+    comb: str = "mle",
+    dtype_tol: float = DTYPE_TOL,
+    n_min: int = 32,
+) -> Estimate:
+    """Levina-Bickel MLE of one Gram or of R subsets at once; equals scikit-dimension.
+
+    Inverse dimension at a point = mean over its k - 1 nearer neighbours of log(r_k / r_j);
+    ``comb`` "mle" averages the inverses (MacKay and Ghahramani), "mean" the values.
+    """
+    check_option(comb, ("mle", "mean"), "comb")
+    nb = G if isinstance(G, Neighbours) else neighbours(G, k=k, dtype_tol=dtype_tol)
+    r = nb.distances[..., :k]
+    if r.shape[-1] < k or k < 2:
+        raise ValueError(f"k={k} neighbours asked of a table of {nb.distances.shape[-1]}")
+    n_eff = nb.keep.sum(axis=-1)
+    with np.errstate(all="ignore"):
+        inverse = np.log(r[..., -1:] / r).sum(axis=-1) / (k - 1)
+        if comb == "mle":
+            value = n_eff / inverse.sum(axis=-1, where=nb.keep)
+        else:
+            value = (1.0 / inverse).sum(axis=-1, where=nb.keep) / n_eff
+    return _estimate(value, nb, max(n_min, k + 1))
+
+
+def intrinsic_dimension(
+    H: Any,
+    *,
+    estimator: str = "twonn",
+    dtype_tol: float = DTYPE_TOL,
+    n_min: int = 32,
+    method: str = "mle",
+    discard_fraction: float = 0.1,
+    k: int = 20,
+    n1: int = 1,
+) -> Estimate:
+    """Intrinsic dimension of one token set by scikit-dimension, after removing duplicates.
+
+    Args:
+        H: states (N, D), or their ``Gram``.
+        estimator: "twonn"; "mle" (Levina-Bickel, less variance, biased low above d = 5);
+            "gride" (neighbours n1 and 2 n1; larger n1 looks at a larger scale).
+        dtype_tol: see ``neighbours``.
+        n_min: fewest distinct tokens for an answer.
+        method: TwoNN only, like ``discard_fraction``: see ``twonn_from_gram``.
+        discard_fraction: see ``method``.
+        k: MLE only, number of neighbours.
+        n1: GRIDE only.
+
+    Returns:
+        Estimate with float and int fields; value NaN and a note when there is no answer.
+    """
+    check_option(estimator, ("twonn", "mle", "gride"), "estimator")
+    _check_twonn(method, discard_fraction)
+    if k < 2 or n1 < 1:
+        raise ValueError(f"k must be at least 2 and n1 at least 1, got k={k} and n1={n1}")
+    G = H if isinstance(H, Gram) else gram(H)
+    nb = neighbours(G, k=max(2, k if estimator == "mle" else 2), dtype_tol=dtype_tol)
+    needed = max(n_min, {"twonn": 3, "mle": k + 1, "gride": 2 * n1 + 2}[estimator])
+    value, note = np.nan, ""
+    if nb.finite and nb.keep.sum() >= needed:
+        import skdim  # two seconds: only when an estimate is really made
+
+        r = nb.distances[nb.keep]
+        with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                if estimator == "twonn":
+                    fit = skdim.id.TwoNN(discard_fraction, dist=True, method=method).fit(r)
+                elif estimator == "mle":
+                    fit = skdim.id.MLE().fit(r, precomputed_knn_arrays=(r, r), n_neighbors=k)
+                else:  # points with the same distances, in as many dimensions as tokens
+                    weights, vectors = np.linalg.eigh(G.recentred()[nb.keep][:, nb.keep])
+                    fit = skdim.id.GRIDE(n1=n1).fit(vectors * np.sqrt(weights.clip(0)))
+                value = fit.dimension_
+            except ValueError:  # GRIDE refuses ties; bad options were refused above
+                value = np.inf
+        note = "; ".join(str(w.message) for w in caught if w.category is UserWarning)
+    e = _estimate(np.float64(value), nb, needed, note)
+    return Estimate(*(x if isinstance(x, str) else x.item() for x in vars(e).values()))

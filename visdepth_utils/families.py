@@ -1,0 +1,143 @@
+"""What differs between families of vision language models, as data.
+
+Everything the package does goes through the same hooks on ``model.get_decoder().layers``. The few
+facts that are not uniform in transformers 5 live here and nowhere else, so that supporting a family
+means adding a row, never a branch.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about one model type.
+
+    Attributes:
+        model_type: ``config.model_type`` of the checkpoint.
+        structural_tokens: Tokens round or inside an image that are neither image nor text (row
+            tags, breaks, begin and end of image). Names that the tokenizer does not know are
+            skipped.
+        required_keys: Processor outputs without which the forward pass is silently wrong.
+        positions: ``"1d"``: position ids are counted from the attention mask and passed explicitly,
+            so that left padding changes nothing; ``"model"``: the model must compute its own.
+        nested_images: The processor wants one list of images per sample instead of one flat list.
+        causal_prefix: False where image and prompt see each other in both directions.
+        injection_layers: Decoder layers after which visual features are added again (DeepStack).
+        mixed_attention: Attention differs between layers (sliding windows, dictionaries of masks).
+        linear_attention: Some layers keep no keys and values, so that hiding keys is impossible
+            there.
+        caveat: One sentence for reports; empty where there is nothing to say.
+    """
+
+    model_type: str
+    structural_tokens: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()
+    positions: str = "1d"
+    nested_images: bool = False
+    causal_prefix: bool = True
+    injection_layers: tuple[int, ...] = ()
+    mixed_attention: bool = False
+    linear_attention: bool = False
+    caveat: str = ""
+
+
+_QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|video_pad|>")
+_IDEFICS_TOKENS = (
+    "<fake_token_around_image>",
+    "<global-img>",
+    *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)),
+)
+
+_FAMILIES = (
+    Family("llava"),
+    Family(
+        "llava_next", caveat="image_newline vectors sit inside the image span and count as image"
+    ),
+    Family(
+        "llava_onevision",
+        structural_tokens=("<video>",),
+        caveat="image_newline vectors sit inside the image span and count as image",
+    ),
+    Family("internvl", structural_tokens=("<img>", "</img>")),
+    Family(
+        "qwen2_vl",
+        structural_tokens=_QWEN_TOKENS,
+        required_keys=("mm_token_type_ids",),
+        positions="model",
+    ),
+    Family(
+        "qwen2_5_vl",
+        structural_tokens=_QWEN_TOKENS,
+        required_keys=("mm_token_type_ids",),
+        positions="model",
+        mixed_attention=True,
+    ),
+    Family(
+        "qwen3_vl",
+        structural_tokens=_QWEN_TOKENS,
+        required_keys=("mm_token_type_ids",),
+        positions="model",
+        injection_layers=(0, 1, 2),
+        caveat="visual features are added again after layers 0-2, beside those blocks' own updates",
+    ),
+    Family(
+        "qwen3_5",
+        structural_tokens=_QWEN_TOKENS,
+        required_keys=("mm_token_type_ids",),
+        positions="model",
+        mixed_attention=True,
+        linear_attention=True,
+        caveat="linear-attention layers hold no keys that could be hidden",
+    ),
+    Family(
+        "idefics3",
+        structural_tokens=_IDEFICS_TOKENS,
+        nested_images=True,
+        caveat="an image is many spans with row tags between them",
+    ),
+    Family(
+        "smolvlm",
+        structural_tokens=_IDEFICS_TOKENS,
+        nested_images=True,
+        caveat="an image is many spans with row tags between them",
+    ),
+    Family(
+        "gemma3",
+        structural_tokens=("<start_of_image>", "<end_of_image>"),
+        required_keys=("token_type_ids",),
+        nested_images=True,
+        mixed_attention=True,
+        caveat="attention is bidirectional inside an image and mostly in sliding windows",
+    ),
+    Family(
+        "paligemma",
+        required_keys=("token_type_ids",),
+        positions="model",
+        causal_prefix=False,
+        caveat="image and prompt see each other in both directions",
+    ),
+    Family("mistral3", structural_tokens=("[IMG_BREAK]", "[IMG_END]")),
+)
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
+
+
+def family_of(model_type: str, name: str) -> Family:
+    """Look up the facts of a family.
+
+    Args:
+        model_type: ``config.model_type`` of the checkpoint.
+        name: How the user named the checkpoint, for the message.
+
+    Returns:
+        The family's row.
+
+    Raises:
+        ValueError: If the family is not in the table; guessing its tokens would give wrong masks.
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"{name!r} is of family {model_type!r}, which has no row in "
+            f"visdepth_utils/families.py: use one of {', '.join(sorted(FAMILIES))}, or add a row"
+        )
+    return FAMILIES[model_type]

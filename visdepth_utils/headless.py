@@ -1,0 +1,222 @@
+"""Execute one notebook without a browser: live output, one-line errors, atomic result."""
+
+import ast
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from visdepth_utils.files import write_text
+
+KERNEL = "python3"
+# The kernel talks to this process on this machine only; its advice on encryption is noise here.
+_KERNEL_ARGUMENTS = ["--log-level=ERROR"]
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the execution of a notebook ended.
+
+    Attributes:
+        seconds: It took.
+        error: None, or one line ``Name: message``.
+        details: The traceback, for whoever asks for it.
+    """
+
+    seconds: float
+    error: str | None = None
+    details: str = ""
+
+
+class Indented:
+    """A stream for a notebook's output: indented, lines rewritten in place only in a terminal."""
+
+    def __init__(self, stream: TextIO, indent: str = "    ") -> None:
+        """Wrap a stream.
+
+        Args:
+            stream: Where the output goes.
+            indent: In front of each line.
+        """
+        self.stream, self.indent, self.fresh = stream, indent, True
+
+    def write(self, text: str) -> None:
+        """Pass text on.
+
+        Args:
+            text: Any piece of output, not necessarily whole lines.
+        """
+        in_place = self.stream.isatty()
+        for piece in re.split(r"(\r?\n|\r)", text):
+            if piece == "\r":
+                if in_place:
+                    self.stream.write("\r\x1b[K")
+                elif not self.fresh:  # a log keeps each state of the line
+                    self.stream.write("\n")
+                self.fresh = True
+            elif piece in ("\n", "\r\n"):
+                self.stream.write("\n")
+                self.fresh = True
+            elif piece:
+                self.stream.write((self.indent if self.fresh else "") + piece)
+                self.fresh = False
+
+    def flush(self) -> None:
+        """Flush the wrapped stream."""
+        self.stream.flush()
+
+    def end(self) -> None:
+        """Finish a line that was left open."""
+        if not self.fresh:
+            self.write("\n")
+
+
+def use_own_kernel() -> None:
+    """Make ``python3`` mean the interpreter that runs this, whatever kernels the user has.
+
+    Raises:
+        FileNotFoundError: If this environment has no such kernel.
+    """
+    os.environ.pop("JUPYTER_PATH", None)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Figures belong into the notebook even where the caller asked for a backend without display.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The kernel's debugger warns about frozen modules on stderr, that is, in the notebook.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        first = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+    except NoSuchKernel:
+        first = ""
+    # jupyter_client puts sys.executable where a specification just says "python".
+    if (
+        first not in ("python", "python3")
+        and Path(first).resolve() != Path(sys.executable).resolve()
+    ):
+        raise FileNotFoundError(
+            f"no Jupyter kernel {KERNEL!r} in {sys.prefix}: python -m pip install ipykernel"
+        )
+
+
+def parameter_names(source: Path) -> set[str]:
+    """Names that a notebook's ``parameters`` cell declares.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Names, empty if no cell has that tag.
+    """
+    return {
+        name.id
+        for cell in nbformat.read(source, as_version=4).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.Assign)
+        for name in node.targets
+        if isinstance(name, ast.Name)
+    }
+
+
+def execute(
+    source: Path, target: Path, parameters: dict[str, Any], cwd: Path, stream: TextIO
+) -> Outcome:
+    """Run a notebook with parameters and keep the executed copy, also of one that broke.
+
+    Args:
+        source: The notebook; left unchanged.
+        target: The executed copy, saved after each cell.
+        parameters: Literals, injected after the ``parameters`` cell.
+        cwd: Working directory of the kernel.
+        stream: Where its output is shown while it runs.
+
+    Returns:
+        Time and error: what the notebook raises is returned here; KeyboardInterrupt is raised.
+    """
+    shown = Indented(stream)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    error, details = None, ""
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=parameters,
+            kernel_name=KERNEL,
+            language="python",
+            progress_bar=False,
+            stdout_file=shown,
+            stderr_file=shown,
+            cwd=str(cwd),
+            coalesce_streams=True,
+            extra_arguments=_KERNEL_ARGUMENTS,
+        )
+    except PapermillExecutionError as problem:
+        error = _one_line(problem.ename, problem.evalue)
+        details = "\n".join(problem.traceback)
+    except DeadKernelError:
+        error = "DeadKernelError: the kernel died, most likely out of memory: use a smaller N="
+    finally:
+        shown.end()
+        shown.flush()
+    return Outcome(time.monotonic() - start, error, details)
+
+
+def refresh(path: Path) -> Outcome:
+    """Run a notebook as it is, and store its outputs in place, ready to be committed.
+
+    Args:
+        path: The notebook; unchanged if a cell raises or prints on stderr.
+
+    Returns:
+        Time and error.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        kernel_name=KERNEL,
+        timeout=None,
+        coalesce_streams=True,
+        record_timing=False,
+        extra_arguments=_KERNEL_ARGUMENTS,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    start = time.monotonic()
+    try:
+        client.execute()
+    except CellExecutionError as problem:
+        return Outcome(
+            time.monotonic() - start, _one_line(problem.ename, problem.evalue), problem.traceback
+        )
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                text = output["text"]
+                return Outcome(time.monotonic() - start, _one_line("printed on stderr", text), text)
+    # What depends on the machine but not on the notebook would make every refresh a change.
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": KERNEL,
+    }
+    notebook.metadata["language_info"] = {"name": "python"}
+    write_text(path, nbformat.writes(notebook) + "\n")
+    return Outcome(time.monotonic() - start)
+
+
+def _one_line(name: str, message: str) -> str:
+    """The first line of an error, without colours."""
+    lines = _ANSI.sub("", message).strip().splitlines()
+    return f"{name}: {lines[0][:300]}" if lines else name

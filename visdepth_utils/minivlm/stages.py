@@ -1,0 +1,241 @@
+"""The decoder's training stages: what each trains, on which batches, at which rates.
+
+Text first, then the projector on the frozen decoder, then both at a smaller rate; text-only and
+blind prompts stay in every stage. Batches are a function of (seed, stage, step), so a killed run
+repeats nothing and changes nothing. bf16 autocast on the CPU or on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from visdepth_utils.minivlm.optim import Optimiser, schedule
+from visdepth_utils.minivlm.packing import Batch, pack
+from visdepth_utils.minivlm.world import Scene
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the decoder's training.
+
+    `rows` and `length`: rows per step and tokens per row for shapes and charts. `modes`: shares of
+    rows with the
+    picture, with the scene in words, and blind. `trains`: "decoder", "projector" or "both".
+    """
+
+    name: str
+    steps: int
+    muon_rate: float
+    adam_rate: float
+    modes: tuple[float, float, float]
+    trains: str
+    rows: tuple[int, int] = (8, 4)
+    length: tuple[int, int] = (448, 288)
+
+
+STAGES = {
+    "base": (
+        Stage("text", 1200, 0.02, 2e-3, (0.0, 0.96, 0.04), "decoder", length=(384, 224)),
+        Stage("align", 150, 0.02, 2e-3, (1.0, 0.0, 0.0), "projector"),
+        Stage("joint", 3000, 0.012, 1.2e-3, (0.88, 0.08, 0.04), "both"),
+    ),
+    "small": (
+        Stage("text", 1000, 0.02, 2e-3, (0.0, 0.96, 0.04), "decoder", length=(384, 224)),
+        Stage("align", 150, 0.02, 2e-3, (1.0, 0.0, 0.0), "projector"),
+        Stage("joint", 2400, 0.012, 1.2e-3, (0.88, 0.08, 0.04), "both"),
+    ),
+}
+
+
+def hidden_states(
+    model: nn.Module, decoder: Any, batch: Batch, features: torch.Tensor
+) -> torch.Tensor:
+    """Final hidden states (B, S, D) of a packed batch; `features` is the tower's bank."""
+    states = model.get_input_embeddings()(batch.ids)
+    rows = batch.image >= 0
+    if rows.any():
+        projected = model.model.multi_modal_projector(
+            features[batch.image[rows].cpu()].to(states.device).float()
+        )
+        at = (batch.ids == model.config.image_token_id)[..., None].expand_as(states)
+        states = states.masked_scatter(at, projected.to(states.dtype))
+    out = decoder(
+        inputs_embeds=states,
+        attention_mask=batch.mask(),
+        position_ids=batch.positions,
+        use_cache=False,
+    )
+    return out.last_hidden_state
+
+
+def loss_of(
+    model: nn.Module, decoder: Any, batch: Batch, features: torch.Tensor, prompt_weight: float
+) -> torch.Tensor:
+    """Next-token loss on the answers, plus `prompt_weight` times that on all other text."""
+    with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
+        states = hidden_states(model, decoder, batch, features)[:, :-1]
+        logits = model.lm_head(states).float()
+    targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
+        weights
+    )
+    loss = (losses * weights).sum() / weights.sum()
+    if (
+        prompt_weight
+    ):  # within one segment only, so that a turn is not asked to predict the next turn
+        inside = (
+            (batch.segments[:, 1:] == batch.segments[:, :-1])
+            & (weights == 0)
+            & (batch.segments[:, 1:] >= 0)
+        )
+        loss = loss + prompt_weight * (losses * inside).sum() / inside.sum()
+    return loss
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: nn.Module, decoder: Any, batches: list[tuple[Batch, torch.Tensor]]
+) -> dict[str, float]:
+    """Share of turns whose answer tokens are all the most likely: greedy exact match."""
+    right: dict[str, list[float]] = defaultdict(list)
+    for batch, features in batches:
+        with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
+            best = model.lm_head(hidden_states(model, decoder, batch, features)).argmax(-1)
+        hit = torch.zeros_like(batch.ids, dtype=torch.bool)
+        hit[:, 1:] = best[:, :-1] == batch.ids[:, 1:]
+        for b, questions in enumerate(batch.labels):
+            for k, q in enumerate(questions):
+                ok = float(hit[b][batch.turns[b] == k].all())
+                right[q.task if q.task != "reason" else f"reason-{q.style}"].append(ok)
+                if q.task == "reason":
+                    right[f"{q.kind}-{q.style}"].append(ok)
+    return {k: round(float(np.mean(v)), 3) for k, v in sorted(right.items())}
+
+
+class Batches:
+    """Batches of a stage as a function of the step, so that resuming needs no random state."""
+
+    def __init__(
+        self, stage: Stage, seed: int, cached: dict[str, Any], tokenizer: Any, device: torch.device
+    ) -> None:
+        """Keep what a batch is made from; `cached` is what `prepare_tower` gives."""
+        self.stage, self.seed, self.cached, self.tokenizer = stage, seed, cached, tokenizer
+        self.device = device
+
+    def draw(
+        self, kind: str, step: int, part: str = "train", modes: tuple | None = None
+    ) -> tuple[Batch, torch.Tensor]:
+        """One micro-batch of a kind of world, with the feature bank it indexes."""
+        which = ("shapes", "charts").index(kind)
+        name = sum(map(ord, self.stage.name))
+        rng = np.random.default_rng([self.seed, name, step, which, part == "train"])
+        scenes: list[Scene] = self.cached["scenes"][kind][part]
+        picked = [int(i) for i in rng.integers(0, len(scenes), self.stage.rows[which])]
+        shares = modes or self.stage.modes
+        drawn = [("image", "text", "blind")[int(i)] for i in rng.choice(3, len(picked), p=shares)]
+        rows = [scenes[i] for i in picked]
+        batch = pack(rows, picked, drawn, self.tokenizer, self.stage.length[which], rng)
+        return batch.to(self.device), self.cached["features"][kind][part]
+
+
+def run_stage(
+    model: nn.Module,
+    stage: Stage,
+    seed: int,
+    cached: dict[str, Any],
+    tokenizer: Any,
+    folder: Path,
+    log: Callable[[str], None],
+) -> float:
+    """Train one stage, or load it if it is finished; checkpoints every 100 steps.
+
+    Args:
+        model: The model, changed in place.
+        stage: What to do.
+        seed: Of the batches.
+        cached: Scenes and tower features, from `tower.prepare`.
+        tokenizer: The embedded tokenizer.
+        folder: Where the checkpoint `STAGE.pt` lies.
+        log: Takes a line.
+
+    Returns:
+        Seconds of training, those of earlier, killed runs included.
+    """
+    checkpoint = folder / f"{stage.name}.pt"
+    modules = {
+        "decoder": [model.model.language_model, model.lm_head],
+        "projector": [model.model.multi_modal_projector],
+    }
+    modules["both"] = modules["projector"] + modules["decoder"]
+    model.requires_grad_(False)
+    for module in modules[stage.trains]:
+        module.requires_grad_(True)
+    optimiser = Optimiser(modules[stage.trains], stage.muon_rate, stage.adam_rate)
+    done, spent = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location=model.device)
+        model.load_state_dict(state["model"])
+        done, spent = state["step"], state["seconds"]
+        if done >= stage.steps:
+            return spent
+        optimiser.load_state_dict(state["optimiser"])
+    decoder = model.model.language_model
+    # The CPU compiler needs g++; without it training is slower, not different.
+    if model.device.type == "cuda" or shutil.which("g++"):
+        decoder = torch.compile(decoder, dynamic=False)
+    batches = Batches(stage, seed, cached, tokenizer, model.device)
+    seen = (1.0, 0.0, 0.0) if stage.modes[0] else (0.0, 1.0, 0.0)
+    held = [
+        batches.draw(k, 10**6 + i, "validation", seen)
+        for i in range(6)
+        for k in ("shapes", "charts")
+    ]
+    start, losses = time.time(), []
+    model.train()
+    for step in range(done, stage.steps):
+        for kind, share in (("shapes", 0.75), ("charts", 0.25)):
+            batch, features = batches.draw(kind, step)
+            loss = share * loss_of(
+                model, decoder, batch, features, 0.1 if stage.name == "text" else 0.0
+            )
+            if not torch.isfinite(loss):
+                raise RuntimeError(
+                    f"stage {stage.name} step {step}: loss is {loss.item()}; lower the rates"
+                )
+            loss.backward()
+            losses.append(loss.item())
+        optimiser.step(schedule(step, stage.steps))
+        if (step + 1) % 50 == 0:
+            pace = (step + 1 - done) / (time.time() - start)
+            left = (stage.steps - step - 1) / pace / 60
+            log(
+                f"{stage.name} {step + 1}/{stage.steps} loss {2 * np.mean(losses[-100:]):.3f} "
+                f"{pace:.2f} steps/s {left:.0f} min left"
+            )
+        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            state = {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "step": step + 1,
+                "seconds": spent + time.time() - start,
+            }
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if (step + 1) % 250 == 0 or step + 1 == stage.steps:
+            model.eval()
+            found = json.dumps(teacher_forced(model, decoder, held))
+            log(f"{stage.name} {step + 1} validation {found}")
+            model.train()
+    return spent + time.time() - start

@@ -1,0 +1,166 @@
+"""Where numbers come from: versions, machine, and the identity of model and data by content."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from visdepth_utils.checkpoints import REPO, locate, weights_hash
+
+PACKAGES = (
+    "visdepth-utils",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-dimension",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "seaborn",
+    "papermill",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make numbers and pictures.
+
+    Returns:
+        Name to version; packages that are not installed are left out.
+    """
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The machine in terms that matter for numbers and minutes; never its name or user.
+
+    Returns:
+        ``platform``, ``cpu``, ``cores``, ``threads`` (of torch), ``gpu`` (name or None).
+    """
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def commit(folder: Path = REPO) -> str | None:
+    """The git commit of the code, with ``+changes`` when tracked files differ from it.
+
+    Args:
+        folder: Of the checkout.
+
+    Returns:
+        Commit hash, or None outside of a git checkout or without git.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        # A package installed inside someone else's checkout must not borrow that checkout's commit.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != folder.resolve():
+            return None
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def model_identity(model: str) -> dict[str, str | None]:
+    """Which weights a model name stands for, without loading them.
+
+    Args:
+        model: Checkpoint folder or hub id.
+
+    Returns:
+        ``name``, ``weights_hash`` and ``revision`` (commit on the hub). A model of the hub that was
+        not fetched yet has None for both.
+
+    Raises:
+        FileNotFoundError: If a folder is meant and it does not hold a checkpoint.
+        ValueError: If it holds no safetensors weights.
+    """
+    where = locate(model)
+    revision = None
+    if not Path(where).is_dir():
+        config = try_to_load_from_cache(where, "config.json")
+        if not isinstance(config, str) or not list(Path(config).parent.glob("*.safetensors")):
+            return {"name": model, "weights_hash": None, "revision": None}
+        where, revision = str(Path(config).parent), Path(config).parent.name
+    files = sorted(Path(where).glob("*"))
+    state = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return {"name": model, "weights_hash": _weights_hash(where, state), "revision": revision}
+
+
+def data_identity(source: str | None) -> dict[str, str | None]:
+    """Which data a source stands for.
+
+    Args:
+        source: Local folder, name on the hub, or None for the embedded worlds.
+
+    Returns:
+        ``source`` and ``hash`` (sha256 over names and contents of the files; None if it is not a
+        folder).
+    """
+    folder = Path(source).expanduser() if source else REPO / "data" / "worlds"
+    if not folder.is_dir() and source:
+        folder = REPO / source
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    if not files:
+        return {"source": source or "embedded worlds", "hash": None}
+    state = tuple(
+        (str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files
+    )
+    return {"source": source or "embedded worlds", "hash": _folder_hash(folder, state)}
+
+
+@cache
+def _weights_hash(where: str, _state: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash once per state of the folder: weights of gigabytes take seconds."""
+    return weights_hash(where, "")
+
+
+@cache
+def _folder_hash(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash names and contents, once per state of the folder."""
+    digest = hashlib.sha256()
+    for name, _, _ in state:
+        with (folder / name).open("rb") as handle:
+            digest.update(f"{name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
+def _cpu_name() -> str:
+    """Model name of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,198 @@
+"""Run all notebooks on one model: live output, nothing done twice, a report at the end."""
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from visdepth_utils import headless, provenance, report, stepcache
+from visdepth_utils.checkpoints import REPO
+from visdepth_utils.claims import CLAIMS_FILE
+from visdepth_utils.files import write_text
+from visdepth_utils.progress import duration
+from visdepth_utils.runs import Run, annotate, read_provenance
+from visdepth_utils.settings import check_settings, run_folder
+
+DEFAULT_MODEL = "data/minivlm/base"
+_STAMP = "visdepth"
+
+
+def ordered_notebooks(folder: Path) -> list[Path]:
+    """The notebooks of a run, ``00_...ipynb`` first.
+
+    Args:
+        folder: Holds them.
+
+    Returns:
+        Sorted paths.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"no notebook NN_*.ipynb in {folder}: give --notebooks a folder")
+    return found
+
+
+def reproduce(
+    chosen: dict[str, Any],
+    out: str | Path | None = None,
+    notebooks: Path = REPO / "notebooks",
+    stream: Any = None,
+) -> int:
+    """Execute the notebooks into a results folder, then print the verdicts and write the report.
+
+    A notebook whose source, parameters, code, weights and data did not change since it was finished
+    is not run again. One that breaks does not keep the others from running.
+
+    Args:
+        chosen: The settings the user gave (``model``, ``source``, ``n_samples``, ``seed``,
+            ``device``, ``dtype``, ``profile``); what is missing is left to each notebook's default,
+            except the model: ``DEFAULT_MODEL``.
+        out: Results folder, relative to the working directory; None for
+            ``results/<model>-<profile>``.
+        notebooks: Folder of the notebooks.
+        stream: Where to print; None for stdout.
+
+    Returns:
+        0, or 1 if a notebook broke. A claim that is not supported breaks nothing.
+
+    Raises:
+        ValueError: For a bad setting, before anything runs.
+        FileNotFoundError: For a missing model or no notebooks.
+    """
+    stream = stream or sys.stdout
+    chosen = {"model": DEFAULT_MODEL, "profile": "quick", **chosen}
+    defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
+    settings = check_settings(**{**defaults, **chosen})
+    sources = ordered_notebooks(notebooks)
+    headless.use_own_kernel()
+    folder = run_folder(chosen["model"], chosen["profile"], Path(out).absolute() if out else None)
+    provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
+    run = Run(folder, settings)
+    parameters = {**chosen, "out_dir": _portable(folder)}
+    _say(stream, f"{len(sources)} notebooks on {settings['model']}, results in {_portable(folder)}")
+    start = time.monotonic()
+    broken: dict[str, str] = {}
+    reused = 0
+    for number, source in enumerate(sources, 1):
+        head = f"[{number}/{len(sources)}] {source.stem}"
+        if _is_finished(run, source, parameters):
+            reused += 1
+            _say(stream, f"{head}: unchanged since it was finished, not run again")
+            continue
+        _say(stream, head)
+        outcome = _execute(run, source, parameters, stream)
+        if outcome.error:
+            broken[source.stem] = outcome.error
+            _say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
+            if outcome.details and os.environ.get("DEBUG"):
+                _say(stream, outcome.details)
+        else:
+            _say(stream, f"{head}: done in {duration(outcome.seconds)}")
+    page = report.write_report(folder, [source.stem for source in sources], broken)
+    _say(stream, "\n" + report.verdict_text(folder, broken))
+    for name, error in broken.items():
+        _say(stream, f"broken: {name}: {error}")
+    ran = len(sources) - reused - len(broken)
+    spent = duration(time.monotonic() - start)
+    _say(stream, f"\n{ran} run, {reused} unchanged, {len(broken)} broken, in {spent}")
+    _say(stream, f"report: {_portable(page)}")
+    return 1 if broken else 0
+
+
+def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
+    """Run notebooks with their default parameters and store the outputs in place.
+
+    Args:
+        paths: The notebooks.
+        stream: Where to print; None for stdout.
+
+    Returns:
+        0, or 1 if one broke (it is left as it was).
+
+    Raises:
+        FileNotFoundError: If a notebook or the kernel is missing.
+    """
+    stream = stream or sys.stdout
+    headless.use_own_kernel()
+    status = 0
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"no notebook {path}: give the path of an .ipynb file")
+        outcome = headless.refresh(path)
+        status |= bool(outcome.error)
+        end = f"broke, left as it was: {outcome.error}" if outcome.error else "outputs stored"
+        _say(stream, f"{path.stem}: {end} ({duration(outcome.seconds)})")
+        if outcome.details and os.environ.get("DEBUG"):
+            _say(stream, outcome.details)
+    return status
+
+
+def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) -> headless.Outcome:
+    """Run one notebook; on success stamp it with its inputs, on failure withdraw its verdicts."""
+    unknown = sorted(set(parameters) - headless.parameter_names(source))
+    if unknown:
+        names = ", ".join(unknown)
+        return headless.Outcome(0.0, f"its cell tagged 'parameters' does not declare {names}")
+    target = run.folder / "notebooks" / source.name
+    outcome = headless.execute(source, target, parameters, REPO, stream)
+    if outcome.error:
+        run.withdraw(source.stem)
+        return outcome
+    used = read_provenance(run.folder).get("settings", {})  # with the notebook's own defaults
+    minutes = round(outcome.seconds / 60, 2)
+    annotate(run.folder, notebooks={source.stem: {"minutes": minutes, "settings": used}})
+    executed = nbformat.read(target, as_version=4)
+    # Taken after the run: a model from the hub has its hash only now.
+    executed.metadata[_STAMP] = {"inputs": _inputs(run, source, parameters)}
+    write_text(target, nbformat.writes(executed) + "\n")
+    return outcome
+
+
+def _is_finished(run: Run, source: Path, parameters: dict[str, Any]) -> bool:
+    """Whether the executed copy is complete and was made from the very same inputs."""
+    target = run.folder / "notebooks" / source.name
+    if not (run.folder / "claims.json").exists() or not target.exists():
+        return False
+    try:
+        stamp = nbformat.read(target, as_version=4).metadata.get(_STAMP, {})
+    except Exception:  # half a file, whatever is wrong with it, means: run again
+        return False
+    return stamp.get("inputs") == _inputs(run, source, parameters)
+
+
+def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
+    """Hash of everything an executed notebook depends on."""
+    cells = nbformat.read(source, as_version=4).cells
+    package = Path(__file__).parent
+    parts = {
+        "cells": [[cell.cell_type, cell.source] for cell in cells],
+        "parameters": parameters,
+        "device": run.device,
+        "weights": provenance.model_identity(run.settings["model"]),
+        "data": provenance.data_identity(run.settings["source"]),
+        "code": [
+            stepcache.hash_sources(folder)
+            for folder in sorted({package, *(file.parent for file in package.rglob("*.py"))})
+        ],
+        "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
+        "versions": provenance.versions(),
+    }
+    return hashlib.sha256(stepcache.canonical(parts).encode()).hexdigest()
+
+
+def _portable(path: Path) -> str:
+    """Relative to the repository where possible, so that results can be moved with it."""
+    return path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
+
+
+def _say(stream: Any, text: str) -> None:
+    """Print one line at once, also into a pipe."""
+    print(text, file=stream, flush=True)

@@ -1,0 +1,289 @@
+"""C1, image tokens stabilise early: the rule behind the entry in data/claims.yaml.
+
+The questions come in this order: can it be measured, is the pattern there, does the representation
+itself slow down, and is it more than an untrained model of the same architecture shows.
+"""
+
+import copy
+import math
+from fractions import Fraction
+from typing import Any
+
+import pandas as pd
+
+from visdepth_utils.rules.settling import (
+    EARLY,
+    UNCLEAR,
+    Part,
+    by_image,
+    image_layer_matrix,
+    interval,
+    reflected,
+    settling,
+    weakest,
+)
+
+Spec = dict[str, Any]
+Curves = dict[str, pd.DataFrame]  # measure -> (images x layers)
+NAN = float("nan")
+COLUMNS = {"image", "modality", "layer", "metric", "value"}
+
+
+def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Apply the rule of C1.
+
+    Args:
+        spec: Entry of claims.yaml with ``common`` merged in.
+        table: ``layer_geometry`` of the trained model.
+        controls: Name -> ``layer_geometry`` of an untrained control on the same images.
+
+    Returns:
+        Fields of ``Verdict`` except claim, statement, model and notebook.
+
+    Raises:
+        ValueError: If a table lacks a column or metric, or a control has other images or layers.
+    """
+    common = spec["common"]
+    curves, asked, note = _curves(spec, table)
+    depth, n = _depth(table), len(next(iter(curves.values())))
+    found: dict[str, Any] = {
+        "effect": NAN,
+        "ci": (NAN, NAN),
+        "control_effect": NAN,
+        "thresholds": thresholds(spec, depth),
+        "n_images": n,
+    }
+    if asked == 0 or n < (1 - common["max_missing_share"]) * asked:
+        why = f" ({note})" if note else ""
+        return found | _says("not testable", f"{asked - n} of {asked} images have no value{why}")
+    if depth < common["min_layers"]:
+        least = common["min_layers"]
+        return found | _says("not testable", f"{depth} decoder layers; it takes at least {least}")
+
+    trained = _parts(spec, curves, depth)
+    effect, ci = reflected(*weakest(trained), common["level"], 0)
+    details = _details(spec, trained, depth)
+    contrasts = _contrasts(spec, trained, controls, curves, depth)
+    found |= {"effect": effect, "ci": ci, "details": details, "controls": contrasts}
+    if len(contrasts):
+        found["control_effect"] = float(contrasts["effect"].max())
+    if n < common["min_images"]:
+        least = common["min_images"]
+        return found | _says("inconclusive", f"{n} images; the rule asks for at least {least}")
+    if answer := _pattern(trained):
+        return found | answer
+    check = _representation(spec, table, curves, max(part.layer for part in trained.values()))
+    found["details"] = pd.concat([details, check], ignore_index=True)
+    return found | _attribution(check, contrasts)
+
+
+def variants(spec: Spec) -> dict[str, Spec]:
+    """The same claim under the other settings that its ``sensitivity`` names.
+
+    Args:
+        spec: Entry of claims.yaml.
+
+    Returns:
+        Name of the variant -> changed entry.
+    """
+    out = {}
+    for factor in spec["sensitivity"]["margin_factors"]:
+        changed = copy.deepcopy(spec)
+        for metric in changed["metrics"].values():
+            log = metric["scale"] == "log"
+            metric["margin"] = metric["margin"] ** factor if log else metric["margin"] * factor
+        out[f"margins x {factor:g}"] = changed
+    changed = copy.deepcopy(spec)
+    changed["metrics"]["intrinsic_dimension"]["column"] = spec["sensitivity"]["id_estimator"]
+    out[f"dimension by {spec['sensitivity']['id_estimator']}"] = changed
+    return out
+
+
+def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
+    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
+    margins = {f"margin_{m['column']}": m["margin"] for m in spec["metrics"].values()}
+    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
+    return {
+        "z_star_max": spec["z_star_max"],
+        "early_layer": early_layer(spec, depth),
+        **margins,
+        **{name: spec["common"][name] for name in names},
+    }
+
+
+def early_layer(spec: Spec, depth: int) -> int:
+    """Last layer l with l / (L - 1) within ``z_star_max``."""
+    return int(Fraction(spec["z_star_max"]) * (depth - 1))
+
+
+def _says(verdict: str, reason: str) -> dict[str, str]:
+    return {"verdict": verdict, "reason": reason}
+
+
+def _depth(table: pd.DataFrame) -> int:
+    """Decoder layers L: entropy is measured at states 0..L."""
+    return int(table.loc[table["metric"] == "entropy", "layer"].max())
+
+
+def _curves(spec: Spec, table: pd.DataFrame) -> tuple[Curves, int, str]:
+    """Curves of the images that have every value, images asked for, most frequent note."""
+    if missing := COLUMNS - set(table.columns):
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"table lacks column(s) {names}: pass what layer_geometry returns")
+    rows = table[table["modality"] == spec["modality"]]
+    if rows.empty:
+        raise ValueError(f"table has no {spec['modality']} tokens: add them to modalities=")
+    wide = {name: _wide(rows, metric["column"]) for name, metric in spec["metrics"].items()}
+    complete = rows["image"].drop_duplicates()
+    for curve in wide.values():
+        complete = complete[complete.isin(curve.index[curve.notna().all(axis=1)])]
+    for name, metric in spec["metrics"].items():
+        kept = wide[name].loc[complete]
+        wide[name] = kept.map(math.log) if metric["scale"] == "log" else kept
+    notes = rows.loc[rows["value"].isna(), "note"].replace("", None).dropna()
+    return wide, rows["image"].nunique(), "" if notes.empty else str(notes.mode().iloc[0])
+
+
+def _wide(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric as (images x layers); a missing value of any sample leaves a gap."""
+    if metric not in rows["metric"].unique():
+        raise ValueError(f"table has no metric {metric!r}: add it to metrics= of layer_geometry")
+    return image_layer_matrix(rows, metric)
+
+
+def _parts(spec: Spec, curves: Curves, depth: int) -> dict[str, Part]:
+    """Every measure under the same resamples of images."""
+    common, out = spec["common"], {}
+    for name, metric in spec["metrics"].items():
+        margin = metric["margin"]
+        out[name] = settling(
+            curves[name],
+            margin=math.log(margin) if metric["scale"] == "log" else float(margin),
+            early=early_layer(spec, depth),
+            fall=metric["pattern"] == "compresses",
+            level=common["level"],
+            resamples=common["resamples"],
+            seed=common["seed"],
+        )
+    return out
+
+
+def _pattern(parts: dict[str, Part]) -> dict[str, str] | None:
+    """A verdict where the pattern is not fully there; None where it is."""
+    least = sum(part.label == EARLY for part in parts.values())
+    most = least + sum(part.label == UNCLEAR for part in parts.values())
+    said = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
+    if least == len(parts):
+        return None
+    if max(least, 1) != max(most, 1):  # the open ones could move the verdict
+        return _says(
+            "inconclusive", f"intervals too wide to place the layer it settles at ({said})"
+        )
+    verdict = "weaker" if least == len(parts) - 1 else "not supported"
+    return _says(verdict, f"{least} of {len(parts)} measures change early and settle ({said})")
+
+
+def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int) -> pd.DataFrame:
+    """Is the representation itself slower after l* than before? Before minus after, by image."""
+    common, rows = spec["common"], table[table["modality"] == spec["modality"]]
+    images = next(iter(curves.values())).index
+    out = []
+    for column in spec["representation_check"]["columns"]:
+        curve = _wide(rows, column).reindex(images)
+        speed = 1 - curve if column.startswith("cka") else curve
+        before, after = speed.loc[:, speed.columns < layer], speed.loc[:, speed.columns >= layer]
+        change = (before.mean(axis=1) - after.mean(axis=1)).to_frame()
+        slower: bool | None = None
+        estimate = lo = hi = NAN
+        if change.notna().all(axis=None):
+            mean, draws = by_image(change, common["resamples"], common["seed"])
+            estimate, (lo, hi) = float(mean[0]), interval(draws[:, 0], common["level"])
+            slower = True if lo > 0 else False if estimate <= 0 else None
+        says = {True: "slower after l*", False: "not slower after l*", None: UNCLEAR}[slower]
+        row = {"measure": f"check: {column}", "metric": column, "label": says}
+        out.append(row | {"change": estimate, "lo": lo, "hi": hi})
+    return pd.DataFrame(out)
+
+
+def _contrasts(
+    spec: Spec,
+    trained: dict[str, Part],
+    controls: dict[str, pd.DataFrame],
+    curves: Curves,
+    depth: int,
+) -> pd.DataFrame:
+    """One row per control: does it show the pattern, and how much less of it."""
+    level, (effect, draws), rows = spec["common"]["level"], weakest(trained), []
+    for name, table in controls.items():
+        row: dict[str, Any] = {"control": name, "shows it": "not measured"}
+        row |= dict.fromkeys(("effect", "contrast", "lo", "hi"), NAN)
+        if parts := _control(spec, name, table, curves, depth):
+            own, own_draws = weakest(parts)
+            row["effect"], _ = reflected(own, own_draws, level, 0)
+            contrast = reflected(effect - own, draws - own_draws, level, -1)
+            row["contrast"], (row["lo"], row["hi"]) = contrast
+            states = [part.shows for part in parts.values()]
+            row["shows it"] = "no" if False in states else "unclear" if None in states else "yes"
+            row |= {key.replace("_", " "): part.label for key, part in parts.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _control(
+    spec: Spec, name: str, table: pd.DataFrame, curves: Curves, depth: int
+) -> dict[str, Part] | None:
+    """The control on exactly the trained model's images; None where it cannot be measured."""
+    other, _, _ = _curves(spec, table)
+    if (own := _depth(table)) != depth:
+        raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one architecture")
+    images = next(iter(curves.values())).index
+    if lacking := set(images) - set(table["image"].unique()):
+        raise ValueError(
+            f"control {name!r} lacks {len(lacking)} of {len(images)} images: use the same samples"
+        )
+    if any(not images.isin(curve.index).all() for curve in other.values()):
+        return None
+    return _parts(spec, {key: curve.loc[images] for key, curve in other.items()}, depth)
+
+
+def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]:
+    """The pattern is there: is it the representation, and is it more than architecture?"""
+    there = "the pattern is there, but"
+    if check["label"].eq("not slower after l*").any():
+        return _says("weaker", f"{there} the representation itself does not slow down after it")
+    if contrasts.empty:
+        return _says("inconclusive", f"{there} no untrained control was given to compare with")
+    for name in contrasts.loc[contrasts["shows it"] == "yes", "control"]:
+        model = "an untrained model of the same architecture"
+        return _says("weaker", f"{there} {model} shows it too ({name})")
+    for name in contrasts.loc[contrasts["shows it"] != "no", "control"]:
+        return _says("inconclusive", f"{there} whether the control shows it is unclear ({name})")
+    if check["label"].eq(UNCLEAR).any():
+        return _says("inconclusive", f"{there} whether the representation slows down is unclear")
+    for name in contrasts.loc[~(contrasts["lo"] > 0), "control"]:
+        return _says("weaker", f"{there} not beyond doubt more than in an untrained model ({name})")
+    return _says(
+        "supported", "all three measures change early and settle, and no untrained control does so"
+    )
+
+
+def _details(spec: Spec, parts: dict[str, Part], depth: int) -> pd.DataFrame:
+    """One row per measure, for the reader."""
+    return pd.DataFrame(
+        [
+            {
+                "measure": spec["metrics"][name]["label"],
+                "metric": spec["metrics"][name]["column"],
+                "label": part.label,
+                "l*": part.layer,
+                "z*": part.layer / (depth - 1),
+                "margin": part.margin,
+                "change": part.change,
+                "left": part.left,
+                "lo": part.left_lo,
+                "hi": part.left_hi,
+                "early share": part.share,
+            }
+            for name, part in parts.items()
+        ]
+    )

@@ -1,0 +1,295 @@
+"""A run: one model, one set of settings, one folder of tables, figures, verdicts and provenance."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from visdepth_utils import provenance, stepcache
+from visdepth_utils.claims import VERDICTS
+from visdepth_utils.files import atomic, locked, write_text
+from visdepth_utils.progress import progress_line
+from visdepth_utils.settings import Settings, check_settings, resolved_device, run_folder
+
+__all__ = [
+    "Run",
+    "annotate",
+    "open_run",
+    "progress_line",
+    "read_claims",
+    "read_provenance",
+]
+
+
+def open_run(
+    *,
+    model: str,
+    source: str | None = None,
+    n_samples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    profile: str = "quick",
+    out_dir: str | Path | None = None,
+) -> "Run":
+    """Open the results folder of a run, creating or continuing it.
+
+    Args:
+        model: See ``check_settings``, as the arguments below.
+        source: Data.
+        n_samples: Samples per task.
+        seed: Of every draw.
+        device: Where the model runs.
+        dtype: Of the model's weights.
+        profile: How much is measured.
+        out_dir: See ``run_folder``.
+
+    Returns:
+        The run, with its provenance written.
+
+    Raises:
+        ValueError: For a bad setting, in one line.
+        FileNotFoundError: If the model's folder does not exist.
+    """
+    settings = check_settings(
+        model=model,
+        source=source,
+        n_samples=n_samples,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        profile=profile,
+    )
+    provenance.model_identity(model)  # raises now, not after the first long step
+    stepcache.code_version()
+    run = Run(run_folder(model, profile, out_dir), settings)
+    run.note()
+    return run
+
+
+@dataclass(frozen=True)
+class Run:
+    """Results folder and settings of one run; made by ``open_run``.
+
+    Attributes:
+        folder: Holds ``tables/``, ``figures/``, ``notebooks/``, ``claims.json`` and
+            ``provenance.json``.
+        settings: As given, after checks.
+    """
+
+    folder: Path
+    settings: Settings
+
+    def table(
+        self, name: str, fn: Callable[[], pd.DataFrame], key: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Compute a table, or read it back if the same step was finished before.
+
+        Args:
+            name: Of the step, usable as a file name.
+            fn: Computes the table; called without arguments.
+            key: What the table depends on besides the settings of the run, the weights, the data
+                and the measuring code, which always count.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: See ``stepcache.step``.
+        """
+        full = {
+            "settings": {**self.settings, "device": self.device},
+            "weights": provenance.model_identity(self.settings["model"])["weights_hash"],
+            "data": provenance.data_identity(self.settings["source"])["hash"],
+            "step": key or {},
+        }
+        return stepcache.step(self.folder / "tables", name, fn, full)
+
+    def figure(self, fig: Figure, name: str) -> None:
+        """Save a figure as PNG and SVG, free of dates so that equal figures are equal files.
+
+        Args:
+            fig: The figure; it stays open.
+            name: File name without ending.
+        """
+        for kind, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
+            with (
+                atomic(self.folder / "figures" / f"{name}.{kind}") as temporary,
+                rc_context({"svg.hashsalt": name}),
+            ):
+                fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
+
+    def record(self, verdict: Any) -> None:
+        """Merge a verdict into claims.json; the one of the same claim and model is replaced.
+
+        Args:
+            verdict: A ``Verdict``, or a dictionary with the same entries.
+
+        Raises:
+            ValueError: If claim, model or a known verdict is missing.
+        """
+        entry = _plain(_as_dict(verdict))
+        for name in ("claim", "model"):
+            if not entry.get(name):
+                raise ValueError(f"verdict without {name!r}: claims.json is filed by it")
+        if entry.get("verdict") not in VERDICTS:
+            raise ValueError(
+                f"unknown verdict {entry.get('verdict')!r}: must be one of {', '.join(VERDICTS)}"
+            )
+        identity = (entry["claim"], entry["model"])
+        self._edit_claims(lambda old: (old["claim"], old["model"]) != identity, entry)
+        self.note()
+
+    def withdraw(self, notebook: str) -> None:
+        """Take back this model's verdicts from a notebook that broke, so that no old one is shown.
+
+        Args:
+            notebook: Its name without ending.
+        """
+        model = self.settings["model"]
+        names = {model, Path(model).name}
+        self._edit_claims(
+            lambda old: Path(str(old.get("notebook"))).stem != notebook or old["model"] not in names
+        )
+
+    def _edit_claims(
+        self, keep: Callable[[dict[str, Any]], bool], new: dict[str, Any] | None = None
+    ) -> None:
+        """Filter claims.json and add an entry, as one step for other processes."""
+        file = self.folder / "claims.json"
+        with locked(file):
+            entries = [old for old in read_claims(self.folder) if keep(old)] + (
+                [new] if new else []
+            )
+            entries.sort(key=lambda item: (item["claim"], item["model"]))
+            write_text(file, json.dumps(entries, indent=2, allow_nan=False) + "\n")
+
+    def note(self) -> None:
+        """Bring provenance.json up to date with the settings, the machine and what is installed."""
+        annotate(
+            self.folder,
+            settings=self.settings,
+            seeds={"samples and draws": self.settings["seed"]},
+            device=self.device,
+            model=provenance.model_identity(self.settings["model"]),
+            data=provenance.data_identity(self.settings["source"]),
+            code={"git_commit": provenance.commit(), "measuring": stepcache.code_version()},
+            versions=provenance.versions(),
+            machine=provenance.machine(),
+        )
+
+    @property
+    def device(self) -> str:
+        """The device that ``auto`` stands for here."""
+        return resolved_device(self.settings["device"])
+
+    def settings_table(self) -> pd.DataFrame:
+        """The settings and the versions behind them, to show at the top of a notebook.
+
+        Returns:
+            One column ``value``, one row per setting; no paths of this machine.
+        """
+        versions = provenance.versions()
+        shown = ("python", "torch", "transformers")
+        rows = {
+            **{
+                name: "default" if value is None else value for name, value in self.settings.items()
+            },
+            "device": self.device,
+            "run": self.folder.name,
+            **{name: versions[name] for name in shown if name in versions},
+        }
+        frame = pd.DataFrame({"value": [str(value) for value in rows.values()]}, index=list(rows))
+        return frame.rename_axis("setting")
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """The verdicts recorded in a run.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of claims.json, empty without the file.
+
+    Raises:
+        ValueError: If the file is not what ``Run.record`` writes.
+    """
+    file = folder / "claims.json"
+    if not file.exists():
+        return []
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise ValueError("it holds no list")
+        if not all({"claim", "model", "verdict"} <= set(entry) for entry in entries):
+            raise ValueError("an entry lacks claim, model or verdict")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+    return entries
+
+
+def annotate(folder: Path, **facts: Any) -> None:
+    """Change entries of provenance.json; dictionaries are merged into those already there.
+
+    Args:
+        folder: Of the run.
+        **facts: Entries.
+    """
+    file = folder / "provenance.json"
+    with locked(file):
+        entries = read_provenance(folder)
+        for name, value in facts.items():
+            old = entries.get(name)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            entries[name] = {**old, **value} if both else value
+        entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What is known about where a run's numbers come from.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of provenance.json, empty if there is none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / "provenance.json"
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def _as_dict(verdict: Any) -> dict[str, Any]:
+    """Whatever a verdict comes as, as a dictionary."""
+    if hasattr(verdict, "to_dict"):
+        return verdict.to_dict()
+    return asdict(verdict) if is_dataclass(verdict) else dict(verdict)
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: numpy as numbers, NaN and infinity as None, paths as text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,144 @@
+"""Tasks by name, and the two image controls: no image, and another sample's image."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from visdepth_utils.datasets import Sample, choose, read_worlds, to_samples
+
+__all__ = ["EMBEDDED", "Sample", "Task", "load_task", "with_other_image", "without_image"]
+
+EMBEDDED: dict[str, int | dict[str, int]] = {
+    "mcq": 4,
+    "vqa": 6,
+    "chart": 6,
+    "caption": 72,
+    "reason": {"direct": 8, "short": 40, "long": 120},
+}
+"""Embedded task -> tokens an answer may take (for ``reason`` by style)."""
+
+LATER = ("blink", "chartqa", "flickr8k")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A named list of samples.
+
+    Attributes:
+        name: Name it was loaded by.
+        samples: The chosen samples.
+        max_new_tokens: Budget of one answer.
+        source: Where the rows came from, for the record.
+    """
+
+    name: str
+    samples: list[Sample]
+    max_new_tokens: int
+    source: str
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Sha256 over ids, prompts, references and pixels: equal hashes mean equal data."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            for text in (sample.id, sample.prompt, sample.reference):
+                digest.update(f"{len(text)}:{text}".encode())
+            for image in sample.images:
+                digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.samples)
+
+
+def load_task(
+    name: str,
+    n: int | None = None,
+    seed: int = 0,
+    source: str | Path | None = None,
+    style: str | None = None,
+) -> Task:
+    """Load a task by name.
+
+    Args:
+        name: ``mcq``, ``vqa``, ``chart``, ``caption`` or ``reason``.
+        n: How many samples; None for all in file order. Pictures repeat only after each was used
+            once.
+        seed: Chooses which n; the choice for a smaller n is a prefix of the choice for a larger
+            one.
+        source: A folder with ``<name>.parquet`` and ``images.parquet``; None for the embedded
+            worlds.
+        style: ``reason`` only: ``"direct"``, ``"short"`` or ``"long"`` (the default).
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: Unknown task, a style it lacks, or n outside 1..available.
+        FileNotFoundError: The folder or a file in it is missing.
+    """
+    if name in LATER:
+        raise ValueError(f"task {name!r} is not available yet: use one of {', '.join(EMBEDDED)}")
+    if name not in EMBEDDED:
+        raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(EMBEDDED)}")
+    if name == "reason" and style is None:
+        style = "long"
+    rows, folder = read_worlds(name, source, style)
+    if n is not None:
+        if not 1 <= n <= len(rows):
+            raise ValueError(
+                f"n={n} samples of task {name!r} asked for, {folder} has {len(rows)}: lower n"
+            )
+        rows = choose(rows, n, seed)
+    budget = EMBEDDED[name]
+    return Task(
+        name=name,
+        samples=to_samples(rows, folder, name),
+        max_new_tokens=budget if isinstance(budget, int) else budget[str(style)],
+        source=str(source) if source else "embedded",
+    )
+
+
+def without_image(samples: Sequence[Sample]) -> list[Sample]:
+    """Take the pictures away: the blind control.
+
+    Args:
+        samples: Any samples.
+
+    Returns:
+        The same samples with ``images=()``.
+    """
+    return [replace(sample, images=()) for sample in samples]
+
+
+def with_other_image(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
+    """Give every sample the pictures of another image_id: the mismatched control.
+
+    Pictures are put in one random cycle and each is replaced by its successor, so no picture stays
+    in place. ``image_id`` still names the sample's own picture: rows pair with the matched run by
+    it.
+
+    Args:
+        samples: Samples of at least two pictures.
+        seed: Of the cycle.
+
+    Returns:
+        The same samples with exchanged images.
+
+    Raises:
+        ValueError: If there are fewer than two different pictures.
+    """
+    images = {sample.image_id: sample.images for sample in samples}
+    if len(images) < 2:
+        raise ValueError(
+            f"another sample's image needs at least 2 different images, got {len(images)}: raise n"
+        )
+    ids = list(images)
+    cycle = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
+    successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    return [replace(sample, images=images[successor[sample.image_id]]) for sample in samples]

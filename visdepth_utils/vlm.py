@@ -1,0 +1,216 @@
+"""Load a Hugging Face vision language model untouched, and check it before it is measured."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from visdepth_utils.checkpoints import (
+    copy_decoder,
+    draw_model,
+    locate,
+    quiet,
+    read_config,
+    read_model,
+    read_processor,
+    weights_hash,
+)
+from visdepth_utils.checks import check
+from visdepth_utils.datasets import Sample
+from visdepth_utils.encoding import Encoded, encode
+from visdepth_utils.families import Family, family_of
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class VLM:
+    """A model with what is needed to measure it.
+
+    Attributes:
+        model: The stock transformers model, in eval mode.
+        processor: Its processor (left padding, PIL images).
+        family: Facts about its family.
+        image_token_id: Id of the placeholder that image features replace.
+        device: Where it runs.
+        dtype: Of weights and states.
+        name: For tables and figures.
+        weights_hash: Sha256 over the weights' files and the random initialisation, if any.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    family: Family
+    image_token_id: int
+    device: torch.device
+    dtype: torch.dtype
+    name: str
+    weights_hash: str
+
+    def __repr__(self) -> str:
+        """One line instead of every module of the model."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        facts = (self.name, self.family.model_type, f"{self.n_layers} layers", self.device, dtype)
+        return f"VLM({', '.join(map(str, facts))})"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """Decoder layers 0..L-1."""
+        return self.model.get_decoder().layers
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a state."""
+        return self.model.config.get_text_config().hidden_size
+
+    def encode(self, samples: Sequence[Sample], with_reference: bool = False) -> Encoded:
+        """Samples to a left-padded batch with masks; see ``encoding.encode``."""
+        return encode(self, samples, with_reference)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        max_new_tokens: int,
+        batch_size: int = 16,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Answer greedily, without the sampling or penalties a checkpoint may set as its defaults.
+
+        Args:
+            samples: What to answer.
+            max_new_tokens: Budget of one answer.
+            batch_size: Samples at a time.
+            progress: Called with (done, total, label).
+
+        Returns:
+            One answer per sample, without special tokens, stripped.
+        """
+        stop = self.model.generation_config.eos_token_id
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id if stop is None else stop,
+        )
+        answers: list[str] = []
+        for start in range(0, len(samples), batch_size):
+            enc = self.encode(samples[start : start + batch_size])
+            with quiet():
+                ids = self.model.generate(**enc.inputs, generation_config=config)
+            new = ids[:, enc.inputs["input_ids"].shape[1] :]
+            answers += [
+                text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            ]
+            if progress:
+                progress(len(answers), len(samples), "generate")
+        return answers
+
+
+def load_vlm(
+    path_or_id: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    random_init: bool | Literal["decoder"] = False,
+    init_std: float | None = None,
+    seed: int = 0,
+    attn: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> VLM:
+    """Load a vision language model and check on a tiny image that it can be measured.
+
+    Args:
+        path_or_id: Folder (relative to the working directory, else to the repository) or hub id.
+        device: ``"auto"`` is a CUDA device if there is one, else the CPU.
+        dtype: ``"auto"`` is float32 on the CPU and the checkpoint's own elsewhere. Below float32
+            the residual stream is rounded, which biases curvature upwards: 60 degrees read 63 in
+            bf16 where a state is 100 times its update.
+        revision: Of a hub id.
+        random_init: True re-draws the whole model, ``"decoder"`` only the language model and its
+            head, so that image tokens still enter as the trained tower and projector make them.
+        init_std: Standard deviation of the re-drawn matrices; None is the config's own.
+        seed: Of the re-drawing.
+        attn: ``"sdpa"`` or ``"eager"``; others take no per-layer mask.
+        trust_remote_code: Passed on.
+
+    Returns:
+        The checked model.
+
+    Raises:
+        FileNotFoundError: No such folder.
+        ValueError: Not a vision language checkpoint of a known family in safetensors, or a check
+            failed.
+    """
+    if attn not in ("sdpa", "eager"):
+        raise ValueError(f"attn={attn!r} takes no mask per layer: use 'sdpa' or 'eager'")
+    if random_init not in (False, True, "decoder"):
+        raise ValueError(f"random_init={random_init!r} is unknown: use False, True or 'decoder'")
+    if init_std is not None and not random_init:
+        raise ValueError(
+            f"init_std={init_std} has no effect on trained weights: set random_init too"
+        )
+    where = locate(path_or_id)
+    name = "/".join(Path(where).parts[-2:])
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    target = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
+    if dtype == "auto" and target.type == "cpu":
+        dtype = torch.float32
+    elif dtype != "auto" and isinstance(dtype, str):
+        dtype = _dtype(dtype)
+
+    config = read_config(str(path_or_id), where, **hub)
+    family = family_of(config.model_type, str(path_or_id))
+    processor = read_processor(str(path_or_id), where, **hub)
+    settings = ""
+    if random_init:
+        settings = f"random_init={random_init} init_std={init_std} seed={seed}"
+        model = drawn = draw_model(config, dtype, attn, init_std, seed)
+        name += " (random decoder)" if random_init == "decoder" else " (random init)"
+    if random_init is not True:
+        model = read_model(str(path_or_id), where, dtype, attn, **hub)
+    if random_init == "decoder":
+        copy_decoder(drawn, model)
+        del drawn
+    vlm = VLM(
+        model=model.to(target).requires_grad_(False),
+        processor=processor,
+        family=family,
+        image_token_id=config.image_token_id,
+        device=target,
+        dtype=model.dtype,
+        name=name,
+        weights_hash=weights_hash(where, settings, revision=revision),
+    )
+    check(vlm)
+    return vlm
+
+
+def _dtype(name: str) -> torch.dtype:
+    """``"float32"`` -> torch.float32, also by transformers' short names."""
+    name = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
+    value = getattr(torch, name, None)
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise ValueError(
+            f"dtype={name!r} is unknown: use 'auto', 'float32', 'bfloat16' or 'float16'"
+        )
+    return value

@@ -15,6 +15,8 @@ option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Kernels show plain lines and no widgets: tqdm need not advise to install them.
+export PYTHONWARNINGS ?= ignore:IProgress not found
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq --no-input
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
@@ -41,7 +43,7 @@ lab: $(STAMP) ## open JupyterLab on notebooks/
 	@$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
 
 bench: $(STAMP) ## time and memory of the measurements, as ratios to the plain forward pass
-	@$(PY) -m pytest tests/benchmarks --capture=no --quiet
+	@$(PY) tests/benchmarks/bench_geometry.py
 
 eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, without it, with another one
 	@$(PY) -m visdepth_utils eval-minivlm

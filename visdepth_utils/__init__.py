@@ -3,6 +3,7 @@
 The public names are loaded on first use, so that ``import visdepth_utils`` costs nothing.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from visdepth_utils.layerwise import layer_geometry
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
+
+# Libraries ask for notebook widgets on import and warn if there are none; we use plain text.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "load_vlm": "vlm",

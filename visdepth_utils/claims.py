@@ -45,7 +45,7 @@ COLOURS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The answer to one claim on one model.
 
@@ -76,8 +76,8 @@ class Verdict:
     thresholds: dict[str, Any]
     notebook: str
     reason: str
-    details: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
-    controls: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False, compare=False)
+    details: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+    controls: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of claims.json: plain values only, NaN as None."""
@@ -116,6 +116,8 @@ class Verdict:
         """At most ten lines of plain text."""
         lines = [f"{name:<10}{value}" for name, value in self._facts()]
         return "\n".join([f"{self.claim}: {self.verdict.upper()}", *lines])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """A small table for notebooks; every value is escaped."""

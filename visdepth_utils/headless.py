@@ -95,6 +95,9 @@ def use_own_kernel() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The kernel's debugger warns about frozen modules on stderr, that is, in the notebook.
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    # We show plain lines and no widgets: tqdm's advice to install them must not reach a notebook.
+    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")))
+    os.environ["PYTHONWARNINGS"] = quiet
     try:
         first = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
     except NoSuchKernel:

@@ -201,7 +201,7 @@ def _control(ax: Axes, table: pd.DataFrame, metric: str, name: str, i: int) -> N
     grey = CONTROL_GREYS[i % len(CONTROL_GREYS)]
     ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=grey, alpha=0.12, lw=0)
     dashes = CONTROL_DASHES[i % len(CONTROL_DASHES)]
-    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=f"{name} (image)")
+    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=f"{name}, image")
 
 
 def _nulls(ax: Axes, metric: str) -> None:

@@ -32,6 +32,7 @@ NOT_MEASURING = frozenset(
         "reproduce",
         "runs",
         "settings",
+        "show",
         "stepcache",
     }
 )

@@ -134,6 +134,11 @@ def test_every_control_must_fail():
     assert v.control_effect == v.controls["effect"].max()
 
 
+def test_a_part_that_an_untrained_model_shows_as_well_is_called_so():
+    assert "untrained model shows these as well" in decide("look-alike", "look-alike").reason
+    assert "untrained" not in decide("look-alike", "drift").reason
+
+
 def test_effect_is_near_one_for_a_plateau_and_zero_for_drift_in_dimension():
     v = decide("plateau")
     assert v.ci[0] <= v.effect <= v.ci[1]

@@ -311,3 +311,22 @@ def test_invariant_to_scale_shift_rotation_and_order(seed, scale, shift):
     for estimate in (twonn_from_gram, mle_from_gram):
         a, b = estimate(gram(x)), estimate(gram(y))
         assert a.value == pytest.approx(b.value, rel=1e-6) and a.n_eff == b.n_eff == 64
+
+
+def test_mle_needs_more_tokens_than_neighbours_whatever_n_min_says():
+    x = manifold("gaussian", 3, 20, 0)
+    for found in (
+        intrinsic_dimension(x, estimator="mle", n_min=5),
+        mle_from_gram(gram(x), n_min=5),
+    ):
+        assert np.isnan(found.value) and "at least 21 needed" in found.note
+    assert np.isfinite(intrinsic_dimension(x, estimator="mle", n_min=5, k=10).value)
+
+
+def test_duplicates_are_judged_against_the_spread_not_the_common_offset():
+    x = manifold("gaussian", 5, 64, 0)
+    x[1] = x[0] + 5e-3
+    for center in (True, False):
+        G = gram(x + 1e4, center=center)
+        assert twonn_from_gram(G).n_eff == 64
+        assert twonn_from_gram(G.take(np.arange(40)[None])).n_eff == 40

@@ -59,7 +59,7 @@ def test_image_and_text_keep_their_colours_and_controls_are_grey_and_broken(figu
     for modality, colour in COLOURS.items():
         assert to_hex(lines[f"{modality} tokens"].get_color()) == colour.lower()
         assert lines[f"{modality} tokens"].get_linestyle() == "-"
-    grey = lines["random-init (image)"]
+    grey = lines["random-init, image"]
     red, green, blue = (grey.get_color()[i : i + 2] for i in (1, 3, 5))
     assert red == green == blue
     assert grey.get_linestyle() == "--"

@@ -282,3 +282,15 @@ def test_set_up_names_no_host_and_no_path_of_a_machine(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not re.search(r"file:|/home/|/root/|/opt/|--(extra-)?index-url|--find-links", text)
     assert not re.search(r"\bpypi\b|pythonhosted|download\.pytorch", text)
+
+
+def test_the_readme_points_at_what_is_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert links
+    missing = [link for link in links if not (ROOT / link).exists()]
+    for target in re.findall(r"^make ([a-z-]+)", text, flags=re.M):
+        assert target in TARGETS
+    for folder in re.findall(r"^\| `([a-z_]+/)`", text, flags=re.M):
+        missing += [] if (ROOT / folder).is_dir() else [folder]
+    assert not missing

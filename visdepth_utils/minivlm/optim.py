@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 
 def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> float:
-    """Rate factor: linear warm-up, hold, linear decay to 2% over the last `decay` of the steps."""
-    left = (steps - step) / max(1, decay * steps)
+    """Rate factor: linear warm-up, hold, linear decay to 2% over the last share `decay`."""
+    left = (steps - step) / (decay * steps) if decay else 1.0
     return min(1.0, (step + 1) / warmup, max(0.02, left))
 
 
@@ -50,7 +51,13 @@ class Optimiser:
                 group["peak"] = group["lr"]
 
     def step(self, factor: float) -> None:
-        """Clip to norm 1, step with all rates scaled by `factor`, clear gradients."""
+        """Average over workers, clip to norm 1, step with rates scaled by `factor`, clear."""
+        if dist.is_initialized():
+            flat = torch.cat([p.grad.flatten() for p in self.parameters])
+            dist.all_reduce(flat)
+            parts = (flat / dist.get_world_size()).split([p.numel() for p in self.parameters])
+            for p, part in zip(self.parameters, parts, strict=True):
+                p.grad.copy_(part.view_as(p))
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for part in self.parts:
             for group in part.param_groups:

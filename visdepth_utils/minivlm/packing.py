@@ -19,8 +19,13 @@ from visdepth_utils.minivlm import questions as Q
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, PREAMBLE
 from visdepth_utils.minivlm.world import Scene
 
-# How many turns of each task a row offers; what does not fit is left out after shuffling.
-SHAPES_MIX = {"caption": 1, "vqa": 6, "mcq": 6, "direct": 3, "short": 2, "long": 2}
+# How many turns of each task a row offers; what does not fit is left out after shuffling. Looking
+# things up comes before choosing among options, and both before chains that are built of look-ups.
+MIXES = {
+    "find": {"caption": 1, "vqa": 18, "mcq": 2, "direct": 2, "short": 0, "long": 0},
+    "lookups": {"caption": 1, "vqa": 12, "mcq": 6, "direct": 3, "short": 1, "long": 0},
+    "all": {"caption": 1, "vqa": 6, "mcq": 6, "direct": 3, "short": 2, "long": 2},
+}
 CHARTS_MIX = {"chart": 9, "chart_list": 1}
 CHAIN_WEIGHT = 0.5  # per token; short answers count 2, so that one letter is not drowned by a chain
 ANSWER_WEIGHT = 2.0
@@ -51,18 +56,18 @@ class Batch:
         return (allowed & causal)[:, None]
 
 
-def draw_turns(scene: Scene, rng: np.random.Generator) -> list[Q.Question]:
+def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list[Q.Question]:
     """The shuffled turns of one row."""
     out: list[Q.Question] = []
     if scene.kind == "charts":
         out += [Q.chart(scene, rng) for _ in range(CHARTS_MIX["chart"])]
         out += [Q.chart_list(scene, rng) for _ in range(CHARTS_MIX["chart_list"])]
     else:
-        out += [Q.caption(scene, rng)]
-        out += [Q.vqa(scene, rng) for _ in range(SHAPES_MIX["vqa"])]
-        out += [Q.mcq(scene, rng) for _ in range(SHAPES_MIX["mcq"])]
+        turns = MIXES[mix]
+        for make in (Q.caption, Q.vqa, Q.mcq):
+            out += [make(scene, rng) for _ in range(turns[make.__name__])]
         for style in Q.STYLES:
-            out += [Q.reason(scene, rng, style)[0] for _ in range(SHAPES_MIX[style])]
+            out += [Q.reason(scene, rng, style)[0] for _ in range(turns[style])]
     return [out[int(i)] for i in rng.permutation(len(out))]
 
 
@@ -73,6 +78,7 @@ def pack(
     tokenizer: PreTrainedTokenizerFast,
     length: int,
     rng: np.random.Generator,
+    mix: str = "all",
 ) -> Batch:
     """Build a batch.
 
@@ -83,6 +89,7 @@ def pack(
         tokenizer: the embedded tokenizer.
         length: row length S in tokens.
         rng: source of the questions.
+        mix: which of `MIXES` shapes worlds are asked.
     """
     bos, system, user, assistant, eos, image, pad = (
         tokenizer.convert_tokens_to_ids(t)
@@ -104,7 +111,7 @@ def pack(
         at = len(prefix)
         ids[b, :at], positions[b, :at], segments[b, :at] = prefix, np.arange(at), 0
         start, kept_row = at, []
-        questions = draw_turns(scene, rng)
+        questions = draw_turns(scene, rng, mix)
         prompts, references = (
             encode([q.prompt for q in questions]),
             encode([q.reference for q in questions]),

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -33,6 +34,7 @@ class Stage:
     `rows` and `length`: rows per step and tokens per row for shapes and charts. `modes`: shares of
     rows with the
     picture, with the scene in words, and blind. `trains`: "decoder", "projector" or "both".
+    `mix`: the questions, of `packing.MIXES`. `decay`: share of the steps over which rates fall.
     """
 
     name: str
@@ -41,22 +43,22 @@ class Stage:
     adam_rate: float
     modes: tuple[float, float, float]
     trains: str
+    mix: str = "all"
+    decay: float = 0.4
     rows: tuple[int, int] = (8, 4)
     length: tuple[int, int] = (448, 288)
 
 
-STAGES = {
-    "base": (
-        Stage("text", 1200, 0.02, 2e-3, (0.0, 0.96, 0.04), "decoder", length=(384, 224)),
-        Stage("align", 150, 0.02, 2e-3, (1.0, 0.0, 0.0), "projector"),
-        Stage("joint", 3000, 0.012, 1.2e-3, (0.88, 0.08, 0.04), "both"),
-    ),
-    "small": (
-        Stage("text", 1000, 0.02, 2e-3, (0.0, 0.96, 0.04), "decoder", length=(384, 224)),
-        Stage("align", 150, 0.02, 2e-3, (1.0, 0.0, 0.0), "projector"),
-        Stage("joint", 2400, 0.012, 1.2e-3, (0.88, 0.08, 0.04), "both"),
-    ),
-}
+_IMAGES, _WORDS = (1.0, 0.0, 0.0), (0.0, 0.96, 0.04)
+_MIXED = (0.9, 0.06, 0.04)
+_RECIPE = (
+    Stage("text", 1200, 0.02, 2e-3, _WORDS, "decoder", length=(384, 224)),
+    Stage("align", 40, 0.02, 2e-3, _IMAGES, "projector", "find", length=(384, 288)),
+    Stage("find", 300, 0.02, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
+    Stage("lookup", 1200, 0.006, 1e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
+    Stage("joint", 2500, 0.006, 1e-3, _MIXED, "both"),
+)
+STAGES = {"small": _RECIPE, "base": _RECIPE}
 
 
 def hidden_states(
@@ -137,16 +139,21 @@ class Batches:
     def draw(
         self, kind: str, step: int, part: str = "train", modes: tuple | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """One micro-batch of a kind of world, with the feature bank it indexes."""
+        """One micro-batch of a kind of world, with the feature bank it indexes.
+
+        With several workers each draws its own share of the rows.
+        """
         which = ("shapes", "charts").index(kind)
         name = sum(map(ord, self.stage.name))
-        rng = np.random.default_rng([self.seed, name, step, which, part == "train"])
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rng = np.random.default_rng([self.seed, name, step, which, part == "train", rank])
         scenes: list[Scene] = self.cached["scenes"][kind][part]
-        picked = [int(i) for i in rng.integers(0, len(scenes), self.stage.rows[which])]
+        picked = [int(i) for i in rng.integers(0, len(scenes), self.stage.rows[which] // world)]
         shares = modes or self.stage.modes
         drawn = [("image", "text", "blind")[int(i)] for i in rng.choice(3, len(picked), p=shares)]
         rows = [scenes[i] for i in picked]
-        batch = pack(rows, picked, drawn, self.tokenizer, self.stage.length[which], rng)
+        length, mix = self.stage.length[which], self.stage.mix
+        batch = pack(rows, picked, drawn, self.tokenizer, length, rng, mix)
         return batch.to(self.device), self.cached["features"][kind][part]
 
 
@@ -216,7 +223,9 @@ def run_stage(
                 )
             loss.backward()
             losses.append(loss.item())
-        optimiser.step(schedule(step, stage.steps))
+        optimiser.step(schedule(step, stage.steps, decay=stage.decay))
+        if dist.is_initialized() and dist.get_rank():
+            continue  # one worker reports and saves; all hold the same weights
         if (step + 1) % 50 == 0:
             pace = (step + 1 - done) / (time.time() - start)
             left = (stage.steps - step - 1) / pace / 60
@@ -235,7 +244,7 @@ def run_stage(
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if (step + 1) % 250 == 0 or step + 1 == stage.steps:
             model.eval()
-            found = json.dumps(teacher_forced(model, decoder, held))
+            found = json.dumps(teacher_forced(model, model.model.language_model, held))
             log(f"{stage.name} {step + 1} validation {found}")
             model.train()
     return spent + time.time() - start

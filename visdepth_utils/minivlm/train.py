@@ -2,7 +2,9 @@
 
 Staged as LLaVA's: (1) vision tower on what the scene holds, (2) decoder on scenes *in words*, (3)
 projector on the frozen decoder, (4) joint tuning of projector and decoder at a smaller rate. Every
-stage checkpoints in `build/minivlm/` and resumes.
+stage checkpoints in `build/minivlm/` and resumes. On CPUs one worker per core is fastest:
+`torchrun --nproc-per-node 2 -m visdepth_utils.minivlm.train --threads 1`, which is what
+`make train-minivlm` runs.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from visdepth_utils.files import locked
 from visdepth_utils.minivlm.recipe import SIZES, build_model, build_processor
@@ -78,11 +81,15 @@ def main() -> None:
     parser.add_argument("--tower-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if "RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("gloo")
     name = args.size + (f"-seed{args.seed}" if args.seed else "")
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
 
     def log(line: str) -> None:
+        if dist.is_initialized() and dist.get_rank():
+            return
         text = f"{time.strftime('%H:%M:%S')} {name} {line}"
         print(text, flush=True)
         with (folder / "log.txt").open("a") as file:
@@ -99,12 +106,17 @@ def main() -> None:
         run_stage(model, stage, args.seed, cached, processor.tokenizer, folder, log)
         for stage in STAGES[args.size]
     )
+    if dist.is_initialized():
+        dist.barrier()
+        if dist.get_rank():
+            return
     out = args.out or Path("data/minivlm") / name
     model.requires_grad_(True).to("cpu", torch.bfloat16).eval().save_pretrained(
         out, max_shard_size="15MB"
     )
     processor.save_pretrained(out)
     cuda = torch.cuda.is_available()
+    workers = args.threads * (dist.get_world_size() if dist.is_initialized() else 1)
     recipe = {
         "size": asdict(SIZES[args.size]),
         "seed": args.seed,
@@ -112,7 +124,7 @@ def main() -> None:
         "tower_steps": TOWER_STEPS,
         "pictures": PICTURES,
         "minutes": round(seconds / 60, 1),
-        "hardware": torch.cuda.get_device_name() if cuda else f"{args.threads} CPU thread(s)",
+        "hardware": torch.cuda.get_device_name() if cuda else f"{workers} CPU core(s)",
     }
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     log(f"saved {out}")

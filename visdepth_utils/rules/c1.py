@@ -63,14 +63,15 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     trained = _parts(spec, curves, depth)
     effect, ci = reflected(*weakest(trained), common["level"], 0)
     details = _details(spec, trained, depth)
-    contrasts = _contrasts(spec, trained, controls, curves, depth)
+    rivals = {name: _control(spec, name, t, curves, depth) for name, t in controls.items()}
+    contrasts = _contrasts(spec, trained, rivals)
     found |= {"effect": effect, "ci": ci, "details": details, "controls": contrasts}
     if len(contrasts):
         found["control_effect"] = float(contrasts["effect"].max())
     if n < common["min_images"]:
         least = common["min_images"]
         return found | _says("inconclusive", f"{n} images; the rule asks for at least {least}")
-    if answer := _pattern(trained):
+    if answer := _pattern(trained, rivals):
         return found | answer
     check = _representation(spec, table, curves, max(part.layer for part in trained.values()))
     found["details"] = pd.concat([details, check], ignore_index=True)
@@ -168,9 +169,12 @@ def _parts(spec: Spec, curves: Curves, depth: int) -> dict[str, Part]:
     return out
 
 
-def _pattern(parts: dict[str, Part]) -> dict[str, str] | None:
+def _pattern(
+    parts: dict[str, Part], rivals: dict[str, dict[str, Part] | None]
+) -> dict[str, str] | None:
     """A verdict where the pattern is not fully there; None where it is."""
-    least = sum(part.label == EARLY for part in parts.values())
+    there = [name for name, part in parts.items() if part.label == EARLY]
+    least = len(there)
     most = least + sum(part.label == UNCLEAR for part in parts.values())
     said = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
     if least == len(parts):
@@ -179,8 +183,12 @@ def _pattern(parts: dict[str, Part]) -> dict[str, str] | None:
         return _says(
             "inconclusive", f"intervals too wide to place the layer it settles at ({said})"
         )
-    verdict = "weaker" if least == len(parts) - 1 else "not supported"
-    return _says(verdict, f"{least} of {len(parts)} measures change early and settle ({said})")
+    if least < len(parts) - 1:
+        reason = f"{least} of {len(parts)} measures change early and settle ({said})"
+        return _says("not supported", reason)
+    same = [name for name, own in rivals.items() if own and all(own[key].shows for key in there)]
+    tail = f"; an untrained model shows these as well ({same[0]})" if same else ""
+    return _says("weaker", f"only {least} measures change early and settle ({said}){tail}")
 
 
 def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int) -> pd.DataFrame:
@@ -206,18 +214,14 @@ def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int)
 
 
 def _contrasts(
-    spec: Spec,
-    trained: dict[str, Part],
-    controls: dict[str, pd.DataFrame],
-    curves: Curves,
-    depth: int,
+    spec: Spec, trained: dict[str, Part], rivals: dict[str, dict[str, Part] | None]
 ) -> pd.DataFrame:
     """One row per control: does it show the pattern, and how much less of it."""
     level, (effect, draws), rows = spec["common"]["level"], weakest(trained), []
-    for name, table in controls.items():
+    for name, parts in rivals.items():
         row: dict[str, Any] = {"control": name, "shows it": "not measured"}
         row |= dict.fromkeys(("effect", "contrast", "lo", "hi"), NAN)
-        if parts := _control(spec, name, table, curves, depth):
+        if parts is not None:
             own, own_draws = weakest(parts)
             row["effect"], _ = reflected(own, own_draws, level, 0)
             contrast = reflected(effect - own, draws - own_draws, level, -1)

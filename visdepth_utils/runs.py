@@ -153,10 +153,13 @@ class Run:
         Args:
             notebook: Its name without ending.
         """
-        model = self.settings["model"]
-        names = {model, Path(model).name}
+        # A verdict may name a folder by its last parts: minivlm/base for data/minivlm/base.
+        model = "/" + self.settings["model"].rstrip("/")
         self._edit_claims(
-            lambda old: Path(str(old.get("notebook"))).stem != notebook or old["model"] not in names
+            lambda old: (
+                Path(str(old.get("notebook"))).stem != notebook
+                or not model.endswith("/" + old["model"].strip("/"))
+            )
         )
 
     def _edit_claims(

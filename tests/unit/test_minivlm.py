@@ -136,11 +136,44 @@ def test_multiple_choice_has_one_right_option(seed):
     scene, rng = draw_scene(seed, "shapes"), np.random.default_rng(seed)
     q = Q.mcq(scene, rng)
     assert len(set(q.choices)) == 4 and q.answer in Q.LETTERS
-    said = q.choices[Q.LETTERS.index(q.answer)]
-    if q.kind == "what":
-        assert any(f"{t.colour} {t.shape}" == said and t.place in q.prompt for t in scene.things)
-    if q.kind == "where":
-        assert any(t.place == said and f"{t.colour} {t.shape}" in q.prompt for t in scene.things)
+    assert all(f"{a} : {c}" in q.prompt for a, c in zip(Q.LETTERS, q.choices, strict=True))
+
+    def holds(option: str) -> bool:
+        words = option.replace(" at ", " ").split()
+        return any(
+            set(words) <= {t.colour, t.shape, t.row, t.column}
+            and option
+            in (f"{t.colour} {t.shape}", f"{t.shape} at {t.place}", f"{t.colour} at {t.place}")
+            for t in scene.things
+        )
+
+    assert [holds(c) for c in q.choices] == [letter == q.answer for letter in Q.LETTERS]
+
+
+@given(seeds)
+@settings(max_examples=100, deadline=None)
+def test_look_ups_are_true_and_have_one_answer(seed):
+    scene = draw_scene(seed, "shapes")
+    for k in range(4):
+        q = Q.vqa(scene, np.random.default_rng([seed, k]))
+        words = set(q.prompt.replace("?", " ").replace(".", " ").split())
+        about = [
+            t
+            for t in scene.things
+            if {"colour": t.shape in words, "shape": t.colour in words}.get(
+                q.kind, t.place in q.prompt or f"{t.colour} {t.shape}" in q.prompt
+            )
+        ]
+        assert len(about) == 1  # the question has one referent
+        t = about[0]
+        true = {
+            "colour": t.colour,
+            "shape": t.shape,
+            "where": t.place,
+            "what": f"{t.colour} {t.shape}",
+        }
+        assert q.answer == true[q.kind]
+        assert Q.say(scene, np.random.default_rng([seed, k])).reference.endswith(q.answer)
 
 
 def test_options_and_truth_values_are_balanced():

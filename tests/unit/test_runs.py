@@ -202,6 +202,7 @@ def test_a_broken_notebook_withdraws_its_own_verdicts_only(run: Run) -> None:
     model = run.settings["model"]
     run.record({**VERDICT, "model": model})
     run.record({**VERDICT, "model": Path(model).name, "claim": "C2"})
+    run.record({**VERDICT, "model": "/".join(Path(model).parts[-2:]), "claim": "C4"})
     run.record({**VERDICT, "model": model, "claim": "C3", "notebook": "03_z"})
     run.record({**VERDICT, "model": "another"})
     run.withdraw("01_x")

@@ -15,13 +15,14 @@ from typing import Any
 from safetensors import safe_open
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "minivlm"
-MODELS = ("small", "base", "base-seed1")
+MODELS = tuple(
+    name for name in ("small", "base", "base-seed1") if (FOLDER / name / "recipe.json").is_file()
+)
 
 TEXT = """# The embedded models
 
 Small vision language models that we trained ourselves on generated pictures, in the stock Hugging
-Face LLaVA layout, so that
-they pass through the same loader and the same code as a 7B model:
+Face LLaVA layout, so that they pass through the same loader and the same code as a 7B model:
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -31,53 +32,47 @@ processor = AutoProcessor.from_pretrained("data/minivlm/base")
 ```
 
 SigLIP vision tower (64x64 pixels, 8x8 patches, **64 image tokens**), two-layer projector, Llama
-decoder, a vocabulary of whole
-words with numbers spelt digit by digit.
+decoder, a vocabulary of whole words with numbers spelt digit by digit.
 
 {sizes}
 
 ## Accuracy
 
 Greedy, on the frozen held-out sets of `data/worlds/` (no scene of them was in training), scored by
-`visdepth_utils/scoring.py`.
-*full*: with the picture; *blind*: without it; *other*: with another sample's picture; *chance*: the
-best constant answer per
-kind of question, chosen on the set itself. `make eval-minivlm` prints this table again.
+`visdepth_utils/scoring.py`. *full*: with the picture; *blind*: without it; *other*: with another
+sample's picture; *chance*: the best constant answer per kind of question, chosen on the set itself.
+`make eval-minivlm` prints this table again.
 
 {accuracy}
 
-`caption` is the F1 of whole object phrases (size, colour, shape and place all right); `chart` is
-relaxed accuracy (5%); the
-others are exact. Floors set before training for `base`: mcq 0.90, vqa 0.92, caption 0.93, reason
-(long) 0.88, chart 0.80;
-with another picture each must fall to within 0.08 of chance.
+`caption` is the F1 of whole object phrases (size, colour, shape and place all right), `chart` is
+relaxed accuracy (5%), the others are exact. Floors set before training for `base`: mcq 0.90, vqa
+0.92, caption 0.93, reason (long) 0.88, chart 0.80; with another picture each must fall to within
+0.08 of chance. {floors}
 
 ## Recipe
 
-Staged as LLaVA's: text first, tower frozen, projector aligned, then joint tuning at a smaller rate.
+Staged as LLaVA's: text first, tower frozen, projector aligned, then joint tuning.
 
 1. **Vision tower**, {tower_steps} steps of 128 pictures: cross-entropy on per-patch labels (colour,
-shape and size of the object in the
-   patch's cell; colour and both digits of the bar) through linear heads that are thrown away.
-   Trained once, shared by all
-   sizes and seeds, frozen from then on.
-2. **Decoder on text**: the same questions about scenes *in words*, 4% of rows without any scene.
-3. **Projector** on the frozen decoder, pictures only.
-4. **Joint** tuning of projector and decoder: 88% pictures, 8% scenes in words, 4% blind.
+   shape and size of the object in the patch's cell; colour and both digits of the bar) through
+   linear heads that are thrown away. Trained once, shared by all sizes and seeds, frozen from then.
+2. **text**: decoder alone, all questions about scenes *in words*, 4% of rows without any scene.
+3. **align**: projector alone on the frozen decoder, pictures only.
+4. **find**, **lookup**, **joint**: projector and decoder, 90% pictures, 6% scenes in words, 4%
+   blind. First short questions, then multiple choice too, then all tasks with their chains.
 
 A training row is one preamble and one picture, then some fifteen question-answer turns; each turn
-attends to the prefix
-and to itself only, so it is exactly a single-turn prompt. Muon (momentum 0.95) on matrices, AdamW
-on the rest,
-clip 1, warm-up 100 steps, linear decay over the last 40% of each stage, bf16 autocast.
+attends to the prefix and to itself only, so it is exactly a single-turn prompt. Muon (momentum
+0.95) on matrices, AdamW on the rest, clip 1, warm-up 100 steps, bf16 autocast; where a stage has a
+decay, rates fall linearly to 2% over that last share of its steps.
 
 {stages}
 
 The recipe was chosen by losses and validation accuracy alone; the geometry of a model was first
-looked at when its
-weights were final. `make train-minivlm SIZE=base SEED=0` trains again; it resumes after a kill.
-Training in bf16 on
-another machine gives other weights of the same kind, not the same bits.
+looked at when its weights were final. `make train-minivlm SIZE=base SEED=0` trains again; it
+resumes after a kill. Training in bf16 on another machine gives other weights of the same kind, not
+the same bits.
 
 ## Weights
 
@@ -86,13 +81,10 @@ another machine gives other weights of the same kind, not the same bits.
 ## What these models are not evidence of
 
 They are instruments: for checking that a measurement does what it says, for teaching, and for a
-first look at a claim within
-minutes. Pictures are simple, language is a few dozen sentence patterns, width is a twentieth of a
-7B model's. What holds
-on them is evidence about them. The tower was *trained to name what each patch shows*, which CLIP
-and SigLIP were not,
-so image tokens may arrive more finished than in a real VLM. A claim that holds here may fail on a
-real model, and the
+first look at a claim within minutes. Pictures are simple, language is a few dozen sentence
+patterns, width is a twentieth of a 7B model's. What holds on them is evidence about them. The tower
+was *trained to name what each patch shows*, which CLIP and SigLIP were not, so image tokens may
+arrive more finished than in a real VLM. A claim that holds here may fail on a real model, and the
 other way round.
 """
 
@@ -127,8 +119,8 @@ def _pair(two: list[int]) -> str:
     return " + ".join(map(str, two))
 
 
-def _rates(stage: dict[str, Any]) -> tuple[float, float]:
-    return stage["muon_rate"], stage["adam_rate"]
+def _rates(stage: dict[str, Any]) -> tuple[float, float, float]:
+    return stage["muon_rate"], stage["adam_rate"], stage["decay"]
 
 
 def build(folder: Path = FOLDER) -> str:
@@ -167,18 +159,20 @@ def build(folder: Path = FOLDER) -> str:
         for m in MODELS
         for name, sha in file_hashes(folder / m).items()
     ]
+    missed = [f"`{m}` misses {text}" for m in MODELS for text in found[m]["floors missed"]]
     return TEXT.format(
+        floors="Missed: " + "; ".join(missed) + "." if missed else "All models here meet them.",
         sizes=_table(["model", "layers", "width", "heads", "parameters", "seed"], sizes),
         accuracy=_table(["model", "task", "full", "blind", "other", "chance", "n"], accuracy),
         tower_steps=recipes["base"]["tower_steps"],
         stages=_table(
-            ["model", "stage", "steps", "rows", "tokens a row", "Muon rate", "AdamW rate"], stages
+            ["model", "stage", "steps", "rows", "tokens a row", "Muon", "AdamW", "decay"], stages
         )
         + "\n\nRows and tokens: shapes + charts. Wall-clock: "
         + "; ".join(minutes)
         + ".",
         hashes=_table(["file", "sha256"], hashes),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from visdepth_utils.minivlm.world import Scene
 # How many turns of each task a row offers; what does not fit is left out after shuffling. Looking
 # things up comes before choosing among options, and both before chains that are built of look-ups.
 MIXES = {
-    "find": {"caption": 1, "vqa": 18, "mcq": 2, "direct": 2, "short": 0, "long": 0},
-    "lookups": {"caption": 1, "vqa": 12, "mcq": 6, "direct": 3, "short": 1, "long": 0},
-    "all": {"caption": 1, "vqa": 6, "mcq": 6, "direct": 3, "short": 2, "long": 2},
+    "find": {"caption": 1, "say": 9, "vqa": 9, "mcq": 2, "direct": 0, "short": 0, "long": 0},
+    "lookups": {"caption": 1, "say": 5, "vqa": 8, "mcq": 6, "direct": 2, "short": 1, "long": 0},
+    "all": {"caption": 1, "say": 1, "vqa": 5, "mcq": 6, "direct": 3, "short": 2, "long": 2},
 }
-CHARTS_MIX = {"chart": 9, "chart_list": 1}
+CHARTS_MIX = {"chart": 9, "chart_list": 1, "say": 4}
 CHAIN_WEIGHT = 0.5  # per token; short answers count 2, so that one letter is not drowned by a chain
 ANSWER_WEIGHT = 2.0
 
@@ -60,11 +60,11 @@ def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list
     """The shuffled turns of one row."""
     out: list[Q.Question] = []
     if scene.kind == "charts":
-        out += [Q.chart(scene, rng) for _ in range(CHARTS_MIX["chart"])]
-        out += [Q.chart_list(scene, rng) for _ in range(CHARTS_MIX["chart_list"])]
+        for make in (Q.chart, Q.chart_list, Q.say):
+            out += [make(scene, rng) for _ in range(CHARTS_MIX[make.__name__])]
     else:
         turns = MIXES[mix]
-        for make in (Q.caption, Q.vqa, Q.mcq):
+        for make in (Q.caption, Q.say, Q.vqa, Q.mcq):
             out += [make(scene, rng) for _ in range(turns[make.__name__])]
         for style in Q.STYLES:
             out += [Q.reason(scene, rng, style)[0] for _ in range(turns[style])]

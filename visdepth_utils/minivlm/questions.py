@@ -67,8 +67,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("caption", "caption", prompt, text, text)
 
 
-def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, tuple[str, ...]]:
-    """A one-hop question: (kind, question text, answer, all possible answers of the kind)."""
+def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
+    """A one-hop question: (kind, question text, what is asked about, answer)."""
     things = scene.things
     shapes, colours = [t.shape for t in things], [t.colour for t in things]
     options: list[tuple[str, Thing]] = []
@@ -76,51 +76,94 @@ def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, tupl
         options += [("where", t), ("what", t)]
         options += [("colour", t)] if shapes.count(t.shape) == 1 else []
         options += [("shape", t)] if colours.count(t.colour) == 1 else []
-    kinds = sorted({k for k, _ in options})
-    kind = _pick(rng, tuple(kinds))
-    of_kind = [t for k, t in options if k == kind]
-    t = of_kind[int(rng.integers(len(of_kind)))]
-    if kind == "colour":
-        texts = (
-            "what colour is the {} ?",
-            "the {} has which colour ?",
-            "tell the colour of the {} .",
-        )
-        return kind, _pick(rng, texts).format(t.shape), t.colour, tuple(COLOURS)
-    if kind == "shape":
-        texts = (
-            "what shape is the {} object ?",
-            "the {} object has which shape ?",
-            "tell the shape of the {} object .",
-        )
-        return kind, _pick(rng, texts).format(t.colour), t.shape, SHAPES
-    if kind == "where":
-        texts = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
-        return kind, _pick(rng, texts).format(_name(t)), t.place, PLACES
-    texts = ("what is at the {} ?", "which object is at the {} ?", "tell the object at the {} .")
-    everything = tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)
-    return kind, _pick(rng, texts).format(t.place), _name(t), everything
+    kind = _pick(rng, tuple(sorted({k for k, _ in options})))
+    t = _pick(rng, tuple(t for k, t in options if k == kind))
+    texts, key, answer = {
+        "colour": (_COLOUR_TEXTS, t.shape, t.colour),
+        "shape": (_SHAPE_TEXTS, t.colour, t.shape),
+        "where": (_WHERE_TEXTS, _name(t), t.place),
+        "what": (_WHAT_TEXTS, t.place, _name(t)),
+    }[kind]
+    return kind, _pick(rng, texts).format(key), key, answer
+
+
+_COLOUR_TEXTS = (
+    "what colour is the {} ?",
+    "the {} has which colour ?",
+    "tell the colour of the {} .",
+)
+_SHAPE_TEXTS = (
+    "what shape is the {} object ?",
+    "the {} object has which shape ?",
+    "tell the shape of the {} object .",
+)
+_WHERE_TEXTS = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
+_WHAT_TEXTS = (
+    "what is at the {} ?",
+    "which object is at the {} ?",
+    "tell the object at the {} .",
+)
 
 
 def vqa(scene: Scene, rng: np.random.Generator) -> Question:
     """One or two words."""
-    kind, text, answer, _ = _lookup(scene, rng)
+    kind, text, _, answer = _lookup(scene, rng)
     return Question("vqa", kind, text, answer, answer)
 
 
+def say(scene: Scene, rng: np.random.Generator) -> Question:
+    """A look-up that repeats what is asked about before the answer: used in training only.
+
+    From the repeated word to the answer it is one step of attention, which is learnt soon; a bare
+    answer needs that step and one more, and hardly starts without it.
+    """
+    if scene.kind == "charts":
+        q = chart(scene, rng)
+        colour = next(w for w in q.prompt.split() if w in COLOURS)
+        text, kind, both = q.prompt, q.kind, f"{colour} {q.answer}"
+    else:
+        kind, text, key, answer = _lookup(scene, rng)
+        both = f"{key} {answer}"
+    return Question("say", kind, f"{text} tell the object , then answer .", both, both)
+
+
 def mcq(scene: Scene, rng: np.random.Generator) -> Question:
-    """Four options in random order, one letter."""
-    kind, text, answer, possible = _lookup(scene, rng)
-    others = [o for o in possible if o != answer]
+    """Which of four is in the picture? Options in random order, one letter.
+
+    The wrong options are as likely as the right one without the picture: same kind, drawn
+    uniformly from what the picture does not show.
+    """
+    facts = {
+        "object": (lambda t: _name(t), [f"{c} {s}" for c in COLOURS for s in SHAPES]),
+        "shape": (
+            lambda t: f"{t.shape} at {t.place}",
+            [f"{s} at {p}" for s in SHAPES for p in PLACES],
+        ),
+        "colour": (
+            lambda t: f"{t.colour} at {t.place}",
+            [f"{c} at {p}" for c in COLOURS for p in PLACES],
+        ),
+    }
+    kind = _pick(rng, tuple(facts))
+    tell, possible = facts[kind]
+    true = [tell(t) for t in scene.things]
+    answer = _pick(rng, tuple(true))
+    others = [o for o in possible if o not in true]
     options = [answer] + [others[int(i)] for i in rng.permutation(len(others))[:3]]
     order = [int(i) for i in rng.permutation(4)]
     choices = tuple(options[i] for i in order)
     letter = LETTERS[order.index(0)]
+    texts = (
+        "what is in the picture ?",
+        "which of the objects is in the picture ?",
+        "what has the picture ?",
+    )
     tail = _pick(
         rng, ("answer with the letter .", "give only the letter .", "which letter is right ?")
     )
     listed = " ".join(f"{a} : {c}" for a, c in zip(LETTERS, choices, strict=True))
-    return Question("mcq", kind, f"{text} {listed} . {tail}", letter, letter, choices=choices)
+    prompt = f"{_pick(rng, texts)} {listed} . {tail}"
+    return Question("mcq", kind, prompt, letter, letter, choices=choices)
 
 
 def chart(scene: Scene, rng: np.random.Generator) -> Question:

@@ -24,6 +24,7 @@ from torch import nn
 
 from visdepth_utils.minivlm.optim import Optimiser, schedule
 from visdepth_utils.minivlm.packing import Batch, pack
+from visdepth_utils.minivlm.tower import start_projector
 from visdepth_utils.minivlm.world import Scene
 
 
@@ -53,10 +54,10 @@ _IMAGES, _WORDS = (1.0, 0.0, 0.0), (0.0, 0.96, 0.04)
 _MIXED = (0.9, 0.06, 0.04)
 _RECIPE = (
     Stage("text", 1200, 0.02, 2e-3, _WORDS, "decoder", length=(384, 224)),
-    Stage("align", 40, 0.02, 2e-3, _IMAGES, "projector", "find", length=(384, 288)),
-    Stage("find", 300, 0.02, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
-    Stage("lookup", 1200, 0.006, 1e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
-    Stage("joint", 2500, 0.006, 1e-3, _MIXED, "both"),
+    Stage("align", 60, 0.01, 1e-3, _IMAGES, "projector", "find", length=(384, 288)),
+    Stage("find", 400, 0.01, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
+    Stage("lookup", 800, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
+    Stage("joint", 2200, 0.008, 1e-3, _MIXED, "both"),
 )
 STAGES = {"small": _RECIPE, "base": _RECIPE}
 
@@ -189,6 +190,8 @@ def run_stage(
     model.requires_grad_(False)
     for module in modules[stage.trains]:
         module.requires_grad_(True)
+    if stage.trains == "projector" and not checkpoint.exists():
+        start_projector(model, [f["train"] for f in cached["features"].values()], seed)
     optimiser = Optimiser(modules[stage.trains], stage.muon_rate, stage.adam_rate)
     done, spent = 0, 0.0
     if checkpoint.exists():

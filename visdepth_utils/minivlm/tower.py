@@ -133,3 +133,32 @@ def cache_features(tower: nn.Module, pixels: torch.Tensor, batch: int = 256) -> 
     """Features of all pictures, bfloat16 (N, 64, D)."""
     tower.eval()
     return torch.cat([tower_features(tower, p).to(torch.bfloat16) for p in pixels.split(batch)])
+
+
+@torch.no_grad()
+def start_projector(model: nn.Module, features: list[torch.Tensor], seed: int) -> None:
+    """Initialise the projector so that image tokens enter like words: whitened, at words' size.
+
+    The tower's features have a large common part and a norm a hundred times a word's. Left so, no
+    layer could change an image token by more than a sliver (its update ratio would be an artefact
+    of the scale), and what tells tokens apart would be buried.
+
+    Args:
+        model: The LLaVA whose projector is set, in place.
+        features: Banks (N, 64, D) to take mean and covariance from.
+        seed: Of the random rotation and the second layer.
+    """
+    rows = torch.cat([bank[:1500].float().flatten(0, 1) for bank in features])
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh((rows - mean).T.cov())
+    whiten = vectors @ torch.diag((values + 0.05 * values.mean()).rsqrt()) @ vectors.T
+    projector, words = model.model.multi_modal_projector, model.get_input_embeddings().weight
+    rng = torch.Generator().manual_seed(seed)
+    first, second = projector.linear_1, projector.linear_2
+    rotation = torch.linalg.qr(torch.randn(whiten.shape, generator=rng))[0][: first.out_features]
+    first.weight.copy_(rotation @ whiten)
+    first.bias.copy_(-first.weight @ mean.to(first.weight))
+    second.weight.copy_(torch.randn(second.weight.shape, generator=rng))
+    second.bias.zero_()
+    size = projector(rows[:4096].to(words)).norm(dim=-1).mean()
+    second.weight.mul_(words.norm(dim=-1).mean() / size)

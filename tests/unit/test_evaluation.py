@@ -1,0 +1,118 @@
+"""Evaluation conditions, chance, and what is shipped: card, hashes and floors."""
+
+import json
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from visdepth_utils.evaluation import accuracy_table, chance, evaluate, misses
+from visdepth_utils.minivlm import card
+from visdepth_utils.tasks import Sample, Task, load_task
+
+
+class Reader:
+    """Stands in for a model: answers with the colour of the picture's first pixel, or "red"."""
+
+    def generate(self, samples, max_new_tokens, batch_size=32, progress=None):
+        names = {(255, 0, 0): "red", (0, 0, 255): "blue"}
+        return [names[s.images[0].getpixel((0, 0))] if s.images else "red" for s in samples]
+
+
+@pytest.fixture
+def colours() -> Task:
+    def one(i: int, colour: str) -> Sample:
+        picture = Image.new("RGB", (4, 4), colour)
+        return Sample(f"s{i}", f"i{i}", (picture,), "?", colour, colour, "vqa", kind="colour")
+
+    return Task("vqa", [one(0, "red"), one(1, "red"), one(2, "blue"), one(3, "red")], 4, "test")
+
+
+def test_conditions_change_only_the_picture(colours):
+    full, blind, other = (evaluate(Reader(), colours, c) for c in ("full", "blind", "other"))
+    assert full.score.mean() == 1
+    assert blind.score.mean() == 0.75  # "red" is right three times of four
+    assert other.score.mean() == 0.5  # the blue picture went to a red question and the other way
+    for table in (full, blind, other):
+        assert list(table["sample"]) == ["s0", "s1", "s2", "s3"]
+        assert list(table["image"]) == ["i0", "i1", "i2", "i3"]
+
+
+def test_unknown_condition_is_named(colours):
+    with pytest.raises(ValueError, match="unknown condition 'half'"):
+        evaluate(Reader(), colours, "half")
+
+
+def test_chance_is_the_best_constant_per_kind(colours):
+    assert chance(colours) == 0.75
+    samples = [
+        Sample("a", "i", (), "?", "yes", "yes", "reason", kind="compare", style="direct"),
+        Sample("b", "i", (), "?", "no", "no", "reason", kind="compare", style="direct"),
+        Sample("c", "i", (), "?", "2", "2", "reason", kind="count", style="direct"),
+    ]
+    assert chance(Task("reason", samples, 4, "test")) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("task", ["mcq", "vqa", "chart", "reason"])
+def test_chance_of_the_frozen_sets_is_low(task):
+    """A constant answer gets little: the sets cannot be answered without the picture."""
+    assert chance(load_task(task)) < {"mcq": 0.36, "vqa": 0.25, "chart": 0.15, "reason": 0.56}[task]
+
+
+def test_accuracy_table_and_misses():
+    rows = [
+        {"sample": str(i), "image": str(i), "task": t, "kind": "k", "style": s, "condition": c}
+        | {"output": "", "score": score}
+        for i in range(2)
+        for t, s in (("mcq", "direct"), ("vqa", "direct"), ("caption", "direct"))
+        + (("chart", "direct"), ("reason", "long"))
+        for c, score in (("full", 0.95), ("blind", 0.2), ("other", 0.2))
+    ]
+    chances = {"mcq": 0.25, "vqa": 0.2, "caption": 0.0, "chart": 0.15, "reason (long)": 0.5}
+    table = accuracy_table(pd.DataFrame(rows), chances)
+    assert list(table.columns) == ["full", "blind", "other", "chance", "n"]
+    assert (table.n == 2).all() and (table.full == 0.95).all()
+    assert misses(table) == ["caption: 0.200 with another picture, chance is 0.000"]
+    table.loc["mcq", "full"] = 0.5
+    assert misses(table)[0] == "mcq: 0.500 is below the floor 0.9"
+
+
+SHIPPED = [m for m in card.MODELS if (card.FOLDER / m).is_dir()]
+
+
+def test_the_card_says_what_the_files_say():
+    assert (card.FOLDER / "README.md").read_text() == card.build()
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_accuracy_belongs_to_the_shipped_weights(model):
+    from visdepth_utils.checkpoints import weights_hash
+
+    found = json.loads((card.FOLDER / "accuracy.json").read_text())[model]
+    assert found["weights_hash"] == weights_hash(card.FOLDER / model, "")
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_checkpoints_are_small_safetensors_in_bfloat16(model):
+    from safetensors import safe_open
+
+    folder = card.FOLDER / model
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+    for path in folder.glob("*.safetensors"):
+        assert path.stat().st_size < 16 * 2**20
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(k).get_dtype() for k in file.keys()} == {"BF16"}  # noqa: SIM118
+
+
+def test_all_checkpoints_and_worlds_stay_small():
+    size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())  # noqa: E731
+    assert size(card.FOLDER) <= 60 * 10**6
+    assert size(card.FOLDER.parent / "worlds") <= 12 * 10**6
+
+
+def test_base_models_meet_their_floors():
+    found = json.loads((card.FOLDER / "accuracy.json").read_text())
+    for model in SHIPPED:
+        if model.startswith("base"):
+            table = pd.DataFrame(found[model]["accuracy"]).T
+            assert misses(table) == found[model]["floors missed"] == []

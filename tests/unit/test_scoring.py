@@ -1,0 +1,113 @@
+"""Scorers: the traps that decided published results elsewhere, and what follows from the rules."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visdepth_utils import scoring
+from visdepth_utils.tasks import Sample
+
+
+def sample(task: str, answer: str, reference: str = "") -> Sample:
+    return Sample("s", "i", (), "?", reference or answer, answer, task)
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("B", "B"),
+        (" B\n", "B"),
+        ("(B)", "B"),
+        ("B.", "B"),
+        ("B: the red circle", "B"),
+        ("The answer is (B)", "B"),
+        ("The correct answer is B.", "B"),
+        ("answer: C", "C"),
+        ("I choose option (D) here", "D"),
+        ("Based on the picture", None),
+        ("A red circle", None),
+        ("The answer is Blue", None),
+        ("The answer is B's", None),
+        ("", None),
+        ("b", None),
+    ],
+)
+def test_choice_letter(output, letter):
+    assert scoring.choice_letter(output) == letter
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "score"),
+    [
+        ("47", "47", 1),
+        ("47\n", "47", 1),
+        ("the value is 47.", "47", 1),
+        ("45", "47", 1),  # 4.3% off
+        ("44", "47", 0),  # 6.4% off
+        ("50%", "50", 1),
+        ("50", "50%", 1),
+        ("1,234", "1234", 1),
+        ("1,234.5", "1,234.5", 1),
+        ("0", "0", 1),
+        ("0.0", "0", 1),
+        ("1", "0", 0),
+        ("-5", "5", 0),
+        (".5", "0.5", 1),
+        ("", "47", 0),
+        ("no number", "47", 0),
+        ("Yes", "yes", 1),  # a target without number is compared as words
+    ],
+)
+def test_relaxed_match(output, target, score):
+    assert scoring.relaxed_match(output, target) == score
+
+
+@given(st.floats(1, 1e6), st.floats(-0.2, 0.2))
+def test_relaxed_match_is_five_per_cent_of_the_target(target, off):
+    if abs(abs(off) - 0.05) > 1e-3:
+        said = f"{target * (1 + off):.9f}"
+        assert scoring.relaxed_match(said, f"{target:.9f}") == (abs(off) < 0.05)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "score"),
+    [
+        ("so the answer is 2.", "2", 1),
+        ("red star. So the Answer is yes", "yes", 1),
+        ("2", "2", 1),
+        ("the answer is 3. no, the answer is 2.", "2", 1),  # the last one counts
+        ("the answer is 2. no, the answer is 3.", "2", 0),
+        ("there are 2 of them", "2", 0),
+        ("", "2", 0),
+    ],
+)
+def test_reason(output, answer, score):
+    assert scoring.score(sample("reason", answer), output) == score
+
+
+ONE = "the picture shows a large red circle at the top left, a small blue star at the middle right."
+
+
+def test_caption_f1_known_values():
+    caption = lambda out: scoring.score(sample("caption", ONE, ONE), out)  # noqa: E731
+    assert caption(ONE) == 1
+    assert caption(ONE.replace(",", " ,").replace(".", " .")) == 1  # spacing of the tokenizer
+    assert caption("the picture shows a large red circle at the top left.") == pytest.approx(2 / 3)
+    assert caption(ONE.replace("large red", "small red")) == pytest.approx(1 / 2)  # size counts
+    assert caption(ONE.replace("top left", "top right")) == pytest.approx(1 / 2)  # place counts
+    assert caption("") == 0
+    assert caption(ONE.replace(".", ", a large red circle at the top left.")) == pytest.approx(
+        4 / 5
+    )
+
+
+@given(st.text(max_size=80), st.sampled_from(["mcq", "vqa", "chart", "caption", "reason"]))
+def test_any_output_gets_a_score(output, task):
+    answer = {"mcq": "B", "vqa": "red", "chart": "47", "reason": "2"}.get(task, ONE)
+    assert 0 <= scoring.score(sample(task, answer), output) <= 1
+    assert scoring.score(sample(task, answer), answer) == 1
+
+
+def test_unknown_task_is_named():
+    with pytest.raises(ValueError, match="no scorer for task 'poem'"):
+        scoring.score(sample("poem", "x"), "x")

@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from visdepth_utils.vlm import load_vlm
 
     parser = argparse.ArgumentParser(prog="eval-minivlm", description=main.__doc__.splitlines()[0])
-    default = ["data/minivlm/base", "data/minivlm/base-seed1", "data/minivlm/small"]
-    parser.add_argument("models", nargs="*", default=default)
+    shipped = sorted(str(p.parent) for p in Path("data/minivlm").glob("*/recipe.json"))
+    parser.add_argument("models", nargs="*", default=shipped, help="default: all shipped models")
     parser.add_argument("--n", type=int, default=None, help="samples per task; all by default")
     parser.add_argument("--out", type=Path, default=Path("results/eval-minivlm.json"))
     args = parser.parse_args(argv)

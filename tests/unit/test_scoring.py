@@ -85,18 +85,18 @@ def test_reason(output, answer, score):
     assert scoring.score(sample("reason", answer), output) == score
 
 
-ONE = "the picture shows a large red circle at the top left, a small blue star at the middle right."
+ONE = "the picture shows at the top left a large red circle, at the middle right a small blue star."
 
 
 def test_caption_f1_known_values():
     caption = lambda out: scoring.score(sample("caption", ONE, ONE), out)  # noqa: E731
     assert caption(ONE) == 1
     assert caption(ONE.replace(",", " ,").replace(".", " .")) == 1  # spacing of the tokenizer
-    assert caption("the picture shows a large red circle at the top left.") == pytest.approx(2 / 3)
+    assert caption("the picture shows at the top left a large red circle.") == pytest.approx(2 / 3)
     assert caption(ONE.replace("large red", "small red")) == pytest.approx(1 / 2)  # size counts
     assert caption(ONE.replace("top left", "top right")) == pytest.approx(1 / 2)  # place counts
     assert caption("") == 0
-    assert caption(ONE.replace(".", ", a large red circle at the top left.")) == pytest.approx(
+    assert caption(ONE.replace(".", ", at the top left a large red circle.")) == pytest.approx(
         4 / 5
     )
 

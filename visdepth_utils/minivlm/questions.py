@@ -53,7 +53,7 @@ def _name(t: Thing) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> Question:
-    """All objects in reading order, 20-60 tokens."""
+    """All objects in reading order, 20-60 tokens; the place comes first, as in a search."""
     prompt = _pick(
         rng,
         (
@@ -62,7 +62,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> Question:
             "list all objects in reading order .",
         ),
     )
-    parts = [f"a {t.size} {_name(t)} at the {t.place}" for t in scene.things]
+    parts = [f"at the {t.place} a {t.size} {_name(t)}" for t in scene.things]
     text = "the picture shows " + " , ".join(parts) + " ."
     return Question("caption", "caption", prompt, text, text)
 
@@ -87,15 +87,16 @@ def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]
     return kind, _pick(rng, texts).format(key), key, answer
 
 
+# What is asked about comes last, so that it is always found at the same distance from the answer.
 _COLOUR_TEXTS = (
     "what colour is the {} ?",
-    "the {} has which colour ?",
+    "which colour has the {} ?",
     "tell the colour of the {} .",
 )
 _SHAPE_TEXTS = (
-    "what shape is the {} object ?",
-    "the {} object has which shape ?",
-    "tell the shape of the {} object .",
+    "what shape is the object in {} ?",
+    "which shape has the object in {} ?",
+    "tell the shape of the object in {} .",
 )
 _WHERE_TEXTS = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
 _WHAT_TEXTS = (
@@ -170,9 +171,9 @@ def chart(scene: Scene, rng: np.random.Generator) -> Question:
     """Read one bar's value, 0-99."""
     bar = scene.bars[int(rng.integers(len(scene.bars)))]
     texts = (
-        "what is the value of the {} bar ?",
-        "how high is the {} bar ?",
-        "tell the value of the {} bar .",
+        "what is the value of the bar in {} ?",
+        "how high is the bar in {} ?",
+        "tell the value of the bar in {} .",
     )
     return Question(
         "chart", "value", _pick(rng, texts).format(bar.colour), str(bar.value), str(bar.value)
@@ -201,7 +202,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
     steps, running = [], 0
     for t in scene.things:
         running += t in hits
-        steps.append(f"{_name(t)} at {t.place} : {'yes' if t in hits else 'no'} , {running} .")
+        steps.append(f"{t.place} {_name(t)} : {'yes' if t in hits else 'no'} , {running} .")
     short = " , ".join(_name(t) for t in hits) if hits else "nothing"
     text = _pick(
         rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")
@@ -226,7 +227,7 @@ def _compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
     for t in scene.things:
         ca += getattr(t, by) == a
         cb += getattr(t, by) == b
-        steps.append(f"{_name(t)} at {t.place} : {a} {ca} , {b} {cb} .")
+        steps.append(f"{t.place} {_name(t)} : {a} {ca} , {b} {cb} .")
     answer = "yes" if ca > cb else "no"
     noun = "objects" if by == "colour" else "shapes"
     texts = (

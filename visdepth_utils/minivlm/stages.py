@@ -56,8 +56,8 @@ _RECIPE = (
     Stage("text", 1200, 0.02, 2e-3, _WORDS, "decoder", length=(384, 224)),
     Stage("align", 60, 0.01, 1e-3, _IMAGES, "projector", "find", length=(384, 288)),
     Stage("find", 400, 0.01, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
-    Stage("lookup", 800, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
-    Stage("joint", 2200, 0.008, 1e-3, _MIXED, "both"),
+    Stage("lookup", 500, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
+    Stage("joint", 2100, 0.01, 2e-3, _MIXED, "both"),
 )
 STAGES = {"small": _RECIPE, "base": _RECIPE}
 

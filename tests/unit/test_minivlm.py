@@ -15,8 +15,8 @@ from visdepth_utils.minivlm import questions as Q
 from visdepth_utils.minivlm.freeze import held_out, questions_of
 from visdepth_utils.minivlm.packing import pack
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
-from visdepth_utils.minivlm.stages import hidden_states
-from visdepth_utils.minivlm.tower import normalise, tower_features
+from visdepth_utils.minivlm.stages import Stage, hidden_states, run_stage
+from visdepth_utils.minivlm.tower import normalise, start_projector, tower_features
 from visdepth_utils.minivlm.train import PICTURES
 from visdepth_utils.minivlm.world import (
     COLUMNS,
@@ -286,3 +286,54 @@ def test_frozen_sets_are_what_the_code_writes_and_unseen_in_training():
             assert {k: v for k, v in dataclasses.asdict(again).items() if k != "choices"} == {
                 k: row[k] for k in ("task", "kind", "prompt", "reference", "answer", "style")
             }
+
+
+def test_a_resumed_stage_ends_where_an_undisturbed_one_does(processor, tmp_path):
+    """Batches are functions of the step and all state is saved: two and two steps are four."""
+    scenes = {
+        kind: {part: [draw_scene(s, kind) for s in range(6)] for part in ("train", "validation")}
+        for kind in ("shapes", "charts")
+    }
+    features = {
+        kind: {part: torch.randn(6, N_IMAGE_TOKENS, 192) for part in parts}
+        for kind, parts in scenes.items()
+    }
+    cached = {"scenes": scenes, "features": features}
+
+    def train(folder, *steps):
+        folder.mkdir()
+        model = build_model("small", 0, processor.tokenizer)
+        for n in steps:
+            stage = Stage(
+                "lookup", n, 0.01, 1e-3, (1.0, 0.0, 0.0), "both", "lookups", 0.0, (2, 2), (224, 192)
+            )
+            model = build_model("small", 0, processor.tokenizer)  # a new process starts anew
+            run_stage(model, stage, 0, cached, processor.tokenizer, folder, lambda _: None, False)
+        return model.state_dict()
+
+    start = build_model("small", 0, processor.tokenizer).state_dict()
+    whole, parts = train(tmp_path / "whole", 4), train(tmp_path / "parts", 2, 4)
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    changed = {k for k in whole if not torch.equal(whole[k], start[k])}
+    assert any("language_model" in k for k in changed)
+    assert any("projector" in k for k in changed)
+    assert not any("vision_tower" in k for k in changed)  # frozen
+
+
+def test_the_projector_starts_whitened_and_at_the_size_of_words(processor):
+    model = build_model("base", 0, processor.tokenizer)
+    rng = torch.Generator().manual_seed(0)
+    mix = torch.randn(192, 192, generator=rng) * torch.logspace(1, -1, 192)
+    bank = torch.randn(400, 64, 192, generator=rng) @ mix + 70  # far from zero, uneven spread
+    start_projector(model, [bank], seed=0)
+    projector = model.model.multi_modal_projector
+    with torch.no_grad():
+        hidden = projector.linear_1(bank.flatten(0, 1))
+        norms = projector(bank.flatten(0, 1)).norm(dim=-1)
+    assert hidden.mean(0).abs().max() < 0.05
+    variances = torch.linalg.eigvalsh(hidden.T.cov())
+    spread = torch.linalg.eigvalsh(bank.flatten(0, 1).T.cov())
+    assert variances.max() <= 1.01
+    assert variances.min() / variances.max() > 100 * spread.min() / spread.max()
+    words = model.get_input_embeddings().weight.norm(dim=-1).mean()
+    assert norms.mean() == pytest.approx(words.item(), rel=0.05)

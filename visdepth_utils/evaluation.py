@@ -1,8 +1,8 @@
 """Accuracy with the picture, without it, and with another sample's picture.
 
 A model that answers as well with another picture does not use the picture, and nothing measured on
-its image tokens
-means anything. `python -m visdepth_utils eval-minivlm` prints the table for the embedded models.
+its image tokens means anything. `python -m visdepth_utils eval-minivlm` prints the table for the
+embedded models.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ CONDITIONS: dict[str, Callable[[Sequence[Sample]], list[Sample]]] = {
 }
 FLOORS = {"mcq": 0.90, "vqa": 0.92, "caption": 0.93, "reason (long)": 0.88, "chart": 0.80}
 """What `base` must reach with the picture; with another's it must fall to within 8 points of
-chance."""
+chance.
+"""
 CHANCE_MARGIN = 0.08
 
 

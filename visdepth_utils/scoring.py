@@ -1,8 +1,8 @@
 """Scores of generated answers, 0 to 1. Small and versioned: a scorer can decide a result.
 
 Each rule is for answers as models really give them: a letter in a sentence, a number with a per
-cent sign, nothing
-at all. A change of any rule changes `SCORER_VERSION`, which is part of every cached table's key.
+cent sign, nothing at all. A change of any rule changes `SCORER_VERSION`, which is part of every
+cached table's key.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
 def choice_letter(output: str) -> str | None:
     """The option letter an answer names, or None.
 
-    Capital letters only, and never the first letter of a word: "Based on" is not B, "The answer
-    is (B)" is.
+    Capital letters only, and never the first letter of a word: "Based on" is not B, "The answer is
+    (B)" is.
     """
     text = output.strip()
     for pattern in _LETTER_PATTERNS:

@@ -14,6 +14,7 @@ from visdepth_utils.datasets import WORLDS
 from visdepth_utils.minivlm import questions as Q
 from visdepth_utils.minivlm.freeze import held_out, questions_of
 from visdepth_utils.minivlm.packing import pack
+from visdepth_utils.minivlm.reasoning import reason
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
 from visdepth_utils.minivlm.stages import Stage, hidden_states, run_stage
 from visdepth_utils.minivlm.tower import normalise, start_projector, tower_features
@@ -122,7 +123,7 @@ def _answer_by_looking(q: Q.Question, scene: Scene) -> str:
 @settings(max_examples=200, deadline=None)
 def test_reasoning_answers_are_true_and_the_same_in_all_styles(seed):
     scene = draw_scene(seed, "shapes")
-    questions = Q.reason(scene, np.random.default_rng(seed))
+    questions = reason(scene, np.random.default_rng(seed))
     assert [q.style for q in questions] == ["direct", "short", "long"]
     for q in questions:
         assert q.answer == _answer_by_looking(q, scene)
@@ -182,7 +183,7 @@ def test_options_and_truth_values_are_balanced():
     for seed in range(3000):
         scene, rng = draw_scene(seed, "shapes"), np.random.default_rng(seed)
         letters[Q.mcq(scene, rng).answer] += 1
-        q = Q.reason(scene, rng, "direct")[0]
+        q = reason(scene, rng, "direct")[0]
         if q.kind != "count":
             truths[q.kind, q.answer] += 1
     assert all(abs(n / 3000 - 0.25) < 0.03 for n in letters.values())
@@ -197,7 +198,7 @@ def test_every_word_is_one_token_and_numbers_are_digits(processor):
         scene = draw_scene(seed + 10**6, "shapes")
         for q in [
             Q.caption(scene, np.random.default_rng(seed)),
-            *Q.reason(scene, np.random.default_rng(seed)),
+            *reason(scene, np.random.default_rng(seed)),
         ]:
             ids = tokenizer(q.prompt + " " + q.reference)["input_ids"]
             assert tokenizer.unk_token_id not in ids

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from visdepth_utils.minivlm import questions as Q
+from visdepth_utils.minivlm.reasoning import reason
 from visdepth_utils.minivlm.train import PICTURES, VALIDATION
 from visdepth_utils.minivlm.world import (
     HELD_OUT_SEEDS,
@@ -51,8 +52,7 @@ def held_out(kind: str, n: int) -> list[tuple[int, Scene]]:
 def questions_of(task: str, scene: Scene, seed: int) -> list[Q.Question]:
     """The frozen questions of a scene: one, and for `reason` the same one in three styles."""
     rng = np.random.default_rng([seed, ("mcq", "vqa", "caption", "reason", "chart").index(task)])
-    made = getattr(Q, task)(scene, rng)
-    return made if isinstance(made, list) else [made]
+    return reason(scene, rng) if task == "reason" else [getattr(Q, task)(scene, rng)]
 
 
 def main() -> None:

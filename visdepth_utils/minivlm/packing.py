@@ -1,10 +1,8 @@
 """Training rows: one prefix (preamble and picture), then many independent question-answer turns.
 
 Every turn sees the prefix and itself, never another turn, and its positions continue the prefix's.
-A packed row is
-therefore exactly as many single-turn prompts that share their prefix: no answer can be copied from
-an earlier
-turn, and the picture's cost is paid once for some twenty questions.
+A packed row is therefore exactly as many single-turn prompts that share their prefix: no answer can
+be copied from an earlier turn, and the picture's cost is paid once for some twenty questions.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from visdepth_utils.minivlm import questions as Q
+from visdepth_utils.minivlm.reasoning import STYLES, reason
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, PREAMBLE
 from visdepth_utils.minivlm.world import Scene
 
@@ -66,8 +65,8 @@ def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list
         turns = MIXES[mix]
         for make in (Q.caption, Q.say, Q.vqa, Q.mcq):
             out += [make(scene, rng) for _ in range(turns[make.__name__])]
-        for style in Q.STYLES:
-            out += [Q.reason(scene, rng, style)[0] for _ in range(turns[style])]
+        for style in STYLES:
+            out += [reason(scene, rng, style)[0] for _ in range(turns[style])]
     return [out[int(i)] for i in rng.permutation(len(out))]
 
 

@@ -1,14 +1,15 @@
 """The embedded models' architecture, tokenizer and processor: stock LLaVA classes only.
 
 SigLIP vision tower (64x64 pixels, 8x8 patches -> 64 image tokens), two-layer projector, Llama
-decoder. Sizes
-differ in the decoder alone; the tower is trained once and shared, as LLaVAs share CLIP.
+decoder. Sizes differ in the decoder alone; the tower is trained once and shared, as LLaVAs share
+CLIP.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -21,15 +22,15 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from visdepth_utils.minivlm.questions import vocabulary
-from visdepth_utils.minivlm.world import SIZE
+from visdepth_utils.minivlm import questions as Q
+from visdepth_utils.minivlm.reasoning import reason
+from visdepth_utils.minivlm.world import SIZE, draw_scene
 
 PATCH = 8
 N_IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>", "<system>", "<user>", "<assistant>")
 # Long enough that preamble + prompt + reference hold at least 64 text tokens: geometry compares
-# image and text
-# at a matched number of tokens, and there are 64 image tokens.
+# image and text at a matched number of tokens, and there are 64 image tokens.
 PREAMBLE = (
     "the picture shows objects or a chart . all objects are small or large , and all have one "
     "colour and one shape . the place of an object is top , middle or bottom , then left , center "
@@ -70,6 +71,22 @@ TOWER = {
     "num_attention_heads": 6,
     "intermediate_size": 512,
 }
+
+
+def vocabulary(n_scenes: int = 3000) -> list[str]:
+    """All words of worlds and questions, sorted, without numbers (they are spelt by digits)."""
+    words: set[str] = set()
+    for seed in range(n_scenes):
+        for kind, makers in (
+            ("shapes", (Q.caption, Q.vqa, Q.mcq)),
+            ("charts", (Q.chart, Q.chart_list)),
+        ):
+            scene, rng = draw_scene(seed, kind), np.random.default_rng(seed)
+            questions = [make(scene, rng) for make in makers]
+            questions += reason(scene, rng) if kind == "shapes" else []
+            for q in questions:
+                words.update((q.prompt + " " + q.reference + " " + Q.describe(scene)).split())
+    return sorted(w for w in words if not w.isdigit())
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

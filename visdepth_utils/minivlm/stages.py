@@ -33,9 +33,9 @@ class Stage:
     """One stage of the decoder's training.
 
     `rows` and `length`: rows per step and tokens per row for shapes and charts. `modes`: shares of
-    rows with the
-    picture, with the scene in words, and blind. `trains`: "decoder", "projector" or "both".
-    `mix`: the questions, of `packing.MIXES`. `decay`: share of the steps over which rates fall.
+    rows with the picture, with the scene in words, and blind. `trains`: "decoder", "projector" or
+    "both". `mix`: the questions, of `packing.MIXES`. `decay`: share of the steps over which rates
+    fall.
     """
 
     name: str

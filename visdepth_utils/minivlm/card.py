@@ -170,7 +170,8 @@ def build(folder: Path = FOLDER) -> str:
         )
         + "\n\nRows and tokens: shapes + charts. Wall-clock: "
         + "; ".join(minutes)
-        + ".",
+        + "."
+        + "".join(f"\n\n`{m}`: {r['note']}" for m, r in recipes.items() if "note" in r),
         hashes=_table(["file", "sha256"], hashes),
     )
 

@@ -23,11 +23,11 @@ from visdepth_utils.minivlm.world import Scene
 MIXES = {
     "find": {"caption": 1, "say": 9, "vqa": 9, "mcq": 2, "direct": 0, "short": 0, "long": 0},
     "lookups": {"caption": 1, "say": 5, "vqa": 8, "mcq": 6, "direct": 2, "short": 1, "long": 0},
-    "all": {"caption": 1, "say": 1, "vqa": 5, "mcq": 6, "direct": 3, "short": 2, "long": 2},
+    "all": {"caption": 3, "say": 1, "vqa": 5, "mcq": 5, "direct": 2, "short": 2, "long": 2},
 }
 CHARTS_MIX = {"chart": 9, "chart_list": 1, "say": 4}
-CHAIN_WEIGHT = 0.5  # per token; short answers count 2, so that one letter is not drowned by a chain
-ANSWER_WEIGHT = 2.0
+# Loss weight per token: one letter is not to be drowned by a chain, most of which copies.
+CHAIN_WEIGHT, CAPTION_WEIGHT, ANSWER_WEIGHT = 0.5, 1.0, 2.0
 
 
 @dataclass
@@ -53,6 +53,12 @@ class Batch:
         causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool, device=seg.device).tril()
         allowed = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
         return (allowed & causal)[:, None]
+
+
+def _weight(question: Q.Question) -> float:
+    if question.style != "direct":
+        return CHAIN_WEIGHT
+    return CAPTION_WEIGHT if question.task == "caption" else ANSWER_WEIGHT
 
 
 def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list[Q.Question]:
@@ -124,8 +130,7 @@ def pack(
             ids[b, at:end], segments[b, at:end] = turn, k + 1
             positions[b, at:end] = np.arange(start, start + len(turn))
             turns[b, at + len(prompt) + 1 : end] = k  # the tokens to be predicted
-            chain = question.task == "caption" or question.style != "direct"
-            weights[b, at + len(prompt) + 1 : end] = CHAIN_WEIGHT if chain else ANSWER_WEIGHT
+            weights[b, at + len(prompt) + 1 : end] = _weight(question)
             kept_row.append(question)
             at = end
         kept.append(kept_row)

@@ -57,7 +57,7 @@ _RECIPE = (
     Stage("align", 60, 0.01, 1e-3, _IMAGES, "projector", "find", length=(384, 288)),
     Stage("find", 400, 0.01, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
     Stage("lookup", 500, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
-    Stage("joint", 2100, 0.01, 2e-3, _MIXED, "both"),
+    Stage("joint", 2300, 0.01, 2e-3, _MIXED, "both"),
 )
 _SHARES = {"text": 400, "align": 40, "find": 250, "lookup": 200, "joint": 700}
 STAGES = {"base": _RECIPE, "small": tuple(replace(s, steps=_SHARES[s.name]) for s in _RECIPE)}

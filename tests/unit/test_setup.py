@@ -37,6 +37,7 @@ TARGETS = [
     "bench",
     "eval-minivlm",
     "train-minivlm",
+    "worlds",
     "notebooks",
     "lint",
     "format",

@@ -9,7 +9,7 @@ PYTHON ?= python3.11
 VENV := .venv
 SIZE ?= base
 WORKERS ?= 2
-# One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/small N=32`.
+# One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/base N=32`.
 options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
 	DTYPE:--dtype PROFILE:--profile OUT:--out,$(call option,$(subst :, ,$(pair))))
 option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 from visdepth_utils.datasets import Sample
 
@@ -75,6 +76,7 @@ def final_answer(output: str) -> str:
     return parts[-1].strip().rstrip(".").strip()
 
 
+@lru_cache(maxsize=4096)  # chance compares every answer with every reference
 def caption_objects(text: str) -> Counter[str]:
     """Object phrases of a caption as a multiset; size, colour, shape and place must be right."""
     body = re.sub(r"^\s*the picture shows\s+", "", text.strip().rstrip(".").strip())

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "data/minivlm/small"
+MODEL = "data/minivlm/base"
 
 
 def command(*arguments: str) -> list[str]:
@@ -27,7 +27,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object]]:
-    """The small model through all notebooks, twice, with the seconds each took."""
+    """The embedded model through all notebooks, twice, with the seconds each took."""
     out = tmp_path_factory.mktemp("real") / "run"
     calls = []
     for _ in range(2):
@@ -37,12 +37,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object]]:
     return out, calls
 
 
-def test_all_notebooks_run_on_another_model_and_end_with_a_verdict(real: tuple) -> None:
+def test_all_notebooks_run_and_end_with_a_verdict(real: tuple) -> None:
     out, [(done, _), _] = real
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr == ""
     (c1,) = [line for line in done.stdout.splitlines() if line.startswith("C1 ")]
-    assert "minivlm/small" in c1
+    assert "minivlm/base" in c1
     (entry,) = json.loads((out / "claims.json").read_text())
     assert entry["n_images"] == 32
     facts = json.loads((out / "provenance.json").read_text())

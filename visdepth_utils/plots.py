@@ -38,6 +38,8 @@ NULLS = {"curvature": ((90.0, "90: unrelated\nupdates"), (120.0, "120: noise\non
 
 BAND_COLUMNS = {"layer", "metric", "mean", "lo", "hi"}
 UPDATE_METRICS = {"update_ratio", "curvature"}
+LOG_METRICS = {"update_ratio"}
+"""A word's first update is hundreds of times its embedding, later ones below one."""
 PANEL_INCHES = (3.2, 2.9)
 DPI = 85
 
@@ -91,6 +93,8 @@ def depth_curves(
                 _mark(ax, float(stabilises[metric]))
             ax.set(xlabel=layer_axis_name(metric), ylabel="", title=LABELS.get(metric, metric))
             ax.xaxis.get_major_locator().set_params(integer=True)
+            if metric in LOG_METRICS:
+                ax.set_yscale("log")
         _finish(fig, axes[0], title)
     return fig
 

@@ -55,17 +55,22 @@ relaxed accuracy (5%), the others are exact. Floors set before training for `bas
 Staged as LLaVA's: text first, tower frozen, projector aligned, then joint tuning.
 
 1. **Vision tower**, {tower_steps} steps of 128 pictures: cross-entropy on per-patch labels (colour,
-   shape and size of the object in the patch's cell; colour and both digits of the bar) through
-   linear heads that are thrown away. Trained once, shared by all sizes and seeds, frozen from then.
-2. **text**: decoder alone, all questions about scenes *in words*, 4% of rows without any scene.
-3. **align**: projector alone on the frozen decoder, pictures only.
+   shape, size, row and column of the object in the patch's cell; colour and both digits of the bar)
+   through linear heads that are thrown away. Trained once, shared by all sizes and seeds, frozen
+   from then.
+2. **text**: decoder alone, short questions about scenes *in words*, 4% of rows without any scene.
+3. **align**: projector alone on the frozen decoder, pictures only. It starts where ridge regression
+   maps a patch's features on the summed word embeddings of what the patch shows.
 4. **find**, **lookup**, **joint**: projector and decoder, 90% pictures, 6% scenes in words, 4%
-   blind. First short questions, then multiple choice too, then all tasks with their chains.
+   blind. First short questions and captions, then more multiple choice, then all tasks with their
+   chains. Two kinds of turn occur in training alone: "do you see red ?", and answers that first
+   name the object or option they are about.
 
 A training row is one preamble and one picture, then some fifteen question-answer turns; each turn
 attends to the prefix and to itself only, so it is exactly a single-turn prompt. Muon (momentum
-0.95) on matrices, AdamW on the rest, clip 1, warm-up 100 steps, bf16 autocast; where a stage has a
-decay, rates fall linearly to 2% over that last share of its steps.
+0.95) on the decoder's matrices, AdamW on the rest, at a tenth of its rate on the projector, clip 1,
+warm-up 100 steps, bf16 autocast; where a stage has a decay, rates fall linearly to 2% over that
+last share of its steps.
 
 {stages}
 

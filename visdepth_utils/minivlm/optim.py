@@ -23,12 +23,21 @@ class Optimiser:
         modules: what is trained; parameters with `requires_grad` False are left out.
         muon_rate: rate of the matrices (Muon's update has unit scale).
         adam_rate: rate of everything else.
+        gentle: trained by AdamW at a tenth of `adam_rate`, matrices too. Muon moves a matrix by the
+            same amount whatever its scale, and would blow a projector's output up to a hundred
+            times the size of a word within a stage.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], muon_rate: float, adam_rate: float) -> None:
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        muon_rate: float,
+        adam_rate: float,
+        gentle: Iterable[nn.Module] = (),
+    ) -> None:
         """Sort the parameters; see the class."""
-        """Sort the parameters; see the class."""
-        matrices, rest, seen = [], [], set()
+        slow = [p for module in gentle for p in module.parameters() if p.requires_grad]
+        matrices, rest, seen = [], [], {id(p) for p in slow}
         for module in modules:
             for name, p in module.named_parameters():
                 if not p.requires_grad or id(p) in seen:
@@ -36,16 +45,17 @@ class Optimiser:
                 seen.add(id(p))
                 hidden = p.ndim == 2 and "embed" not in name and "lm_head" not in name
                 (matrices if hidden else rest).append(p)
-        self.parameters = matrices + rest
+        self.parameters = matrices + rest + slow
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(
                 torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
             )
-        if rest:
-            self.parts.append(
-                torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.01)
-            )
+        for some, rate in ((rest, adam_rate), (slow, adam_rate / 10)):
+            if some:
+                self.parts.append(
+                    torch.optim.AdamW(some, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)
+                )
         for part in self.parts:
             for group in part.param_groups:
                 group["peak"] = group["lr"]
@@ -66,12 +76,10 @@ class Optimiser:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """States of both parts."""
-        """States of both parts."""
+        """States of all parts."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Restore what `state_dict` gave."""
         """Restore what `state_dict` gave."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)

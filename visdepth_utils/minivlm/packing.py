@@ -21,10 +21,12 @@ from visdepth_utils.minivlm.world import Scene
 # How many turns of each task a row offers; what does not fit is left out after shuffling. Looking
 # things up comes before choosing among options, and both before chains that are built of look-ups.
 MIXES = {
-    "find": {"caption": 1, "say": 9, "vqa": 9, "mcq": 2, "direct": 0, "short": 0, "long": 0},
-    "lookups": {"caption": 1, "say": 5, "vqa": 8, "mcq": 6, "direct": 2, "short": 1, "long": 0},
-    "all": {"caption": 3, "say": 1, "vqa": 5, "mcq": 5, "direct": 2, "short": 2, "long": 2},
-}
+    "find": {"caption": 1, "say": 8, "vqa": 9, "exists": 6, "mcq": 2},
+    "lookups": {"caption": 1, "say": 4, "vqa": 7, "exists": 3, "mcq": 5, "short": 1, "long": 1},
+    "all": {
+        "caption": 2, "say": 1, "vqa": 5, "exists": 1, "mcq": 4, "direct": 2, "short": 2, "long": 2,
+    },
+}  # fmt: skip
 CHARTS_MIX = {"chart": 9, "chart_list": 1, "say": 4}
 # Loss weight per token: one letter is not to be drowned by a chain, most of which copies.
 CHAIN_WEIGHT, CAPTION_WEIGHT, ANSWER_WEIGHT = 0.5, 1.0, 2.0
@@ -47,12 +49,15 @@ class Batch:
         names = ("ids", "positions", "segments", "weights", "turns", "image")
         return replace(self, **{k: getattr(self, k).to(device) for k in names})
 
-    def mask(self) -> torch.Tensor:
-        """Bool attention mask (B, 1, S, S): causal; a turn sees the prefix and itself."""
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """Additive attention mask (B, 1, S, S): causal; a turn sees the prefix and itself."""
         seg = self.segments
         causal = torch.ones(seg.shape[1], seg.shape[1], dtype=torch.bool, device=seg.device).tril()
         allowed = (seg[:, None, :] == 0) | (seg[:, None, :] == seg[:, :, None])
-        return (allowed & causal)[:, None]
+        hidden = ~(allowed & causal)[:, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=seg.device).masked_fill(
+            hidden, torch.finfo(dtype).min
+        )
 
 
 def _weight(question: Q.Question) -> float:
@@ -69,10 +74,10 @@ def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list
             out += [make(scene, rng) for _ in range(CHARTS_MIX[make.__name__])]
     else:
         turns = MIXES[mix]
-        for make in (Q.caption, Q.say, Q.vqa, Q.mcq):
-            out += [make(scene, rng) for _ in range(turns[make.__name__])]
+        for make in (Q.caption, Q.say, Q.vqa, Q.exists, Q.mcq):
+            out += [make(scene, rng) for _ in range(turns.get(make.__name__, 0))]
         for style in STYLES:
-            out += [reason(scene, rng, style)[0] for _ in range(turns[style])]
+            out += [reason(scene, rng, style)[0] for _ in range(turns.get(style, 0))]
     return [out[int(i)] for i in rng.permutation(len(out))]
 
 

@@ -8,6 +8,7 @@ uniform, options are shuffled, yes/no questions are balanced by construction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,7 +104,7 @@ def vqa(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def say(scene: Scene, rng: np.random.Generator) -> Question:
-    """A look-up that repeats what is asked about before the answer: used in training only.
+    """A question whose answer first repeats what it is about: used in training only.
 
     From the repeated word to the answer it is one step of attention, which is learnt soon; a bare
     answer needs that step and one more, and hardly starts without it.
@@ -112,49 +113,66 @@ def say(scene: Scene, rng: np.random.Generator) -> Question:
         q = chart(scene, rng)
         colour = next(w for w in q.prompt.split() if w in COLOURS)
         text, kind, both = q.prompt, q.kind, f"{colour} {q.answer}"
+    elif rng.random() < 0.3:
+        q = mcq(scene, rng)
+        text, kind = q.prompt, f"mcq-{q.kind}"
+        both = f"{q.choices[LETTERS.index(q.answer)]} {q.answer}"
     else:
         kind, text, key, answer = _lookup(scene, rng)
         both = f"{key} {answer}"
-    return Question("say", kind, f"{text} tell the object , then answer .", both, both)
+    return Question("say", kind, f"{text} name it first .", both, both)
+
+
+# What an option of a multiple choice names: the values the picture shows, and all there are.
+_FACTS: dict[str, tuple[Callable[[Thing], str], tuple[str, ...]]] = {
+    "colour": (lambda t: t.colour, tuple(COLOURS)),
+    "shape": (lambda t: t.shape, SHAPES),
+    "place": (lambda t: t.place, PLACES),
+}
+
+
+def exists(scene: Scene, rng: np.random.Generator) -> Question:
+    """Is a colour, a shape, an object at a place in the picture? Used in training only.
+
+    It is the step each option of a multiple choice needs. Yes and no are equally likely.
+    """
+    kind = pick(rng, tuple(_FACTS))
+    tell, possible = _FACTS[kind]
+    true = {tell(t) for t in scene.things}
+    answer = pick(rng, ("yes", "no"))
+    asked = pick(rng, tuple(o for o in possible if (o in true) == (answer == "yes")))
+    texts = ("does the picture show {} ?", "do you see {} ?")
+    return Question("exists", kind, pick(rng, texts).format(asked), answer, answer)
 
 
 def mcq(scene: Scene, rng: np.random.Generator) -> Question:
     """Which of four is in the picture? Options in random order, one letter.
 
     The wrong options are as likely as the right one without the picture: same kind, drawn uniformly
-    from what the picture does not show.
+    from what the picture does not show. A kind needs three values that the picture does not show.
     """
-    facts = {
-        "object": (lambda t: name_of(t), [f"{c} {s}" for c in COLOURS for s in SHAPES]),
-        "shape": (
-            lambda t: f"{t.shape} at {t.place}",
-            [f"{s} at {p}" for s in SHAPES for p in PLACES],
-        ),
-        "colour": (
-            lambda t: f"{t.colour} at {t.place}",
-            [f"{c} at {p}" for c in COLOURS for p in PLACES],
-        ),
+    absent = {
+        kind: [o for o in possible if o not in {tell(t) for t in scene.things}]
+        for kind, (tell, possible) in _FACTS.items()
     }
-    kind = pick(rng, tuple(facts))
-    tell, possible = facts[kind]
-    true = [tell(t) for t in scene.things]
-    answer = pick(rng, tuple(true))
-    others = [o for o in possible if o not in true]
+    kind = pick(rng, tuple(k for k, others in absent.items() if len(others) >= 3))
+    answer = pick(rng, tuple(sorted({_FACTS[kind][0](t) for t in scene.things})))
+    others = absent[kind]
     options = [answer] + [others[int(i)] for i in rng.permutation(len(others))[:3]]
     order = [int(i) for i in rng.permutation(4)]
     choices = tuple(options[i] for i in order)
     letter = LETTERS[order.index(0)]
     texts = (
-        "what is in the picture ?",
-        "which of the objects is in the picture ?",
-        "what has the picture ?",
+        "which {} is in the picture ?",
+        "which {} does the picture show ?",
+        "pick the letter of the {} that is in the picture .",
     )
-    tail = pick(
-        rng, ("answer with the letter .", "give only the letter .", "which letter is right ?")
-    )
-    listed = " ".join(f"{a} : {c}" for a, c in zip(LETTERS, choices, strict=True))
-    prompt = f"{pick(rng, texts)} {listed} . {tail}"
+    listed = " , ".join(f"{a} {c}" for a, c in zip(LETTERS, choices, strict=True))
+    prompt = f"{pick(rng, texts).format(_MCQ_NOUNS[kind])} {listed} ."
     return Question("mcq", kind, prompt, letter, letter, choices=choices)
+
+
+_MCQ_NOUNS = {"colour": "colour", "shape": "shape", "place": "place of an object"}
 
 
 def chart(scene: Scene, rng: np.random.Generator) -> Question:

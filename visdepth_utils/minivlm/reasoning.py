@@ -40,7 +40,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
     steps, running = [], 0
     for t in scene.things:
         running += t in hits
-        steps.append(f"{t.place} {name_of(t)} : {'yes' if t in hits else 'no'} , {running} .")
+        steps.append(f"{t.place} {name_of(t)} {'yes' if t in hits else 'no'} {running} .")
     short = " , ".join(name_of(t) for t in hits) if hits else "nothing"
     text = pick(
         rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")
@@ -65,7 +65,7 @@ def _compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
     for t in scene.things:
         ca += getattr(t, by) == a
         cb += getattr(t, by) == b
-        steps.append(f"{t.place} {name_of(t)} : {a} {ca} , {b} {cb} .")
+        steps.append(f"{t.place} {name_of(t)} {a} {ca} {b} {cb} .")
     answer = "yes" if ca > cb else "no"
     noun = "objects" if by == "colour" else "shapes"
     texts = (
@@ -73,7 +73,7 @@ def _compare(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
         "more {0} {2} than {1} {2} ?",
         "do {0} {2} outnumber {1} {2} ?",
     )
-    return pick(rng, texts).format(a, b, noun), f"{a} {ca} , {b} {cb} .", " ".join(steps), answer
+    return pick(rng, texts).format(a, b, noun), f"{a} {ca} {b} {cb} .", " ".join(steps), answer
 
 
 _RELATIONS = {

@@ -64,7 +64,7 @@ class Size:
     mlp: int
 
 
-SIZES = {"small": Size(8, 128, 2, 384), "base": Size(12, 192, 3, 512)}
+SIZES = {"small": Size(8, 128, 4, 384), "base": Size(12, 192, 4, 512)}
 TOWER = {
     "hidden_size": 192,
     "num_hidden_layers": 4,
@@ -78,7 +78,7 @@ def vocabulary(n_scenes: int = 3000) -> list[str]:
     words: set[str] = set()
     for seed in range(n_scenes):
         for kind, makers in (
-            ("shapes", (Q.caption, Q.vqa, Q.mcq)),
+            ("shapes", (Q.caption, Q.say, Q.vqa, Q.exists, Q.mcq)),
             ("charts", (Q.chart, Q.chart_list)),
         ):
             scene, rng = draw_scene(seed, kind), np.random.default_rng(seed)
@@ -147,6 +147,8 @@ def build_model(
         num_key_value_heads=s.heads,
         head_dim=s.width // s.heads,
         max_position_embeddings=1024,
+        # As Llama 3: more of each head is free to match content over the whole prompt.
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=False,
         pad_token_id=ids["pad"],
         bos_token_id=ids["bos"],

@@ -52,14 +52,15 @@ class Stage:
 
 _IMAGES, _WORDS = (1.0, 0.0, 0.0), (0.0, 0.96, 0.04)
 _MIXED = (0.9, 0.06, 0.04)
+_SHORT = {"rows": (4, 2), "length": (384, 288)}  # many small steps, until look-ups start to work
 _RECIPE = (
-    Stage("text", 1200, 0.02, 2e-3, _WORDS, "decoder", length=(384, 224)),
-    Stage("align", 60, 0.01, 1e-3, _IMAGES, "projector", "find", length=(384, 288)),
-    Stage("find", 400, 0.01, 2e-3, _MIXED, "both", "find", 0.0, length=(384, 288)),
-    Stage("lookup", 500, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, length=(384, 288)),
-    Stage("joint", 2300, 0.01, 2e-3, _MIXED, "both"),
+    Stage("text", 500, 0.015, 2e-3, _WORDS, "decoder", "find", length=(288, 160)),
+    Stage("align", 60, 0.01, 1e-2, _IMAGES, "projector", "find", **_SHORT),
+    Stage("find", 800, 0.01, 2e-3, _MIXED, "both", "find", 0.0, **_SHORT),
+    Stage("lookup", 800, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, **_SHORT),
+    Stage("joint", 2500, 0.01, 2e-3, _MIXED, "both"),
 )
-_SHARES = {"text": 400, "align": 40, "find": 250, "lookup": 200, "joint": 700}
+_SHARES = {"text": 400, "align": 40, "find": 400, "lookup": 400, "joint": 1500}
 STAGES = {"base": _RECIPE, "small": tuple(replace(s, steps=_SHARES[s.name]) for s in _RECIPE)}
 
 
@@ -77,7 +78,9 @@ def hidden_states(
         states = states.masked_scatter(at, projected.to(states.dtype))
     out = decoder(
         inputs_embeds=states,
-        attention_mask=batch.mask(),
+        attention_mask=batch.mask(
+            torch.bfloat16 if torch.is_autocast_enabled(states.device.type) else states.dtype
+        ),
         position_ids=batch.positions,
         use_cache=False,
     )
@@ -122,9 +125,9 @@ def teacher_forced(
         for b, questions in enumerate(batch.labels):
             for k, q in enumerate(questions):
                 ok = float(hit[b][batch.turns[b] == k].all())
-                right[q.task if q.task != "reason" else f"reason-{q.style}"].append(ok)
-                if q.task == "reason":
-                    right[f"{q.kind}-{q.style}"].append(ok)
+                task = q.task if q.task != "reason" else f"reason-{q.style}"
+                right[task].append(ok)
+                right[f"{task}:{q.kind}"].append(ok)
     return {k: round(float(np.mean(v)), 3) for k, v in sorted(right.items())}
 
 
@@ -194,8 +197,10 @@ def run_stage(
     for module in modules[stage.trains]:
         module.requires_grad_(True)
     if stage.trains == "projector" and not checkpoint.exists():
-        start_projector(model, [f["train"] for f in cached["features"].values()], seed)
-    optimiser = Optimiser(modules[stage.trains], stage.muon_rate, stage.adam_rate)
+        start_projector(model, cached, tokenizer, seed)
+    optimiser = Optimiser(
+        modules[stage.trains], stage.muon_rate, stage.adam_rate, gentle=modules["projector"]
+    )
     done, spent = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=model.device)
@@ -206,7 +211,7 @@ def run_stage(
         optimiser.load_state_dict(state["optimiser"])
     decoder = model.model.language_model
     # The CPU compiler needs g++; without it training is slower, not different.
-    if compiled and (model.device.type == "cuda" or shutil.which("g++")):
+    if compiled and stage.steps > 200 and (model.device.type == "cuda" or shutil.which("g++")):
         decoder = torch.compile(decoder, dynamic=False)
     batches = Batches(stage, seed, cached, tokenizer, model.device)
     seen = (1.0, 0.0, 0.0) if stage.modes[0] else (0.0, 1.0, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import nn
 from visdepth_utils.minivlm.optim import Optimiser, schedule
 from visdepth_utils.minivlm.world import (
     COLOURS,
+    COLUMNS,
+    ROWS,
     SHAPES,
     SIZES,
     Scene,
@@ -30,6 +33,8 @@ CLASSES = {
     "colour": len(COLOURS) + 1,
     "shape": len(SHAPES) + 1,
     "size": len(SIZES) + 1,
+    "row": len(ROWS) + 1,
+    "column": len(COLUMNS) + 1,
     "tens": 11,
     "ones": 11,
 }
@@ -135,30 +140,83 @@ def cache_features(tower: nn.Module, pixels: torch.Tensor, batch: int = 256) -> 
     return torch.cat([tower_features(tower, p).to(torch.bfloat16) for p in pixels.split(batch)])
 
 
+def _ridge(x: torch.Tensor, y: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (out, in) and bias of y = Wx + b by ridge regression; `share` of the mean variance."""
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    covariance = (x - mean_x).T @ (x - mean_x) / len(x)
+    penalty = share * covariance.diagonal().mean() * torch.eye(len(covariance))
+    cross = (x - mean_x).T @ (y - mean_y) / len(x)
+    weight = torch.linalg.solve(covariance + penalty, cross).T
+    return weight, mean_y - weight @ mean_x
+
+
+def _words_of_patches(
+    scenes: list[Scene], tokenizer: Any, embedding: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (N*64, C) as 0/1 and the sum of the labels' words' embeddings (N*64, D)."""
+    names = {
+        "colour": list(COLOURS),
+        "shape": list(SHAPES),
+        "size": list(SIZES),
+        "row": list(ROWS),
+        "column": list(COLUMNS),
+        "tens": [""] + [str(d) for d in range(1, 10)],
+        "ones": [f"##{d}" for d in range(10)],
+    }
+    middle = embedding.mean(0)
+    found = [patch_labels(s) for s in scenes]
+    labels, total = [], 0
+    for k, words in names.items():
+        index = torch.from_numpy(np.concatenate([f[k] for f in found]))
+        hot = F.one_hot(index, CLASSES[k])[:, 1:].float()
+        ids = [tokenizer.convert_tokens_to_ids(w) if w else -1 for w in words]
+        rows = torch.stack(
+            [embedding[i] - middle if i >= 0 else torch.zeros_like(middle) for i in ids]
+        )
+        labels.append(hot)
+        total = total + hot @ rows
+    ground = embedding[tokenizer.convert_tokens_to_ids("<image>")] - middle
+    ground = ground * (embedding - middle).norm(dim=-1).mean() / ground.norm()
+    empty = labels[0].sum(-1, keepdim=True) == 0
+    return torch.cat(labels, 1), middle + torch.where(empty, ground, total)
+
+
 @torch.no_grad()
-def start_projector(model: nn.Module, features: list[torch.Tensor], seed: int) -> None:
-    """Initialise the projector so that image tokens enter like words: whitened, at words' size.
+def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, seed: int) -> None:
+    """Initialise the projector so that a patch enters as the words for what it shows.
 
     The tower's features have a large common part and a norm a hundred times a word's. Left so, no
     layer could change an image token by more than a sliver (its update ratio would be an artefact
-    of the scale), and what tells tokens apart would be buried.
+    of the scale), and what tells patches apart would be buried. So the first layer starts from
+    linear probes of the features (with a share of the whitened features beside), the second from
+    the ridge regression of its outputs on the summed word embeddings of each patch's labels.
 
     Args:
         model: The LLaVA whose projector is set, in place.
-        features: Banks (N, 64, D) to take mean and covariance from.
-        seed: Of the random rotation and the second layer.
+        cached: Scenes and features as `train.prepare_tower` gives them.
+        tokenizer: The embedded tokenizer.
+        seed: Of the random mixing of probes.
     """
-    rows = torch.cat([bank[:1500].float().flatten(0, 1) for bank in features])
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - mean).T.cov())
+    kinds = ("shapes", "charts")
+    features = torch.cat(
+        [cached["features"][k]["train"][:1500].float().flatten(0, 1) for k in kinds]
+    )
+    scenes = [s for k in kinds for s in cached["scenes"][k]["train"][:1500]]
+    embedding = model.get_input_embeddings().weight.detach().float().cpu()
+    labels, words = _words_of_patches(scenes, tokenizer, embedding)
+    probe, offset = _ridge(features, labels, 1e-4)
+    mean = features.mean(0)
+    values, vectors = torch.linalg.eigh((features - mean).T.cov())
     whiten = vectors @ torch.diag((values + 0.05 * values.mean()).rsqrt()) @ vectors.T
-    projector, words = model.model.multi_modal_projector, model.get_input_embeddings().weight
     rng = torch.Generator().manual_seed(seed)
+    projector = model.model.multi_modal_projector
     first, second = projector.linear_1, projector.linear_2
+    mixing = torch.randn(first.out_features, len(probe), generator=rng)
     rotation = torch.linalg.qr(torch.randn(whiten.shape, generator=rng))[0][: first.out_features]
-    first.weight.copy_(rotation @ whiten)
-    first.bias.copy_(-first.weight @ mean.to(first.weight))
-    second.weight.copy_(torch.randn(second.weight.shape, generator=rng))
-    second.bias.zero_()
-    size = projector(rows[:4096].to(words)).norm(dim=-1).mean()
-    second.weight.mul_(words.norm(dim=-1).mean() / size)
+    weight = mixing @ probe + 0.2 * rotation @ whiten
+    first.weight.copy_(weight)
+    first.bias.copy_(mixing @ offset - 0.2 * rotation @ whiten @ mean)
+    hidden = F.gelu(first(features.to(first.weight)).float().cpu())
+    weight, offset = _ridge(hidden, words, 1e-3)
+    second.weight.copy_(weight)
+    second.bias.copy_(offset)

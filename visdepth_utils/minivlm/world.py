@@ -199,15 +199,15 @@ def patch_labels(scene: Scene, patch: int = 8) -> dict[str, np.ndarray]:
     """What each patch should know, for the vision tower's training: label 0 means none.
 
     Returns:
-        `colour`, `shape`, `size`, `tens`, `ones`: int64 arrays of (SIZE/patch)^2 labels in reading
-        order. In a shapes world a patch is told of the object of the cell its centre lies in; in a
-        chart,
-        of the bar whose column its centre lies in or is nearest to (within one patch).
+        `colour`, `shape`, `size`, `row`, `column`, `tens`, `ones`: int64 arrays of (SIZE/patch)^2
+        labels in reading order. In a shapes world a patch is told of the object of the cell its
+        centre lies in; in a chart, of the bar whose column its centre lies in or is nearest to
+        (within one patch).
     """
     side = SIZE // patch
     labels = {
         k: np.zeros((side, side), dtype=np.int64)
-        for k in ("colour", "shape", "size", "tens", "ones")
+        for k in ("colour", "shape", "size", "row", "column", "tens", "ones")
     }
     centres = (np.arange(side) + 0.5) * patch
     names = list(COLOURS)
@@ -220,6 +220,8 @@ def patch_labels(scene: Scene, patch: int = 8) -> dict[str, np.ndarray]:
                 labels["colour"][i, j] = 1 + names.index(thing.colour)
                 labels["shape"][i, j] = 1 + SHAPES.index(thing.shape)
                 labels["size"][i, j] = 1 + SIZES.index(thing.size)
+                labels["row"][i, j] = 1 + ROWS.index(thing.row)
+                labels["column"][i, j] = 1 + COLUMNS.index(thing.column)
             for bar, (left, right) in zip(scene.bars, columns, strict=True):
                 if (
                     left - 1.5 <= x <= right + 1.5

@@ -9,6 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+# Muon's updates have the same size however large a matrix has grown. Without a strong decay the
+# first layer's writes reach a thousand times an embedding, and later layers no longer matter.
+MUON_DECAY = 0.2
+
 
 def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> float:
     """Rate factor: linear warm-up, hold, linear decay to 2% over the last share `decay`."""
@@ -49,7 +53,7 @@ class Optimiser:
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(
-                torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.01)
+                torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=MUON_DECAY)
             )
         for some, rate in ((rest, adam_rate), (slow, adam_rate / 10)):
             if some:
@@ -63,6 +67,8 @@ class Optimiser:
     def step(self, factor: float) -> None:
         """Average over workers, clip to norm 1, step with rates scaled by `factor`, clear."""
         if dist.is_initialized():
+            for p in self.parameters:  # a worker whose few rows show no picture has no gradient
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             flat = torch.cat([p.grad.flatten() for p in self.parameters])
             dist.all_reduce(flat)
             parts = (flat / dist.get_world_size()).split([p.numel() for p in self.parameters])

@@ -22,7 +22,7 @@ from visdepth_utils.minivlm.world import Scene
 # things up comes before choosing among options, and both before chains that are built of look-ups.
 MIXES = {
     "find": {"caption": 1, "say": 8, "vqa": 9, "exists": 6, "mcq": 2},
-    "lookups": {"caption": 1, "say": 4, "vqa": 7, "exists": 3, "mcq": 5, "short": 1, "long": 1},
+    "lookups": {"caption": 1, "say": 4, "vqa": 6, "exists": 6, "mcq": 6, "short": 1, "long": 1},
     "all": {
         "caption": 2, "say": 1, "vqa": 5, "exists": 1, "mcq": 4, "direct": 2, "short": 2, "long": 2,
     },

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -169,6 +170,9 @@ def build_model(
     )
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
+    # Words start at the size of a layer's writes, not at a fiftieth of it: so they stay readable in
+    # the residual stream.
+    nn.init.normal_(model.get_input_embeddings().weight)
     model.generation_config.pad_token_id = ids["pad"]
     model.generation_config.bos_token_id = ids["bos"]
     model.generation_config.eos_token_id = ids["eos"]

@@ -50,9 +50,10 @@ eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, wit
 	@$(PY) -m visdepth_utils eval-minivlm
 
 # One worker per core beats one process with as many threads; with a GPU: WORKERS=1.
-train-minivlm: $(STAMP) ## train an embedded model; SIZE=base SEED=0 WORKERS=2; over an hour on two cores, resumes after a kill
+train-minivlm: $(STAMP) ## train an embedded model; SIZE=base SEED=0 WORKERS=2 TOWER=data/minivlm/base; over an hour on two cores, resumes after a kill
 	@OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node $(WORKERS) \
-		-m visdepth_utils.minivlm.train --threads 1 --size $(SIZE) --seed $(or $(SEED),0)
+		-m visdepth_utils.minivlm.train --threads 1 --size $(SIZE) --seed $(or $(SEED),0) \
+		$(if $(TOWER),--tower $(TOWER))
 
 worlds: $(STAMP) ## write the frozen held-out sets of data/worlds again, byte for byte
 	@$(PY) -m visdepth_utils.minivlm.freeze

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import LlavaForConditionalGeneration
 
 from visdepth_utils.files import locked
 from visdepth_utils.minivlm.recipe import SIZES, build_model, build_processor
@@ -33,12 +34,17 @@ PICTURES = {"shapes": 20_000, "charts": 12_000}
 VALIDATION = 256
 
 
-def prepare_tower(log: Callable[[str], None]) -> dict[str, Any]:
-    """Stage 1 and the feature cache, once for all sizes and seeds: `WORK/features.pt`."""
+def prepare_tower(log: Callable[[str], None], shared: Path | None = None) -> dict[str, Any]:
+    """Stage 1 and the feature cache, once for all sizes and seeds: `WORK/features.pt`.
+
+    Args:
+        log: Takes a line.
+        shared: A checkpoint whose vision tower is used; without it one is trained.
+    """
     target = WORK / "features.pt"
     with locked(target):  # two trainings may start at once
         if not target.exists():
-            _make_features(target, log)
+            _make_features(target, log, shared)
     cached = torch.load(target, mmap=True, weights_only=True)
     cached["scenes"] = {
         kind: {
@@ -50,8 +56,8 @@ def prepare_tower(log: Callable[[str], None]) -> dict[str, Any]:
     return cached
 
 
-def _make_features(target: Path, log: Callable[[str], None]) -> None:
-    """Draw the pictures, train the tower on them, store it with its features of all of them."""
+def _make_features(target: Path, log: Callable[[str], None], shared: Path | None) -> None:
+    """Draw the pictures, train or load the tower, store it with its features of all of them."""
     banks = {}
     for kind, n in PICTURES.items():
         seeds = {"train": TRAIN_SEEDS[:n], "validation": VALIDATION_SEEDS[:VALIDATION]}
@@ -59,7 +65,12 @@ def _make_features(target: Path, log: Callable[[str], None]) -> None:
     model = build_model("base", 0, build_processor().tokenizer)
     model.set_attn_implementation("eager")  # on CPUs faster to train than the fused kernel
     tower = model.model.vision_tower
-    train_tower(tower, [b["train"] for b in banks.values()], TOWER_STEPS, WORK / "tower.pt", log)
+    if shared:
+        trained = LlavaForConditionalGeneration.from_pretrained(shared, dtype=torch.float32)
+        tower.load_state_dict(trained.model.vision_tower.state_dict())
+    else:
+        seen = [b["train"] for b in banks.values()]
+        train_tower(tower, seen, TOWER_STEPS, WORK / "tower.pt", log)
     features = {
         k: {p: cache_features(tower, pixels) for p, (_, pixels) in b.items()}
         for k, b in banks.items()
@@ -77,6 +88,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=None, help="default: data/minivlm/SIZE, with -seedN when N > 0"
     )
+    parser.add_argument("--tower", type=Path, help="checkpoint whose vision tower is shared")
     parser.add_argument("--tower-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -94,7 +106,7 @@ def main() -> None:
         with (folder / "log.txt").open("a") as file:
             file.write(text + "\n")
 
-    cached = prepare_tower(log)
+    cached = prepare_tower(log, args.tower)
     if args.tower_only:
         return
     processor = build_processor()
@@ -122,6 +134,7 @@ def main() -> None:
         "seed": args.seed,
         "stages": [asdict(s) for s in STAGES[args.size]],
         "tower_steps": TOWER_STEPS,
+        "tower": f"of {args.tower}" if args.tower else "trained in this run",
         "pictures": PICTURES,
         "minutes": round(seconds / 60, 1),
         "hardware": torch.cuda.get_device_name() if cuda else f"{workers} CPU core(s)",

@@ -151,7 +151,7 @@ def misses(table: pd.DataFrame) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the accuracy tables of models and write them as JSON.
+    """Print the accuracy tables of models and write them as JSON, beside those of other models.
 
     Returns:
         0, or 1 if `base` or a seed of it misses a floor.
@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{path}\n{table.to_string()}\n" + ("\n".join(missed) or "all floors met"))
         failed |= bool(missed) and Path(path).name.startswith("base")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    args.out.write_text(json.dumps(dict(sorted((earlier | found).items())), indent=1) + "\n")
     print(f"written: {args.out}")
     return int(failed)

@@ -111,3 +111,9 @@ def test_all_checkpoints_and_worlds_stay_small():
 def test_recorded_misses_are_those_of_the_recorded_accuracy(model):
     found = json.loads((card.FOLDER / "accuracy.json").read_text())[model]
     assert misses(pd.DataFrame(found["accuracy"]).T) == found["floors missed"]
+
+
+@pytest.mark.parametrize("model", [m for m in card.MODELS if m.startswith("base")])
+def test_the_base_models_meet_their_floors(model):
+    found = json.loads((card.FOLDER / "accuracy.json").read_text())[model]
+    assert found["floors missed"] == []

@@ -61,9 +61,9 @@ Staged as LLaVA's: text first, tower frozen, projector aligned, then joint tunin
 2. **text**: decoder alone, short questions about scenes *in words*, 4% of rows without any scene.
 3. **align**: projector alone on the frozen decoder, pictures only. It starts where ridge regression
    maps a patch's features on the summed word embeddings of what the patch shows.
-4. **find**, **lookup**, **joint**: projector and decoder, 90% pictures, 6% scenes in words, 4%
-   blind. First short questions and captions, then more multiple choice, then all tasks with their
-   chains. Two kinds of turn occur in training alone: "do you see red ?", and answers that first
+4. **find**, **lookup**, **joint**, **chains**, **finish**: projector and decoder, 90% pictures, 6%
+   scenes in words, 4% blind. First short questions and captions, then more multiple choice, then
+   all tasks with their chains, then more of the chains. Two kinds of turn occur in training alone: "do you see red ?", and answers that first
    name the object or option they are about.
 
 A training row is one preamble and one picture, then some fifteen question-answer turns; each turn

@@ -26,9 +26,11 @@ MIXES = {
     "all": {
         "caption": 2, "say": 1, "vqa": 5, "exists": 1, "mcq": 4, "direct": 2, "short": 2, "long": 2,
     },
+    "chains": {"caption": 1, "vqa": 2, "mcq": 1, "direct": 2, "short": 3, "long": 3},
 }  # fmt: skip
 CHARTS_MIX = {"chart": 9, "chart_list": 1, "say": 4}
-# Loss weight per token: one letter is not to be drowned by a chain, most of which copies.
+# Loss weight per token: a letter, or the answer that ends a chain, is not to be drowned by the rest
+# of chains, most of which copies.
 CHAIN_WEIGHT, CAPTION_WEIGHT, ANSWER_WEIGHT = 0.5, 1.0, 2.0
 
 
@@ -136,6 +138,8 @@ def pack(
             positions[b, at:end] = np.arange(start, start + len(turn))
             turns[b, at + len(prompt) + 1 : end] = k  # the tokens to be predicted
             weights[b, at + len(prompt) + 1 : end] = _weight(question)
+            if question.style != "direct":  # "so the answer is X . <eos>"
+                weights[b, end - 3] = ANSWER_WEIGHT
             kept_row.append(question)
             at = end
         kept.append(kept_row)

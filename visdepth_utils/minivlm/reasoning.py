@@ -98,15 +98,17 @@ def _spatial(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str
     answer = "yes" if difference * sign > 0 else "no"
     pa, pb = getattr(a, axis), getattr(b, axis)
     verb = "comes before" if difference < 0 else "comes after" if difference > 0 else "equals"
+    # The relation asked about beside the one that holds: seeing whether they are the same is local.
+    holds = [r for r, (x, s) in _RELATIONS.items() if x == axis and difference * s > 0]
+    found = f"it is {holds[0]}" if holds else "it equals"
+    step = f"{pa} {verb} {pb} . is it {relation} ? {found}"
     texts = (
         "is the {} {} the {} ?",
         "does the {} stand {} the {} ?",
         "tell if the {} is {} the {} .",
     )
     text = pick(rng, texts).format(name_of(a), relation, name_of(b))
-    long = (
-        f"the {name_of(a)} is at {a.place} . the {name_of(b)} is at {b.place} . {pa} {verb} {pb} ."
-    )
+    long = f"the {name_of(a)} is at {a.place} . the {name_of(b)} is at {b.place} . {step} ."
     return text, f"{pa} , {pb} .", long, answer
 
 

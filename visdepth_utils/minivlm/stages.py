@@ -58,9 +58,19 @@ _RECIPE = (
     Stage("align", 60, 0.01, 1e-2, _IMAGES, "projector", "find", **_SHORT),
     Stage("find", 600, 0.01, 2e-3, _MIXED, "both", "find", 0.0, **_SHORT),
     Stage("lookup", 600, 0.01, 2e-3, _MIXED, "both", "lookups", 0.0, **_SHORT),
-    Stage("joint", 1500, 0.01, 2e-3, _MIXED, "both"),
+    Stage("joint", 1000, 0.01, 2e-3, _MIXED, "both"),
+    Stage("chains", 400, 0.008, 1.5e-3, _MIXED, "both", "chains", 0.6),
+    Stage("finish", 300, 0.008, 1.5e-3, _MIXED, "both", "chains", 0.6),
 )
-_SHARES = {"text": 400, "align": 40, "find": 400, "lookup": 400, "joint": 1500}
+_SHARES = {
+    "text": 400,
+    "align": 60,
+    "find": 500,
+    "lookup": 500,
+    "joint": 800,
+    "chains": 200,
+    "finish": 200,
+}
 STAGES = {"base": _RECIPE, "small": tuple(replace(s, steps=_SHARES[s.name]) for s in _RECIPE)}
 
 

@@ -63,8 +63,8 @@ Staged as LLaVA's: text first, tower frozen, projector aligned, then joint tunin
    maps a patch's features on the summed word embeddings of what the patch shows.
 4. **find**, **lookup**, **joint**, **chains**, **finish**: projector and decoder, 90% pictures, 6%
    scenes in words, 4% blind. First short questions and captions, then more multiple choice, then
-   all tasks with their chains, then more of the chains. Two kinds of turn occur in training alone: "do you see red ?", and answers that first
-   name the object or option they are about.
+   all tasks with their chains, then more of the chains. Two kinds of turn occur in training alone:
+   "do you see red ?", and answers that first name the object or option they are about.
 
 A training row is one preamble and one picture, then some fifteen question-answer turns; each turn
 attends to the prefix and to itself only, so it is exactly a single-turn prompt. Muon (momentum

@@ -221,7 +221,7 @@ def run_stage(
         optimiser.load_state_dict(state["optimiser"])
     decoder = model.model.language_model
     # The CPU compiler needs g++; without it training is slower, not different.
-    if compiled and stage.steps > 200 and (model.device.type == "cuda" or shutil.which("g++")):
+    if compiled and stage.steps >= 200 and (model.device.type == "cuda" or shutil.which("g++")):
         decoder = torch.compile(decoder, dynamic=False)
     batches = Batches(stage, seed, cached, tokenizer, model.device)
     seen = (1.0, 0.0, 0.0) if stage.modes[0] else (0.0, 1.0, 0.0)

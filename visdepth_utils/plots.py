@@ -39,7 +39,7 @@ NULLS = {"curvature": ((90.0, "90: unrelated\nupdates"), (120.0, "120: noise\non
 BAND_COLUMNS = {"layer", "metric", "mean", "lo", "hi"}
 UPDATE_METRICS = {"update_ratio", "curvature"}
 LOG_METRICS = {"update_ratio"}
-"""A word's first update is hundreds of times its embedding, later ones below one."""
+"""Drawn on a logarithmic axis: updates differ by orders of magnitude between layers and models."""
 PANEL_INCHES = (3.2, 2.9)
 DPI = 85
 

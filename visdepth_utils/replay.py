@@ -1,0 +1,285 @@
+"""Run part of a pass again: many rows that leave one plain pass, each at its own layer.
+
+A row is one "what if": the same samples, with some states replaced or some keys gone from layer
+``start`` on. Below that layer it *is* the plain pass. From there on only its changed tokens run;
+what came before them in the sequence is read from the plain pass's keys and values. At layer l one
+call serves all rows that have started, so weights are read once per layer, not once per row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from visdepth_utils.prefill import Angles, Index, Prefill, head, mask_for, rotary_angles, window
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """R variants of a prefilled batch.
+
+    Attributes:
+        starts: Layer at which each row leaves the plain pass, not decreasing; L means never.
+        moved: Tokens that run again; the sequence's last token is one of them.
+        context: Tokens whose plain keys the moved ones may read. Tokens in none of ``moved``,
+            ``context`` and ``frozen`` are gone.
+        initial: Row number -> states (B, T, D) of the moved tokens going into layer ``starts``.
+        frozen: Tokens that no longer run but stay readable.
+        frozen_state: Row number -> their states (B, M, D), the same at all layers.
+        closed: Position ids (B, S) from ``starts`` on; None keeps the plain ones. With them,
+            sliding windows count tokens that are left.
+    """
+
+    starts: Sequence[int]
+    moved: Index
+    context: Index
+    initial: Callable[[int], torch.Tensor]
+    frozen: Index | None = None
+    frozen_state: Callable[[int], torch.Tensor] | None = None
+    closed: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """The outcome of a replay.
+
+    Attributes:
+        rows: What was run.
+        states: (B, R, T, D), the moved tokens after the last layer.
+        keys: Per layer (B, n, H, M + T, head size) of the n rows started by then, frozen tokens
+            first; empty list if not kept.
+        values: As ``keys``.
+    """
+
+    rows: Rows
+    states: torch.Tensor
+    keys: list[torch.Tensor | None] = field(default_factory=list)
+    values: list[torch.Tensor | None] = field(default_factory=list)
+
+
+class Splice:
+    """Stands where a layer expects its KV cache: earlier keys first, new ones after them."""
+
+    def __init__(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        """Earlier keys and values (N, H, P, head size), or none."""
+        self.before = (keys, values)
+        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by the attention: take its new keys and values, return all it may read."""
+        self.new = (keys, values)
+        if self.before[0] is None:
+            return keys, values
+        return torch.cat([self.before[0], keys], 2), torch.cat([self.before[1], values], 2)
+
+
+class _GotThem(Exception):
+    """Ends a layer's call when its keys and values are there."""
+
+
+class _Keys(Splice):
+    """Takes keys and values and stops the layer before it attends."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+        self.new = (keys, values)
+        raise _GotThem
+
+
+@torch.no_grad()
+def replay(pre: Prefill, rows: Rows, keep_cache: bool = True) -> Replayed:
+    """Run the moved tokens of all rows through the layers above their starts.
+
+    Args:
+        pre: The plain pass; the moved tokens' states must have been kept.
+        rows: The variants.
+        keep_cache: Keep the new keys and values; decoding needs them.
+
+    Returns:
+        States after the last layer, for every row.
+
+    Raises:
+        ValueError: If ``starts`` decrease.
+    """
+    starts = list(rows.starts)
+    if starts != sorted(starts):
+        raise ValueError(f"starts {starts} decrease: sort the rows by layer")
+    n_samples, width = rows.moved.at.shape
+    n_layers = pre.vlm.n_layers
+    hidden: torch.Tensor | None = None
+    frozen: torch.Tensor | None = None
+    out = Replayed(rows, torch.empty(0))
+    for layer in range(n_layers + 1):
+        for row in range(starts.index(layer), len(starts)) if layer in starts else ():
+            if starts[row] != layer:
+                break
+            hidden = _append(hidden, rows.initial(row))
+            if rows.frozen is not None:
+                frozen = _append(frozen, rows.frozen_state(row))
+        if layer == n_layers:
+            break
+        if hidden is None:
+            out.keys.append(None)
+            out.values.append(None)
+            continue
+        n = hidden.shape[1]
+        still = None if frozen is None else _frozen_keys(pre, rows, layer, frozen)
+        cache = Splice(*_context(pre, rows, layer, n, still))
+        hidden = run_layer(
+            pre,
+            layer,
+            hidden.flatten(0, 1),
+            mask=_repeat(_mask(pre, rows, layer), n),
+            **_places(pre, layer, rows.moved, n, rows.closed),
+            cache=cache,
+        ).unflatten(0, (n_samples, n))
+        if keep_cache:
+            for kept, new, old in zip(
+                (out.keys, out.values), cache.new, still or (None, None), strict=True
+            ):
+                own = new if old is None else torch.cat([old, new], 2)
+                kept.append(own.unflatten(0, (n_samples, n)))
+    return Replayed(rows, hidden, out.keys, out.values)
+
+
+def next_logits(pre: Prefill, done: Replayed) -> torch.Tensor:
+    """fp32 (B, R, V) at the last token; a row that never starts gets the plain pass's own."""
+    logits = head(pre.vlm, done.states[:, :, -1])
+    plain = torch.tensor(
+        [start == pre.vlm.n_layers for start in done.rows.starts], device=logits.device
+    )
+    return torch.where(plain[None, :, None], pre.logits[:, None], logits)
+
+
+def run_layer(
+    pre: Prefill,
+    layer: int,
+    hidden: torch.Tensor,
+    *,
+    mask: torch.Tensor,
+    angles: Angles,
+    positions: torch.Tensor | None,
+    cache: Any,
+) -> torch.Tensor:
+    """Call the model's own decoder layer on (N, T, D) with a bool mask (N, T, keys)."""
+    out = pre.vlm.layers[layer](
+        hidden,
+        attention_mask=mask_for(pre.vlm, mask, hidden.dtype),
+        position_embeddings=angles,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        **pre.extra[layer],
+    )
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _append(stack: torch.Tensor | None, row: torch.Tensor) -> torch.Tensor:
+    """(B, n, T, D) and (B, T, D) -> (B, n + 1, T, D)."""
+    return row[:, None] if stack is None else torch.cat([stack, row[:, None]], 1)
+
+
+def _repeat(values: torch.Tensor, n: int) -> torch.Tensor:
+    """(B, ...) -> (B * n, ...), every sample n times in a row, without a copy where possible."""
+    return values[:, None].expand(-1, n, *values.shape[1:]).flatten(0, 1)
+
+
+def _places(
+    pre: Prefill, layer: int, tokens: Index, n: int, closed: torch.Tensor | None
+) -> dict[str, Any]:
+    """Where tokens stand, for n rows of each sample: ``angles`` and ``positions``."""
+    positions = positions_for(pre, tokens, closed)
+    return {
+        "angles": tuple(_repeat(part, n) for part in angles_for(pre, layer, tokens, closed)),
+        "positions": None if positions is None else _repeat(positions, n),
+    }
+
+
+def _context(
+    pre: Prefill,
+    rows: Rows,
+    layer: int,
+    n: int,
+    still: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Keys and values that n rows read besides their own: plain context, then frozen tokens."""
+    parts = []
+    for which, plain in enumerate((pre.keys[layer], pre.values[layer])):
+        found = [_repeat(rows.context.take(plain, 2), n)] if len(rows.context) else []
+        if still is not None:
+            found.append(still[which])
+        parts.append(torch.cat(found, 2) if found else None)
+    return parts[0], parts[1]
+
+
+def _frozen_keys(
+    pre: Prefill, rows: Rows, layer: int, frozen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values that this layer makes of frozen states (B, n, M, D)."""
+    cache = _Keys(None, None)
+    with contextlib.suppress(_GotThem):
+        run_layer(
+            pre,
+            layer,
+            frozen.flatten(0, 1),
+            mask=torch.ones(1, 1, 1, dtype=torch.bool, device=frozen.device),  # never applied
+            **_places(pre, layer, rows.frozen, frozen.shape[1], None),
+            cache=cache,
+        )
+    return cache.new
+
+
+def _mask(pre: Prefill, rows: Rows, layer: int) -> torch.Tensor:
+    """Which moved token may read which key, bool (B, T, context + frozen + T)."""
+    moved, groups = rows.moved, [rows.context, *([rows.frozen] if rows.frozen else []), rows.moved]
+    by_query = moved.take(base_mask(pre, rows, layer), 1)
+    parts = [g.take(by_query, 2) & g.valid[:, None] for g in groups]
+    mask = torch.cat(parts, 2)
+    # An empty slot reads itself, so that its softmax is over something; nobody reads it.
+    own = torch.eye(len(moved), dtype=torch.bool, device=mask.device) & ~moved.valid[:, :, None]
+    mask[:, :, mask.shape[2] - len(moved) :] |= own
+    return mask
+
+
+def base_mask(pre: Prefill, rows: Rows, layer: int) -> torch.Tensor:
+    """The plain mask (B, S, S), with windows over the tokens that are left if positions closed."""
+    size = window(pre.vlm, layer)
+    if rows.closed is None or size is None:
+        return pre.masks[layer]
+    n = pre.attended.shape[1]
+    rank = closed_rank(rows, n)
+    causal = torch.ones(n, n, dtype=torch.bool, device=rank.device).tril()
+    near = rank[:, :, None] - rank[:, None, :] < size
+    return causal & near & pre.attended[:, None, :]
+
+
+def closed_rank(rows: Rows, n: int) -> torch.Tensor:
+    """(B, S): how many tokens that are left stand before each one."""
+    left = torch.zeros(len(rows.moved.at), n, dtype=torch.long, device=rows.moved.at.device)
+    for group in (rows.moved, rows.context):
+        left.scatter_add_(1, group.at, group.valid.long())
+    return left.cumsum(1) - left
+
+
+def positions_for(pre: Prefill, tokens: Index, closed: torch.Tensor | None) -> torch.Tensor | None:
+    """``position_ids`` of chosen tokens as layers take them, (B, T); None where they take none."""
+    if pre.layer_positions is None:
+        return None
+    positions = pre.layer_positions if closed is None else closed
+    return tokens.take(positions.expand(len(tokens.at), -1))
+
+
+def angles_for(pre: Prefill, layer: int, tokens: Index, closed: torch.Tensor | None) -> Angles:
+    """Rotary embedding of chosen tokens, (B, T, head size)."""
+    if closed is None:
+        both = pre.angles[layer]
+    else:
+        positions = closed.expand(*pre.positions.shape[:-2], *closed.shape)
+        both = rotary_angles(pre.vlm, positions, layer, pre.states[0])
+    cos, sin = (tokens.take(part.expand(len(tokens.at), -1, -1)) for part in both)
+    return cos, sin

@@ -29,9 +29,15 @@ def llava64(tmp_path_factory: pytest.TempPathFactory) -> VLM:
 
 
 @pytest.fixture(scope="session")
-def qwen() -> VLM:
-    """A tiny Qwen2.5-VL."""
-    return tiny.qwen_vlm()
+def qwen_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-VL, in the layout of the hub."""
+    return tiny.qwen(tmp_path_factory.mktemp("tiny") / "qwen")
+
+
+@pytest.fixture(scope="session")
+def qwen(qwen_path: Path) -> VLM:
+    """The tiny Qwen2.5-VL, loaded with its own processor."""
+    return load_vlm(qwen_path)
 
 
 def png(seed: int) -> bytes:

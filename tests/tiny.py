@@ -18,9 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from visdepth_utils.checkpoints import quiet
-from visdepth_utils.families import FAMILIES
 from visdepth_utils.tasks import Sample
-from visdepth_utils.vlm import VLM
 
 WORDS = tuple(
     word
@@ -118,47 +116,11 @@ def llava(
     return folder
 
 
-class QwenLikeProcessor:
-    """Stands in for Qwen2_5_VLProcessor, whose class cannot be made without torchvision."""
-
-    chat_template = TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
-    image_token = "<|image_pad|>"
-    image_token_id = 4
-
-    def __init__(self, words: PreTrainedTokenizerFast) -> None:
-        """Keep the tokenizer and make a PIL image processor with 4 to 16 image tokens."""
-        self.tokenizer = words
-        size = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16}
-        self.image_processor = Qwen2VLImageProcessorPil(size=size)
-
-    def apply_chat_template(self, messages: list, add_generation_prompt: bool) -> str:
-        """Render without tokenising."""
-        return self.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-
-    def __call__(
-        self, text: list[str], images: list | None, **kwargs: object
-    ) -> dict[str, torch.Tensor]:
-        """Expand each placeholder to its number of merged patches and mark image tokens."""
-        pixels = dict(self.image_processor(images, return_tensors="pt")) if images else {}
-        counts = iter((pixels["image_grid_thw"].prod(-1) // 4).tolist() if images else ())
-        marker = "<|image_pad|>"
-        for i, line in enumerate(text):
-            head, *tails = line.split(marker)
-            text[i] = head + "".join(" ".join([marker] * next(counts)) + tail for tail in tails)
-        batch = dict(self.tokenizer(text, **kwargs))
-        batch["mm_token_type_ids"] = (batch["input_ids"] == self.image_token_id).int()
-        return batch | pixels
-
-
-def qwen_vlm(layers: int = 3, seed: int = 0) -> VLM:
-    """Qwen2.5-VL (M-RoPE, images of different sizes) as a VLM, never saved."""
+def qwen(
+    folder: Path, *, layers: int = 3, width: int = 32, most_tokens: int = 16, seed: int = 0
+) -> Path:
+    """Qwen2.5-VL with its own processor: M-RoPE, 4 to ``most_tokens`` image tokens by size."""
     words = tokenizer("<|image_pad|>", ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>"))
-    words.padding_side = "left"
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
         vision_config={
@@ -166,13 +128,13 @@ def qwen_vlm(layers: int = 3, seed: int = 0) -> VLM:
             "hidden_size": 32,
             "intermediate_size": 32,
             "num_heads": 2,
-            "out_hidden_size": 32,
+            "out_hidden_size": width,
             "patch_size": 14,
             "fullatt_block_indexes": [1],
         },
         text_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -191,17 +153,15 @@ def qwen_vlm(layers: int = 3, seed: int = 0) -> VLM:
         vision_end_token_id=6,
         video_token_id=7,
     )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval().requires_grad_(False)
-    return VLM(
-        model=model,
-        processor=QwenLikeProcessor(words),
-        family=FAMILIES["qwen2_5_vl"],
-        image_token_id=4,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        name="tiny/qwen2_5_vl",
-        weights_hash="",
-    )
+    with quiet():
+        Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    # One file per part, as on the hub; the processor class itself is made when it is read.
+    words.save_pretrained(folder)
+    size = {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * most_tokens}
+    Qwen2VLImageProcessorPil(size=size).save_pretrained(folder)
+    template = TEMPLATE.replace("IMAGE", "<|vision_start|> <|image_pad|> <|vision_end|>")
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 def picture(seed: int, size: int = 32) -> Image.Image:

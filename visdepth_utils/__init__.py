@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visdepth_utils.claims import verdict
+    from visdepth_utils.grid import substitution_grid
     from visdepth_utils.layerwise import layer_geometry
+    from visdepth_utils.sweeps import token_kl, truncation_sweep
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
 
@@ -20,10 +22,21 @@ _HOME = {
     "load_vlm": "vlm",
     "load_task": "tasks",
     "layer_geometry": "layerwise",
+    "substitution_grid": "grid",
+    "token_kl": "sweeps",
+    "truncation_sweep": "sweeps",
     "verdict": "claims",
 }
 
-__all__ = ["layer_geometry", "load_task", "load_vlm", "verdict"]
+__all__ = [
+    "layer_geometry",
+    "load_task",
+    "load_vlm",
+    "substitution_grid",
+    "token_kl",
+    "truncation_sweep",
+    "verdict",
+]
 
 
 def __getattr__(name: str) -> Any:

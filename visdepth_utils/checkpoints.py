@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
+from visdepth_utils.no_videos import images_suffice
+
 REPO = Path(__file__).resolve().parent.parent
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -148,7 +150,8 @@ def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
         ValueError: Unreadable, or without chat template.
     """
     with quiet(), one_line_errors(name, where):
-        processor = AutoProcessor.from_pretrained(where, **hub)
+        with images_suffice():
+            processor = AutoProcessor.from_pretrained(where, **hub)
         if not hasattr(processor, "image_processor"):
             raise ValueError(
                 "its processor takes no images: processor files of a vision model are missing"

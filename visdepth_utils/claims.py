@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1
+from visdepth_utils.rules import c1, c3, c4
 
 __all__ = [
     "CLAIMS_FILE",
@@ -33,8 +33,12 @@ CLAIMS_FILE = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
 VERDICTS = ("supported", "weaker", "not supported", "inconclusive", "not testable")
 
 Rule = Callable[[dict[str, Any], pd.DataFrame, dict[str, pd.DataFrame]], dict[str, Any]]
-RULES: dict[str, Rule] = {"C1": c1.decide}
-VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {"C1": c1.variants}
+RULES: dict[str, Rule] = {"C1": c1.decide, "C3": c3.decide, "C4": c4.decide}
+VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
+    "C1": c1.variants,
+    "C3": c3.variants,
+    "C4": c4.variants,
+}
 
 COLOURS = {
     "supported": "#1b7837",
@@ -62,7 +66,9 @@ class Verdict:
         notebook: Where the claim is shown.
         reason: Why this verdict, in plain words.
         details: One row per part of the claim.
-        controls: One row per control, with the contrast trained - control.
+        controls: One row per control, with the contrast to it.
+        effect_label: What the effect is; shown behind it.
+        control_label: Name of the line with the control effect, and what is said behind it.
     """
 
     claim: str
@@ -78,6 +84,8 @@ class Verdict:
     reason: str
     details: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
     controls: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+    effect_label: str = ""
+    control_label: tuple[str, str] = ("control", "the largest of the controls")
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of claims.json: plain values only, NaN as None."""
@@ -103,11 +111,12 @@ class Verdict:
         control = (
             "not measured" if math.isnan(self.control_effect) else f"{self.control_effect:.2f}"
         )
+        name, note = self.control_label
         return [
             ("model", self.model),
             ("claim", self.statement),
-            ("effect", effect),
-            ("untrained", f"{control} (the largest of the controls)"),
+            ("effect", f"{effect} ({self.effect_label})" if self.effect_label else effect),
+            (name, f"{control} ({note})"),
             ("images", str(self.n_images)),
             ("reason", self.reason),
         ]
@@ -191,9 +200,11 @@ def verdict(
 
     Args:
         claim: Identifier, e.g. ``"C1"``.
-        table: Measurements on the trained model (for C1: ``layer_geometry``).
-        control: The same measurement on one or several controls, on the same images. Without one, a
-            pattern that is there is still "inconclusive".
+        table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
+            of image and text states, its controls among the rows; C4: ``truncation_sweep``).
+        control: Name -> what it is compared with, on the same images (C1: the same measurement on
+            untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``). Without
+            it, a pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
 
@@ -269,8 +280,15 @@ def _decide(
         raise ValueError(
             f"rule of {claim} said {found['verdict']!r}: use one of {', '.join(VERDICTS)}"
         )
+    label = spec["control_label"]
     return Verdict(
-        claim=claim, statement=spec["statement"], model=model, notebook=spec["notebook"], **found
+        claim=claim,
+        statement=spec["statement"],
+        model=model,
+        notebook=spec["notebook"],
+        effect_label=spec.get("effect_label", ""),
+        control_label=(label["name"], label["note"]),
+        **found,
     )
 
 

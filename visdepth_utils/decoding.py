@@ -40,6 +40,7 @@ class _Shelf:
         ]
         self.used = sum(part.shape[2] for part in blocks[0])
         self.keys, self.values = (self._with_room(parts, room) for parts in blocks)
+        done.keys[layer] = done.values[layer] = None  # taken over: not held twice
         n_samples, n_plain = pre.attended.shape
         device = pre.attended.device
         size = self.used + room
@@ -126,7 +127,7 @@ def greedy(
 
     Args:
         pre: The plain pass.
-        done: The replay, with its keys and values kept.
+        done: The replay, with its keys and values kept; they are taken over, layer by layer.
         logits: (B, R, V), the first new token's.
         max_new_tokens: Budget of an answer.
         stop: Ids that end an answer.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from visdepth_utils import provenance, stepcache
 from visdepth_utils.claims import VERDICTS
 from visdepth_utils.files import atomic, locked, write_text
-from visdepth_utils.progress import progress_line
+from visdepth_utils.progress import Progress, progress_line
 from visdepth_utils.settings import Settings, check_settings, resolved_device, run_folder
 
 __all__ = [
@@ -88,7 +88,11 @@ class Run:
     settings: Settings
 
     def table(
-        self, name: str, fn: Callable[[], pd.DataFrame], key: dict[str, Any] | None = None
+        self,
+        name: str,
+        fn: Callable[[], pd.DataFrame],
+        key: dict[str, Any] | None = None,
+        say: Callable[[str], None] = print,
     ) -> pd.DataFrame:
         """Compute a table, or read it back if the same step was finished before.
 
@@ -97,6 +101,7 @@ class Run:
             fn: Computes the table; called without arguments.
             key: What the table depends on besides the settings of the run, the weights, the data
                 and the measuring code, which always count.
+            say: Called with one line: measured, or from cache.
 
         Returns:
             The table.
@@ -110,7 +115,49 @@ class Run:
             "data": provenance.data_identity(self.settings["source"])["hash"],
             "step": key or {},
         }
-        return stepcache.step(self.folder / "tables", name, fn, full)
+        return stepcache.step(self.folder / "tables", name, fn, full, say)
+
+    def by_block(
+        self,
+        name: str,
+        samples: Sequence[Any],
+        fn: Callable[[list[Any], Progress], pd.DataFrame],
+        key: dict[str, Any] | None = None,
+        size: int = 16,
+    ) -> pd.DataFrame:
+        """As ``table``, block of samples by block: a killed run repeats only the block it was in.
+
+        Args:
+            name: Of the step.
+            samples: All samples.
+            fn: Called with (samples of a block, progress).
+            key: As for ``table``; should hold the content hash of the task.
+            size: Samples in a block.
+
+        Returns:
+            The tables of all blocks, one after the other.
+        """
+        samples = list(samples)
+        show, parts, cached = progress_line(), [], []
+        for start in range(0, len(samples), size):
+            block = samples[start : start + size]
+
+            def progress(done: int, _total: int, label: str, start: int = start) -> None:
+                show(start + done, len(samples), label)
+
+            ids = [sample.id for sample in block]
+            parts.append(
+                self.table(
+                    name,
+                    lambda block=block, progress=progress: fn(block, progress),
+                    {**(key or {}), "samples": ids},
+                    lambda line: cached.append("from cache" in line),
+                )
+            )
+        frame = pd.concat(parts, ignore_index=True)
+        how = f"{sum(cached)} of {len(cached)} blocks from cache" if any(cached) else "measured"
+        print(f"{name}: {how} ({len(frame)} rows)")
+        return frame
 
     def figure(self, fig: Figure, name: str) -> None:
         """Save a figure as PNG and SVG, free of dates so that equal figures are equal files.

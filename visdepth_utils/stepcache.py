@@ -22,10 +22,12 @@ NOT_MEASURING = frozenset(
     {
         "__init__",
         "__main__",
+        "bands",
         "claims",
         "files",
         "headless",
         "plots",
+        "plots_sweeps",
         "progress",
         "provenance",
         "report",
@@ -105,7 +107,11 @@ def canonical(value: Any) -> str:
 
 
 def step(
-    folder: Path, name: str, fn: Callable[[], pd.DataFrame], key: dict[str, Any]
+    folder: Path,
+    name: str,
+    fn: Callable[[], pd.DataFrame],
+    key: dict[str, Any],
+    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Read a table from the cache, or compute and store it.
 
@@ -114,6 +120,7 @@ def step(
         name: Of the step; the file is ``<name>-<first 12 digits of the key's hash>.parquet``.
         fn: Computes the table; called without arguments, only when needed.
         key: Everything the table depends on besides the code: models, samples, seeds, options.
+        say: Called with one line: measured, or from cache.
 
     Returns:
         The table as read back from the file, so that first and later runs get the very same.
@@ -134,7 +141,7 @@ def step(
             why = _first_line(error)
             print(f"{name}: cached table is damaged ({why}), kept as {bad.name}; measuring again")
         else:
-            print(f"{name}: from cache ({len(frame)} rows)")
+            say(f"{name}: from cache ({len(frame)} rows)")
             return frame
     frame = fn()
     if not isinstance(frame, pd.DataFrame):
@@ -153,7 +160,7 @@ def step(
             {**(table.schema.metadata or {}), _META: text.encode()}
         )
         pq.write_table(table, temporary, write_page_checksum=True)
-    print(f"{name}: measured ({len(frame)} rows)")
+    say(f"{name}: measured ({len(frame)} rows)")
     return _read(file, text)
 
 

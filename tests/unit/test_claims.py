@@ -275,12 +275,18 @@ def test_registry_is_complete_and_refuses_unknown_claims(tmp_path):
     registry = load_claims()
     assert set(registry["verdicts"]) == set(VERDICTS)
     for entry in registry["claims"].values():
-        for name in ("quote", "where", "statement", "supports", "refutes", "endpoint"):
+        for name in ("where", "statement", "supports", "refutes", "endpoint"):
             assert len(entry[name]) > 10
-        for metric in entry["metrics"].values():
+        assert len(entry.get("quote") or entry["paraphrase"]) > 10
+        for metric in entry.get("metrics", {}).values():
             assert metric["margin"] > 0
             assert metric["margin_reason"]
+        for margin in entry.get("margins", {}).values():
+            assert margin["value"] > 0
+            assert margin["reason"]
         assert entry["not_stated"]
+        assert entry["controls"]
+        assert set(entry["control_label"]) == {"name", "note"}
     registry["claims"]["C1"]["z_star_max"] = "changed"
     assert load_claims()["claims"]["C1"]["z_star_max"] == "1/3"
     with pytest.raises(ValueError, match="unknown claim 'C99'"):

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers.utils import is_torchvision_available
 
 from tests import tiny
 from visdepth_utils.checks import check
 from visdepth_utils.families import FAMILIES
+from visdepth_utils.no_videos import NoVideos
 from visdepth_utils.vlm import VLM, load_vlm
 
 
@@ -127,13 +129,18 @@ def test_generate_is_greedy_and_independent_of_the_batch(vlm: VLM) -> None:
 
 
 def test_missing_mm_token_type_ids_is_refused(qwen: VLM, llava: VLM) -> None:
-    class Forgetful(tiny.QwenLikeProcessor):
-        def __call__(self, **kwargs: object) -> dict:
-            batch = super().__call__(**kwargs)
+    class Forgetful:
+        """A processor saved before mm_token_type_ids existed."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(qwen.processor, name)
+
+        def __call__(self, **kwargs: object) -> dict[str, torch.Tensor]:
+            batch = dict(qwen.processor(**kwargs))
             del batch["mm_token_type_ids"]
             return batch
 
-    broken = replace(qwen, processor=Forgetful(qwen.tokenizer))
+    broken = replace(qwen, processor=Forgetful())
     with pytest.raises(ValueError, match="no mm_token_type_ids.*qwen2_5_vl"):
         broken.encode([tiny.sample(0)])
     with pytest.raises(ValueError, match="no mm_token_type_ids"):
@@ -339,3 +346,14 @@ def test_public_names_resolve() -> None:
         assert callable(getattr(visdepth_utils, name)) and name in dir(visdepth_utils)
     with pytest.raises(AttributeError, match="has no attribute 'load_model'; it offers"):
         _ = visdepth_utils.load_model
+
+
+def test_processors_that_also_take_videos_load_without_torchvision(qwen: VLM) -> None:
+    assert type(qwen.processor).__name__ == "Qwen2_5_VLProcessor"
+    if is_torchvision_available():
+        pytest.skip("torchvision is installed here: nothing stands in for the video half")
+    assert isinstance(qwen.processor.video_processor, NoVideos)
+    with pytest.raises(ValueError, match="videos need torchvision.*give images"):
+        qwen.processor(text=["<|video_pad|>"], videos=[[tiny.picture(0)]])
+    with pytest.raises(TypeError, match="video_processor|image_processor|class"):
+        type(qwen.processor)(image_processor=NoVideos(), tokenizer=qwen.tokenizer)

@@ -1,0 +1,162 @@
+"""Work through samples in blocks of as many rows as memory holds; halve and go on when it does not.
+
+A row is one variant of one sample (a depth, a donor layer). Results do not depend on how rows are
+grouped, beyond rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from visdepth_utils.datasets import Sample
+    from visdepth_utils.vlm import VLM
+
+T = TypeVar("T")
+
+SHARE_OF_FREE = 0.4
+"""Of the free memory, what a block may take: the rest is for the model's own temporaries."""
+
+MOST_ROWS = 512
+
+
+def row_bytes(
+    vlm: VLM, *, tokens: int, moved: int, rows: int, new_tokens: int = 0, samples: int = 1
+) -> int:
+    """Peak bytes of one truncation block besides the model: every tensor that grows with rows.
+
+    With L layers, S tokens of which T run again, R rows of B samples (one per depth, so that
+    n_l = min(l + 1, R) have started at layer l), N new tokens, k = 2 x KV heads x head size numbers
+    of a token's keys and values and D the width, in elements::
+
+        plain keys       B k L S, twice while decoding (a copy with room for the rows' own)
+        kept states      B (L + 1) T D
+        keys of rows     B k T sum_l n_l
+        keys of answers  B k L R (N - 1)
+        one layer        B R T (4 D + 3 F), the temporaries of its MLP (F wide)
+
+    Args:
+        vlm: The model.
+        tokens: S.
+        moved: T.
+        rows: R.
+        new_tokens: N; 0 where nothing is decoded.
+        samples: B.
+
+    Returns:
+        Bytes.
+    """
+    config = vlm.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv, n_layers, width = 2 * heads * size, vlm.n_layers, vlm.hidden_size
+    started = sum(min(layer + 1, rows) for layer in range(n_layers))
+    elements = kv * n_layers * tokens * (2 if new_tokens > 1 else 1)
+    elements += (n_layers + 1) * moved * width
+    elements += kv * moved * started
+    elements += kv * n_layers * rows * max(new_tokens - 1, 0)
+    elements += rows * moved * (4 * width + 3 * config.intermediate_size)
+    return samples * elements * torch.finfo(vlm.dtype).bits // 8
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now on the device; on a CPU the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not told by this system
+        return 4 * 2**30
+
+
+def choose_max_rows(
+    vlm: VLM, sample: Sample, rows: int, new_tokens: int, images_run: bool = False
+) -> int:
+    """How many rows fit, from the measured size of one sample and the memory that is free.
+
+    Args:
+        vlm: The model.
+        sample: A pilot; others are taken to be about as long.
+        rows: Rows of one sample.
+        new_tokens: Tokens to be generated.
+        images_run: Whether image tokens run again in every row, or only those after them.
+
+    Returns:
+        At least 1, at most MOST_ROWS.
+    """
+    enc = vlm.encode([sample])
+    tokens = enc.is_image.shape[1]
+    behind = enc.is_image.long().cumsum(1) > 0
+    moved = int((behind if images_run else behind & ~enc.is_image).sum())
+    need = row_bytes(vlm, tokens=tokens, moved=moved, rows=rows, new_tokens=new_tokens)
+    fits = int(SHARE_OF_FREE * free_bytes(vlm.device) * rows / need)
+    return max(1, min(fits, MOST_ROWS))
+
+
+def in_blocks(
+    samples: Sequence[Sample],
+    rows: int,
+    max_rows: int,
+    measure: Callable[[list[Sample], int], list[T]],
+    progress: Callable[[int, int, str], None] | None = None,
+    label: str = "",
+) -> list[T]:
+    """Measure samples block by block.
+
+    Args:
+        samples: All of them.
+        rows: Rows of one sample.
+        max_rows: Rows at once; a sample with more is measured in parts, by ``measure``.
+        measure: Called with (samples of the block, rows at once); what it returns is joined.
+        progress: Called with (done, total, label).
+        label: For progress.
+
+    Returns:
+        All results, in order.
+
+    Raises:
+        ValueError: max_rows below 1.
+        RuntimeError: Out of memory with a single row.
+    """
+    if max_rows < 1:
+        raise ValueError(f"max_rows={max_rows}: give at least 1, or None to have it chosen")
+    out: list[T] = []
+    done = 0
+    while done < len(samples):
+        block = list(samples[done : done + max(1, max_rows // rows)])
+        try:
+            out += measure(block, max_rows)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if max_rows == 1:
+                raise RuntimeError(
+                    f"sample {block[0].id!r} does not fit into memory with a single row: "
+                    "use a smaller model, dtype='bfloat16', or a device with more memory"
+                ) from error
+            max_rows //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        done += len(block)
+        if progress:
+            progress(done, len(samples), label)
+    return out
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def chunks(items: Sequence[Any], size: int) -> list[list[Any]]:
+    """Items in parts of at most ``size``."""
+    size = max(1, size)
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]

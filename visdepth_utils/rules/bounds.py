@@ -1,0 +1,113 @@
+"""Numbers with their bounds by image, and whether they lie beyond doubt on one side of a margin."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from visdepth_utils.statistics import cluster_bootstrap
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """An estimate, its two-sided interval, and its one-sided bounds.
+
+    Attributes:
+        value: Estimate.
+        lo: Lower end of the two-sided interval.
+        hi: Its upper end.
+        low: One-sided lower bound, held against margins.
+        high: One-sided upper bound.
+    """
+
+    value: float
+    lo: float
+    hi: float
+    low: float
+    high: float
+
+    def below(self, margin: float) -> bool | None:
+        """Whether it lies below the margin; None where the bounds do not decide."""
+        return True if self.high < margin else False if self.low >= margin else None
+
+    def above(self, margin: float) -> bool | None:
+        """Whether it lies above the margin; None where the bounds do not decide."""
+        return True if self.low > margin else False if self.high <= margin else None
+
+    def row(self, measure: str, label: str = "", margin: float = float("nan")) -> dict[str, Any]:
+        """A line of ``Verdict.details``."""
+        numbers = {"estimate": self.value, "lo": self.lo, "hi": self.hi, "margin": margin}
+        return {"measure": measure, "label": label} | numbers
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Means over images of several columns, and the same in every resample of the images.
+
+    Attributes:
+        means: Column -> mean.
+        draws: Column -> (B,), all columns under the same resamples.
+        level: Of the bounds.
+    """
+
+    means: dict[str, float]
+    draws: dict[str, Floats]
+    level: float
+
+    @classmethod
+    def of(cls, per_image: pd.DataFrame, common: dict[str, Any]) -> "Resampled":
+        """Resample the rows of a table (images x columns); gaps are left out column by column."""
+        found = cluster_bootstrap(
+            per_image.to_numpy(float),
+            per_image.index,
+            B=common["resamples"],
+            seed=common["seed"],
+        )
+        names = list(per_image.columns)
+        means = {name: float(found.estimate[i]) for i, name in enumerate(names)}
+        draws = {name: found.distribution[:, i] for i, name in enumerate(names)}
+        return cls(means, draws, common["level"])
+
+    def bounded(self, function: Callable[[dict[str, Any]], Any]) -> Bounded:
+        """Bounds of a function of the means; it gets a dictionary of numbers or of (B,) arrays."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value, draws = float(function(self.means)), np.asarray(function(self.draws), float)
+        tails = [(1 - self.level) / 2, (1 + self.level) / 2, 1 - self.level, self.level]
+        if not np.isfinite(draws).all():  # a resample without an answer: no bound is honest
+            return Bounded(value, *[float("nan")] * 4)
+        return Bounded(value, *(float(q) for q in np.quantile(draws, tails)))
+
+
+def by_image_and(rows: pd.DataFrame, columns: list[str], value: str) -> pd.DataFrame:
+    """Mean of ``value`` as (images x columns); a missing value of any row leaves a gap.
+
+    Args:
+        rows: Tidy table with ``image``, the columns and the value.
+        columns: What becomes the columns, e.g. ``["donor", "layer"]``.
+        value: Which numbers.
+
+    Returns:
+        The matrix, images in order of appearance.
+    """
+    cells = rows.assign(**{value: rows[value].astype(float)}).groupby(
+        ["image", *columns], sort=False
+    )[value]
+    means = cells.mean().where(cells.count() == cells.size())
+    return means.unstack(columns).reindex(rows["image"].unique()).sort_index(axis=1)
+
+
+def require(table: pd.DataFrame, columns: set[str], name: str, source: str) -> None:
+    """Refuse a table that lacks a column, by name."""
+    if missing := columns - set(table.columns):
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"{name} lacks column(s) {names}: pass what {source} returns")
+
+
+def said(verdict: str, reason: str) -> dict[str, str]:
+    """The two fields that end a rule."""
+    return {"verdict": verdict, "reason": reason}

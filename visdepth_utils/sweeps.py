@@ -1,0 +1,321 @@
+"""Truncation at every depth in one pass: answers, their scores, and divergence token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+
+from visdepth_utils import physical
+from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
+from visdepth_utils.decoding import greedy
+from visdepth_utils.prefill import Prefill, head, prefill
+from visdepth_utils.replay import next_logits, replay
+from visdepth_utils.scoring import score
+from visdepth_utils.similarity import text_scores
+from visdepth_utils.variants import (
+    check_depths,
+    image_spans,
+    kept_for_truncation,
+    truncation,
+)
+
+if TYPE_CHECKING:
+    from visdepth_utils.datasets import Sample
+    from visdepth_utils.encoding import Encoded
+    from visdepth_utils.tasks import Task
+    from visdepth_utils.vlm import VLM
+
+Progress = Callable[[int, int, str], None]
+
+IMPLEMENTATIONS = ("masked", "physical")
+
+COLUMNS = (
+    "sample",
+    "image",
+    "task",
+    "kind",
+    "style",
+    "mode",
+    "implementation",
+    "depth",
+    "output",
+    "n_tokens",
+    "correct",
+    "same",
+    "bleu",
+    "rouge",
+    "chrf",
+    "bleu_full",
+    "rouge_full",
+    "chrf_full",
+    "kl",
+)
+
+
+def truncation_sweep(
+    vlm: VLM,
+    task: Task | Sequence[Sample],
+    *,
+    depths: str | Sequence[int] = "all",
+    mode: str = "remove",
+    implementation: str = "masked",
+    max_new_tokens: int | None = None,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Answer every sample with image tokens seen by the first d layers only, for every depth d.
+
+    One plain prefill serves all depths: below its cut a truncated pass is the plain one, and above
+    it only the tokens after the image run again, all depths side by side.
+
+    Args:
+        vlm: The model.
+        task: A task, or samples, each with an image.
+        depths: ``"all"`` or numbers in 0..L; d = L is the full model, d = 0 never sees the image.
+        mode: ``"remove"`` (rows gone, positions kept), ``"renumber"`` (rows gone, positions closed
+            up) or ``"freeze"`` (rows keep their state of depth d and stay readable).
+        implementation: ``"masked"`` for all depths at once, or ``"physical"``: rows really dropped,
+            one sample and depth at a time, equal in outcome, for measuring time and memory.
+        max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
+        max_rows: Samples times depths at once; None to choose by the memory that is free. Halved
+            when memory runs out.
+        progress: Called with (done, total, label).
+
+    Returns:
+        One row per sample and depth: ``sample, image, task, kind, style, mode, implementation,
+        depth, output, n_tokens, correct`` (the task's own score, 0..1), ``same`` (as the full
+        model's output), ``bleu, rouge, chrf`` (0..1, against the reference), ``bleu_full,
+        rouge_full, chrf_full`` (against the full model's output) and ``kl``: KL(full || truncated)
+        of the first answer token in nats.
+
+    Raises:
+        ValueError: Unknown mode or implementation, depths out of range, a sample without an image,
+            or a model whose layers take no mask.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        known = " or ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"implementation {implementation!r} is unknown: use {known}")
+    if implementation == "physical" and mode != "remove":
+        raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
+    asked = check_depths(vlm, depths, mode)
+    run = sorted({*asked, vlm.n_layers})
+    samples = list(getattr(task, "samples", task))
+    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    if budget is None:
+        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    if not samples:
+        return pd.DataFrame(columns=list(COLUMNS))
+    max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget)
+
+    def measure(block: list[Sample], rows: int) -> list[dict[str, Any]]:
+        if implementation == "physical":
+            return _physical(vlm, block, run, budget)
+        return _masked(vlm, block, run, mode, budget, rows)
+
+    found = pd.DataFrame(in_blocks(samples, len(run), max_rows, measure, progress, "truncation"))
+    table = _scored(found, samples, vlm.n_layers, budget > 0)
+    table = table.assign(mode=mode, implementation=implementation)
+    return table.loc[table["depth"].isin(asked), list(COLUMNS)].reset_index(drop=True)
+
+
+def token_kl(
+    vlm: VLM,
+    task: Task | Sequence[Sample],
+    *,
+    depths: str | Sequence[int] = "all",
+    mode: str = "remove",
+    texts: Sequence[str] | None = None,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Divergence from the full model at every token of a given answer (teacher forcing).
+
+    Free-running answers differ more the longer they are, because one changed token changes all
+    that follow. Here both models read the same text, so each token stands for itself.
+
+    Args:
+        vlm: The model.
+        task: A task, or samples.
+        depths: As in ``truncation_sweep``.
+        mode: As there.
+        texts: The answers to read, one per sample; None for the references.
+        max_rows: As there.
+        progress: Called with (done, total, label).
+
+    Returns:
+        One row per sample, depth and answer token: ``sample, image, task, mode, depth, token``
+        (from 0), ``kl`` (KL(full || truncated) in nats), ``same_top1``, ``n_tokens``.
+
+    Raises:
+        ValueError: As ``truncation_sweep``; or a sample whose answer has no token.
+    """
+    run = check_depths(vlm, depths, mode)
+    samples = list(getattr(task, "samples", task))
+    if texts is not None:
+        if len(texts) != len(samples):
+            raise ValueError(f"{len(texts)} texts for {len(samples)} samples: give one per sample")
+        samples = [replace(s, reference=text) for s, text in zip(samples, texts, strict=True)]
+    max_rows = max_rows or (choose_max_rows(vlm, samples[0], len(run), 0) if samples else 1)
+    rows = in_blocks(
+        samples,
+        len(run),
+        max_rows,
+        lambda block, limit: _forced(vlm, block, run, mode, limit),
+        progress,
+        "token divergence",
+    )
+    columns = ["sample", "image", "task", "mode", "depth", "token", "kl", "same_top1", "n_tokens"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def kl_divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL(full || other) in nats of the distributions that logits (..., V) stand for, (...)."""
+    p, q = full.log_softmax(-1), other.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).clamp(min=0)
+
+
+def stop_ids(vlm: VLM) -> list[int]:
+    """Ids that end an answer of this model."""
+    stop = vlm.model.generation_config.eos_token_id
+    stop = vlm.tokenizer.eos_token_id if stop is None else stop
+    return list(stop) if isinstance(stop, list | tuple) else [] if stop is None else [stop]
+
+
+def spoken(vlm: VLM, ids: Sequence[Sequence[int]]) -> list[str]:
+    """Token ids of answers as texts, without special tokens."""
+    return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _masked(
+    vlm: VLM, samples: list[Sample], depths: list[int], mode: str, budget: int, max_rows: int
+) -> list[dict[str, Any]]:
+    """All depths of a block of samples."""
+    enc = vlm.encode(samples)
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
+    found: list[list[dict[str, Any]]] = [[] for _ in samples]
+    for part in chunks(depths, max_rows // len(samples)):
+        done = replay(pre, truncation(pre, part, mode), keep_cache=budget > 1)
+        logits = next_logits(pre, done)
+        kl = kl_divergence(pre.logits[:, None], logits).tolist()
+        said = greedy(pre, done, logits, budget, stop_ids(vlm)) if budget else None
+        for b, sample in enumerate(samples):
+            texts = spoken(vlm, said[b]) if said else [None] * len(part)
+            counts = [len(ids) for ids in said[b]] if said else [0] * len(part)
+            for depth, text, count, value in zip(part, texts, counts, kl[b], strict=True):
+                found[b].append(_row(sample, depth, text, count, value))
+    return [row for rows in found for row in rows]
+
+
+def _physical(
+    vlm: VLM, samples: list[Sample], depths: list[int], budget: int
+) -> list[dict[str, Any]]:
+    """One sample and one depth at a time, rows really dropped."""
+    out = []
+    for sample in samples:
+        enc = vlm.encode([sample])
+        image_spans(enc)
+        runs = {d: physical.greedy(vlm, enc, d, max(budget, 1), stop_ids(vlm))[:2] for d in depths}
+        full = runs[vlm.n_layers][1]
+        for depth, (ids, logits) in runs.items():
+            text = spoken(vlm, [ids])[0] if budget else None
+            value = float(kl_divergence(full, logits))
+            out.append(_row(sample, depth, text, len(ids) if budget else 0, value))
+    return out
+
+
+def _row(sample: Sample, depth: int, text: str | None, count: int, kl: float) -> dict[str, Any]:
+    return {
+        "sample": sample.id,
+        "image": sample.image_id,
+        "task": sample.task,
+        "kind": sample.kind,
+        "style": sample.style,
+        "depth": depth,
+        "output": text,
+        "n_tokens": count,
+        "kl": kl,
+    }
+
+
+def _scored(
+    found: pd.DataFrame, samples: Sequence[Sample], full_depth: int, generated: bool
+) -> pd.DataFrame:
+    """Add the scores of the outputs, against the reference and against the full model."""
+    if not generated:
+        empty = ("correct", "same", "bleu", "rouge", "chrf", "bleu_full", "rouge_full", "chrf_full")
+        return found.assign(**dict.fromkeys(empty, float("nan")))
+    by_id = {sample.id: sample for sample in samples}
+    full = found[found["depth"] == full_depth].set_index("sample")["output"]
+    own, base = found["output"].tolist(), found["sample"].map(full).tolist()
+    references = [by_id[name].reference for name in found["sample"]]
+    against = text_scores(own, references).to_dict("list")
+    against_full = text_scores(own, base).add_suffix("_full").to_dict("list")
+    correct = [score(by_id[s], text) for s, text in zip(found["sample"], own, strict=True)]
+    same = [a == b for a, b in zip(own, base, strict=True)]
+    return found.assign(correct=correct, same=same, **against, **against_full)
+
+
+def _forced(
+    vlm: VLM, samples: list[Sample], depths: list[int], mode: str, max_rows: int
+) -> list[tuple]:
+    """Token divergences of a block of samples."""
+    enc = vlm.encode(samples, with_reference=True)
+    lengths = answer_lengths(vlm, samples, enc)
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
+    found: list[list[tuple]] = [[] for _ in samples]
+    plain = [_plain_tail(pre, b, n) for b, n in enumerate(lengths)]
+    for part in chunks(depths, max_rows // len(samples)):
+        done = replay(pre, truncation(pre, part, mode), keep_cache=False)
+        for b, sample in enumerate(samples):
+            for row, depth in enumerate(part):
+                # The state of token i says what token i + 1 will be.
+                logits = head(vlm, done.states[b, row, -lengths[b] - 1 : -1])
+                kl = kl_divergence(plain[b], logits).tolist()
+                same = (plain[b].argmax(-1) == logits.argmax(-1)).tolist()
+                first = (sample.id, sample.image_id, sample.task, mode, depth)
+                found[b] += [
+                    (*first, i, value, agrees, lengths[b])
+                    for i, (value, agrees) in enumerate(zip(kl, same, strict=True))
+                ]
+    return [row for rows in found for row in rows]
+
+
+def _plain_tail(pre: Prefill, b: int, n: int) -> torch.Tensor:
+    """The full model's logits (n, V) for the last n tokens of one sample."""
+    return head(pre.vlm, pre.states[-1][b, -n - 1 : -1])
+
+
+def answer_lengths(vlm: VLM, samples: Sequence[Sample], enc: Encoded) -> list[int]:
+    """How many tokens of each row are the appended answer.
+
+    Args:
+        vlm: The model.
+        samples: The B samples.
+        enc: The same, encoded with their references.
+
+    Returns:
+        Token counts.
+
+    Raises:
+        ValueError: Names a sample whose answer adds no token.
+    """
+    bare = vlm.encode(samples)
+    out = []
+    for b, sample in enumerate(samples):
+        whole, start = (
+            e.inputs["input_ids"][b][e.inputs["attention_mask"][b].bool()] for e in (enc, bare)
+        )
+        n = min(len(whole), len(start))
+        differ = (whole[:n] != start[:n]).nonzero()
+        first = int(differ[0]) if len(differ) else n
+        if len(whole) <= first:
+            raise ValueError(f"sample {sample.id!r}: its answer {sample.reference!r} has no token")
+        out.append(len(whole) - first)
+    return out
+
+
+__all__ = ["answer_lengths", "kl_divergence", "token_kl", "truncation_sweep"]

@@ -94,6 +94,43 @@ def test_whatever_the_table_depends_on_makes_a_new_table(
     assert fn.calls == 2
 
 
+class Named:
+    """A sample, as far as the cache is concerned."""
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+
+
+def test_a_killed_sweep_repeats_only_the_block_it_was_in(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = [Named(f"s{i}") for i in range(5)]
+    seen: list[list[str]] = []
+
+    def measure(block: list[Named], progress: object, fatal: str = "") -> pd.DataFrame:
+        ids = [sample.id for sample in block]
+        seen.append(ids)
+        if fatal in ids:
+            raise KeyboardInterrupt
+        progress(len(block), len(block), "sweep")
+        return pd.DataFrame({"sample": ids})
+
+    with pytest.raises(KeyboardInterrupt):
+        run.by_block("sweep", samples, lambda b, p: measure(b, p, "s3"), size=2)
+    assert seen == [["s0", "s1"], ["s2", "s3"]]
+    seen.clear()
+    frame = run.by_block("sweep", samples, measure, size=2)
+    assert seen == [["s2", "s3"], ["s4"]]
+    assert frame["sample"].tolist() == ["s0", "s1", "s2", "s3", "s4"]
+    run.by_block("sweep", samples, measure, size=2)
+    run.by_block("sweep", samples, measure, key={"mode": "freeze"}, size=2)
+    out = capsys.readouterr().out
+    assert "sweep: 1 of 3 blocks from cache (5 rows)" in out
+    assert "sweep: 3 of 3 blocks from cache (5 rows)" in out
+    assert "sweep: measured (5 rows)" in out
+    assert "sweep: 5/5" in out
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
 def test_a_damaged_table_is_set_aside_and_measured_again(
     run: Run, damage: str, capsys: pytest.CaptureFixture[str]
@@ -173,7 +210,9 @@ def test_the_version_of_the_code_is_that_of_what_it_does(tmp_path: Path) -> None
 
 def test_measuring_modules_are_not_excluded() -> None:
     measuring = {"geometry", "layerwise", "capture", "vlm", "families", "tasks", "datasets"}
-    assert not stepcache.NOT_MEASURING & (measuring | {"scoring", "evaluation", "statistics"})
+    measuring |= {"prefill", "replay", "decoding", "variants", "interventions", "sweeps", "grid"}
+    measuring |= {"scoring", "evaluation", "statistics", "similarity", "blocks", "physical"}
+    assert not stepcache.NOT_MEASURING & measuring
     package = Path(stepcache.__file__).parent
     missing = {name for name in stepcache.NOT_MEASURING if not (package / f"{name}.py").exists()}
     assert not missing

@@ -36,7 +36,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         Fields of ``Verdict`` except claim, statement, model and notebook.
 
     Raises:
-        ValueError: If a table lacks a column, a task, a depth or images.
+        ValueError: If a table lacks a column, or another table lacks images of the sweep.
     """
     common = spec["common"]
     require(table, SWEEP | {spec["score"]}, "table", "truncation_sweep")

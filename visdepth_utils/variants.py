@@ -134,7 +134,9 @@ def first_positions(positions: torch.Tensor, attended: torch.Tensor) -> torch.Te
 def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
     """Tokens that a substitution replaces, bool (B, S): the image, or text after it has begun.
 
-    Text before the image cannot have seen it; its states stay.
+    Text before the image cannot have seen it; its states stay. Special tokens that follow text
+    count as text here, because the answer is read off at one of them (the end of a chat template);
+    those that belong to an image (row breaks, end of vision) are of neither kind.
 
     Raises:
         ValueError: Unknown modality, or a sample without such tokens.
@@ -142,7 +144,12 @@ def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
     if modality not in ("image", "text"):
         raise ValueError(f"modality {modality!r} is unknown: use 'image' or 'text'")
     spans = image_spans(enc)
-    chosen = enc.is_image if modality == "image" else enc.is_text & spans
+    if modality == "image":
+        return enc.is_image
+    at = torch.arange(1, spans.shape[1] + 1, device=spans.device)
+    last_text, last_image = ((at * kind).cummax(1).values for kind in (enc.is_text, enc.is_image))
+    follows_text = last_text > last_image
+    chosen = enc.inputs["attention_mask"].bool() & spans & ~enc.is_image & follows_text
     if not chosen.any(-1).all():
         raise ValueError("a sample has no text after its image: there is nothing to replace")
     return chosen

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = "data/minivlm/base"
+MODEL = "data/minivlm/small"
 
 
 def command(*arguments: str) -> list[str]:
@@ -41,10 +41,13 @@ def test_all_notebooks_run_and_end_with_a_verdict(real: tuple) -> None:
     out, [(done, _), _] = real
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr == ""
-    (c1,) = [line for line in done.stdout.splitlines() if line.startswith("C1 ")]
-    assert "minivlm/base" in c1
-    (entry,) = json.loads((out / "claims.json").read_text())
-    assert entry["n_images"] == 32
+    entries = json.loads((out / "claims.json").read_text())
+    assert [entry["claim"] for entry in entries] == ["C1", "C3", "C4"]
+    for entry in entries:
+        (line,) = [x for x in done.stdout.splitlines() if x.startswith(entry["claim"] + " ")]
+        assert MODEL.removeprefix("data/") in line
+        assert entry["verdict"] in line
+        assert entry["n_images"] == 32
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["model"]["name"] == MODEL
     assert facts["data"]["hash"]
@@ -54,7 +57,9 @@ def test_all_notebooks_run_and_end_with_a_verdict(real: tuple) -> None:
         for cell in executed.cells:
             assert all(item.get("name") != "stderr" for item in cell.get("outputs", []))
     page = (out / "report.html").read_text()
-    assert entry["verdict"] in page
+    for entry in entries:
+        assert entry["verdict"] in page
+        assert entry["effect_label"] in page
     assert "data:image/" in page
 
 

@@ -1,4 +1,4 @@
-"""Notebook 01 runs by parameters on another checkpoint and leaves a whole run behind."""
+"""Notebooks run by parameters on other checkpoints and leave a whole run behind."""
 
 import io
 import json
@@ -50,3 +50,31 @@ def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
         assert entry["control_effect"] is not None
     assert len(list((tmp_path / "run" / "figures").glob("01_*.png"))) == 2
     assert len(list((tmp_path / "run" / "tables").glob("*.parquet"))) == 4
+
+
+@pytest.fixture(scope="module")
+def qwen_checkpoint(tmp_path_factory):
+    """A random Qwen2.5-VL as the hub has it; deep enough for the claims to be asked."""
+    return tiny.qwen(tmp_path_factory.mktemp("qwen"), layers=6)
+
+
+@pytest.mark.parametrize(
+    ("number", "claim", "reason"),
+    [("03", "C3", "no better than with another picture"), ("04", "C4", "the model cannot do it")],
+)
+def test_a_model_that_cannot_answer_is_not_testable(
+    qwen_checkpoint, tmp_path, number, claim, reason
+):
+    headless.use_own_kernel()
+    (notebook,) = (REPO / "notebooks").glob(f"{number}_*.ipynb")
+    parameters = {"model": str(qwen_checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
+    target = tmp_path / "out.ipynb"
+    outcome = headless.execute(notebook, target, parameters, REPO, io.StringIO())
+    assert outcome.error is None, outcome.details
+    cells = nbformat.read(target, as_version=4).cells
+    shown = [output for cell in cells for output in cell.get("outputs", [])]
+    assert [o["text"] for o in shown if o.get("name") == "stderr"] == []
+    assert len(list((tmp_path / "run" / "figures").glob(f"{number}_*.png"))) >= 2
+    (entry,) = json.loads((tmp_path / "run" / "claims.json").read_text())
+    assert (entry["claim"], entry["verdict"]) == (claim, "not testable")
+    assert reason in entry["reason"]

@@ -189,9 +189,19 @@ def test_text_before_the_image_is_not_replaced(llava: VLM) -> None:
     first = enc.is_image.long().argmax(1)
     at = torch.arange(chosen.shape[1])
     assert not (chosen & (at < first[:, None])).any()
-    assert (chosen.sum(1) > 0).all()
+    assert not (chosen & enc.is_image).any()
+    assert chosen[:, -1].all()  # where the answer is read off, special token or not
     with pytest.raises(ValueError, match="use 'image' or 'text'"):
         grid.replaceable(enc, "sound")
+
+
+def test_what_belongs_to_an_image_is_not_text(qwen: VLM) -> None:
+    enc = qwen.encode([tiny.sample(0)])
+    chosen = grid.replaceable(enc, "text")[0]
+    words = qwen.tokenizer.convert_ids_to_tokens(enc.inputs["input_ids"][0])
+    assert "<|vision_end|>" in words
+    assert not chosen[words.index("<|vision_end|>")]
+    assert chosen[words.index("<|vision_end|>") + 1 :].all()
 
 
 def test_pairs_and_stride(llava64: VLM) -> None:

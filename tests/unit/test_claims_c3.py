@@ -1,0 +1,235 @@
+"""The rule of C3 on grids whose answer is known."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from visdepth_utils.claims import claim_entry, sensitivity, verdict
+
+LAYERS = (1, 3, 5, 7, 9, 11)  # 12 layers, every second one, counted back from the last
+KINDS = (("image", ""), ("text", ""), ("image", "noise"))
+
+
+def always(index, loss):
+    """The same interchange index and loss at every gap."""
+    return lambda gap: (index, loss)
+
+
+def up_to(gap_max, near, far):
+    return lambda gap: near if gap <= gap_max else far
+
+
+SAME, NOT_AT_ALL = always(0.97, 0.0), always(0.1, 0.6)
+TEXT = {"text": lambda gap: (0.3 - 0.1 * gap, 0.5)}
+NOISE = {"noise": always(0.5, 0.3)}
+
+
+def simulate(
+    image=SAME,
+    *,
+    text=TEXT["text"],
+    noise=NOISE["noise"],
+    n=100,
+    accuracy=0.95,
+    other=0.2,
+    unread=(11,),
+    spread=0.3,
+    concentrated=False,
+    seed=0,
+):
+    """A table like substitution_grid's, image and text; a loss falls on pairs or whole images."""
+    rng = np.random.default_rng(seed)
+    plain = rng.random(n) < accuracy
+    guess = rng.random(n) < other
+    level = np.exp(rng.normal(0, spread, n))
+    unlucky = rng.random(n)
+    parts = []
+
+    def add(modality, donor, layer, control, kl, correct):
+        rows = {"modality": modality, "donor": donor, "layer": layer, "control": control}
+        rows |= {"kl": kl, "correct": correct.astype(float), "rescaled": False}
+        names = {"sample": [f"s{i}" for i in range(n)], "image": [f"i{i}" for i in range(n)]}
+        parts.append(pd.DataFrame(names | rows))
+
+    for layer in LAYERS:
+        read = layer not in unread
+        strange = (3.0 if read else 0.002) * level * np.exp(rng.normal(0, spread, n))
+        for modality in ("image", "text"):
+            add(modality, layer, layer, "", np.zeros(n), plain)
+        add("image", layer, layer, "other image", strange, guess if read else plain)
+        for donor in LAYERS:
+            if donor == layer:
+                continue
+            for (modality, control), shape in zip(KINDS, (image, text, noise), strict=True):
+                if shape is None:
+                    continue
+                index, loss = shape(abs(donor - layer))
+                size = 3.0 if read or modality == "text" else 0.002
+                kl = (1 - index) * size * level * np.exp(rng.normal(0, spread, n))
+                lucky = unlucky if concentrated else rng.random(n)
+                lost = lucky < (loss if read or modality == "text" else 0)
+                add(modality, donor, layer, control, kl, plain & ~lost)
+    return pd.concat(parts, ignore_index=True)
+
+
+def decide(*args, **options):
+    return verdict("C3", simulate(*args, **options), model="simulated")
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "expected", "why"),
+    [
+        (SAME, {}, "supported", "survive the states of any later layer"),
+        (NOT_AT_ALL, {}, "not supported", "answers are lost"),
+        (always(0.97, 0.2), {}, "not supported", "answers are lost"),
+        (always(0.5, 0.0), {}, "not supported", "the next token shifts"),
+        (up_to(2, (0.97, 0), (0.1, 0.6)), {}, "weaker", "at small gaps only"),
+        (up_to(5, (0.99, 0), (0.9, 0.15)), {}, "weaker", "large gaps"),
+        (SAME, {"text": SAME}, "weaker", "text states in their place do as little"),
+        (SAME, {"noise": SAME}, "weaker", "noise of the same size in their place do as little"),
+        (SAME, {"text": None}, "inconclusive", "no complete control with text states"),
+        (SAME, {"noise": None}, "inconclusive", "no complete control with noise"),
+        (SAME, {"accuracy": 0.2}, "not testable", "nothing to lose"),
+        (SAME, {"unread": LAYERS[1:]}, "not testable", "nobody reads them"),
+        (SAME, {"other": 0.89}, "not testable", ""),
+        (SAME, {"n": 20}, "inconclusive", "20 images"),
+        (NOT_AT_ALL, {"n": 20}, "inconclusive", "20 images"),
+        (SAME, {"n": 48}, "inconclusive", "can hide in fewer than 99"),
+        (NOT_AT_ALL, {"n": 48}, "not supported", "answers are lost"),
+        (always(0.82, 0.02), {"n": 40, "spread": 1.2}, "inconclusive", "too wide"),
+    ],
+)
+def test_verdict_on_known_grids(image, options, expected, why):
+    for seed in range(2):
+        v = decide(image, seed=seed, **options)
+        assert v.verdict == expected, v.reason
+        assert why in v.reason
+
+
+def test_effect_is_the_index_over_layers_that_are_read():
+    v = decide(always(0.9, 0.0), spread=0.0)
+    assert v.effect == pytest.approx(0.9)
+    assert v.ci == pytest.approx((0.9, 0.9))
+    controls = v.controls.set_index("control")
+    noise = controls.loc["noise of the same size"]
+    assert noise["effect"] == pytest.approx(0.5)
+    assert noise["contrast"] == pytest.approx(0.4)
+    assert v.control_effect == pytest.approx(0.5)
+    assert v.thresholds["early_layer"] == 3
+
+
+def test_layers_that_nobody_reads_do_not_dilute_a_loss():
+    v = decide(always(0.5, 0.05), unread=(7, 9, 11), spread=0.0)
+    rows = v.details.set_index("measure")["estimate"]
+    loss = rows.filter(like="score lost, all").iloc[0]
+    diluted = rows.filter(like="nobody reads").iloc[0]
+    assert diluted == pytest.approx(loss * 2 / 5)  # two of the five layers behind one third
+    assert v.effect == pytest.approx(0.5)
+
+
+def test_gaps_are_split_in_thirds_and_directions_can_be_told_apart():
+    table = simulate()
+    measures = "\n".join(verdict("C3", table).details["measure"])
+    assert "large gaps (6 to 8 layers)" in measures
+    assert "small gaps (2 to 2 layers)" in measures
+    backward = (table["donor"] > table["layer"]) & (table["modality"] == "image")
+    table.loc[backward & (table["control"] == ""), ["kl", "correct"]] = [3.0, 0.0]
+    assert verdict("C3", table).verdict == "not supported"
+    found = sensitivity("C3", table).set_index("variant")["verdict"]
+    assert found["donors from earlier layers only"] == "supported"
+    assert found["rescaled to the length of the own states"] == "not testable"
+
+
+def test_rescaled_rows_count_only_where_they_are_asked_for():
+    table = simulate()
+    apart = (table["donor"] != table["layer"]) & (table["control"] == "")
+    worse = table[apart].assign(rescaled=True, kl=5.0, correct=0.0)
+    both = pd.concat([table, worse], ignore_index=True)
+    assert verdict("C3", both).effect == verdict("C3", table).effect
+    found = sensitivity("C3", both).set_index("variant")["verdict"]
+    assert found["as registered"] == "supported"
+    assert found["rescaled to the length of the own states"] == "not supported"
+
+
+def test_missing_values():
+    table = simulate()
+    one, many = table.copy(), table.copy()
+    one.loc[(one["image"] == "i0") & (one["layer"] == 5), "correct"] = np.nan
+    assert (verdict("C3", one).verdict, verdict("C3", one).n_images) == ("supported", 99)
+    many.loc[many["image"].isin([f"i{i}" for i in range(30)]), "kl"] = np.nan
+    v = verdict("C3", many)
+    assert v.verdict == "not testable"
+    assert "30 of 100 images have no value" in v.reason
+    assert np.isnan(v.effect)
+    assert json.loads(json.dumps(v.to_dict(), allow_nan=False))["effect"] is None
+    nothing = verdict("C3", table.assign(correct=np.nan))
+    assert nothing.verdict == "not testable"
+    text = table["modality"] == "text"
+    gap = table.assign(kl=table["kl"].where(~text | (table["image"] != "i3")))
+    assert "no complete control with text states" in verdict("C3", gap).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="kl"), "lacks column.*kl"),
+        (lambda t: t[t["modality"] == "text"], "no image states"),
+        (lambda t: t[t["control"] != "other image"], "'other image'"),
+        (lambda t: t[(t["donor"] != t["layer"]) | (t["control"] != "")], "donor = layer"),
+        (lambda t: t[t["donor"].isin([1, 11]) & t["layer"].isin([1, 11])], "low stride"),
+    ],
+)
+def test_bad_tables_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        verdict("C3", change(simulate()))
+
+
+def test_shallow_decoders_and_inexact_interventions_are_not_testable():
+    table = simulate()
+    shallow = verdict("C3", table[(table["layer"] <= 3) & (table["donor"] <= 3)])
+    assert shallow.verdict == "not testable"
+    assert "4 decoder layers" in shallow.reason
+    inexact = table.assign(kl=table["kl"] + 0.05)
+    assert "not exact" in verdict("C3", inexact).reason
+
+
+def test_unit_of_resampling_is_the_image():
+    table = simulate(always(0.9, 0.01))
+    copies = pd.concat([table.assign(sample=table["sample"] + f"-{k}") for k in range(3)])
+    a, b = verdict("C3", table), verdict("C3", copies)
+    assert a.ci == pytest.approx(b.ci)
+    assert a.n_images == b.n_images == 100
+
+
+@pytest.mark.parametrize(
+    "null",
+    [
+        # 3 in 100 pictures lose every answer: the worst case for a bootstrap of losses
+        {"image": always(0.97, 0.03), "concentrated": True, "accuracy": 1.0},
+        {"image": always(0.80, 0.0), "spread": 0.6},  # the index is just at its margin
+        {"image": SAME, "noise": SAME},
+    ],
+    ids=["loss at its margin", "index at its margin", "noise does as little"],
+)
+def test_nulls_are_rarely_called_supported(null):
+    found = [decide(seed=s, **null).verdict for s in range(40)]
+    assert found.count("supported") <= 5  # 2 expected at 5%; 6 or more has p = 0.01
+
+
+def test_a_clear_effect_is_mostly_found():
+    found = [decide(always(0.93, 0.004), seed=s).verdict for s in range(20)]
+    assert found.count("supported") >= 16
+
+
+def test_every_number_of_the_rule_is_in_the_record():
+    v, entry = decide(), claim_entry("C3")
+    for name in ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share"):
+        assert v.thresholds[name] == entry["common"][name]
+    for name, margin in entry["margins"].items():
+        assert v.thresholds[f"margin_{name}"] == margin["value"]
+    assert v.thresholds["min_images_for_no_loss"] == entry["min_images"]
+    assert "(interchange index)" in str(v)
+    assert "the larger of text states and noise" in str(v)
+    assert len(str(v).splitlines()) <= 10

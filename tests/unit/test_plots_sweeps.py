@@ -1,0 +1,238 @@
+"""Figures of the interventions: what is drawn, from tables whose means are known."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from visdepth_utils.bands import LEAST_KL, bands, retention
+from visdepth_utils.plots import COLOURS
+from visdepth_utils.plots_grid import gap_curves, substitution_maps
+from visdepth_utils.plots_sweeps import kl_by_depth, modes_compared, retention_curves
+
+LAYERS, DEPTHS, N = (1, 3, 5), range(5), 4
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def grid_table(images=N, answers=True, kinds=(("image", ""), ("text", ""), ("image", "noise"))):
+    """KL is 10 ** gap / 1000 for image states, ten times that for text; scores fall by gap."""
+    rows = []
+    for i in range(images):
+        for layer in LAYERS:
+            rows.append((i, "image", layer, layer, "other image", 4.0, 0.25, 0.0))
+            for modality, control in kinds:
+                for donor in LAYERS:
+                    gap = abs(donor - layer)
+                    if control == "noise" and not gap:
+                        continue
+                    size = 10 if modality == "text" else 1
+                    kl = size * 10**gap / 1000 if gap else 0.0
+                    rows.append((i, modality, donor, layer, control, kl, 1 - gap / 8, gap < 4))
+    names = ["image", "modality", "donor", "layer", "control", "kl", "similarity", "correct"]
+    table = pd.DataFrame(rows, columns=names)
+    table["sample"] = table["image"].map("s{}".format)
+    worse = table[(table["control"] == "") & (table["donor"] != table["layer"])]
+    table = pd.concat([table.assign(rescaled=False), worse.assign(rescaled=True, kl=99.0)])
+    return table if answers else table.assign(similarity=np.nan, correct=np.nan)
+
+
+def sweep_table(tasks=("vqa", "caption"), images=N, modes=(("remove", "masked"),)):
+    """Scores rise evenly from 0 to 1 over depth; images differ by half a step."""
+    last = DEPTHS[-1]
+    rows = [
+        {
+            "sample": f"{task}{i}",
+            "image": f"i{i}",
+            "task": task,
+            "mode": mode,
+            "implementation": kind,
+            "depth": d,
+            "correct": d / last if task == "vqa" else (d / last) ** 2,
+            "same": d == last,
+            **{name: 0.5 + d / 8 for name in ("bleu", "rouge", "chrf")},
+            **{f"{name}_full": 0.4 + 0.15 * d for name in ("bleu", "rouge", "chrf")},
+        }
+        for task in tasks
+        for mode, kind in modes
+        for i in range(images)
+        for d in DEPTHS
+    ]
+    return pd.DataFrame(rows)
+
+
+def conditions_table(tasks=("vqa", "caption"), images=N):
+    rows = [
+        {"sample": f"{t}{i}", "image": f"i{i}", "task": t, "condition": c, "score": s}
+        for t in tasks
+        for i in range(images)
+        for c, s in (("blind", 0.2), ("other", 0.1))
+    ]
+    return pd.DataFrame(rows)
+
+
+def lines(ax):
+    return {line.get_label(): line for line in ax.get_lines()}
+
+
+def test_bands_resample_images_as_a_whole():
+    rows = pd.DataFrame({"image": list("aabb") * 2, "x": [0] * 4 + [1] * 4})
+    rows["value"] = [0, 2, 3, 3, 1, 3, 4, 4]  # image a: 1 and 2, image b: 3 and 4
+    found = bands(rows, "x", "value")
+    assert found["mean"].tolist() == [2, 3]
+    assert found["lo"].tolist() == [1, 2]
+    assert found["hi"].tolist() == [3, 4]
+    one = bands(rows[rows["image"] == "a"], "x", "value")
+    assert one["mean"].tolist() == [1, 2]
+    assert one["lo"].isna().all()
+    assert bands(rows.assign(value=np.nan), "x", "value").empty
+
+
+def test_retention_is_a_ratio_of_means():
+    sweep = sweep_table(("vqa",))
+    sweep["correct"] = sweep["depth"].map({0: 0.1, 1: 0.2, 2: 0.5, 3: 0.8, 4: 1.0})
+    floor = pd.DataFrame({"image": [f"i{i}" for i in range(N)], "score": 0.2})
+    found = retention(sweep, floor)
+    assert found["mean"].tolist() == pytest.approx([-0.125, 0, 0.375, 0.75, 1])
+    assert found["lo"].tolist() == pytest.approx(found["hi"].tolist())
+    assert retention(sweep, floor.assign(score=1.0)).empty  # nothing gained, nothing to keep
+    assert retention(sweep, floor[:2]).empty  # not the same images
+
+
+def test_maps_hold_the_means_of_unscaled_rows():
+    fig = substitution_maps(grid_table())
+    maps = [ax for ax in fig.axes if ax.get_label() != "<colorbar>"]
+    image, text, noise = maps[:3]
+    assert [ax.get_title() for ax in maps[:3]] == [
+        "image states",
+        "text states",
+        "noise of the same size",
+    ]
+    cells = image.collections[0].get_array().reshape(4, 3)
+    assert cells[0].tolist() == [4, 4, 4]  # another picture, a row of its own on top
+    assert cells[1].tolist() == [10, 0.1, 0]  # donor 5 at layers 1, 3, 5
+    assert cells[3].tolist() == [0, 0.1, 10]
+    assert [t.get_text() for t in image.get_yticklabels()][1:] == ["5", "3", "1"]
+    assert text.collections[0].get_array().reshape(4, 3)[1].tolist() == [100, 1, 0]
+    unknown = np.ma.getmaskarray(noise.collections[0].get_array()).reshape(4, 3)
+    assert unknown.tolist()[0] == [True] * 3  # another picture: said once
+    assert unknown[1:].tolist() == np.eye(3, dtype=bool)[::-1].tolist()  # no noise without a gap
+    assert image.collections[0].get_clim() == text.collections[0].get_clim() == (0, 4)
+    lost = maps[3].collections[0].get_array().reshape(4, 3)
+    assert lost[0].tolist() == [1, 1, 1]
+    assert lost[1].tolist() == [1, 0, 0]
+
+
+def test_maps_without_answers_or_text_are_smaller():
+    assert len(substitution_maps(grid_table(answers=False)).axes) == 4  # 3 maps, a scale
+    fig = substitution_maps(grid_table(answers=False, kinds=(("text", ""),)))
+    assert [ax.get_title() for ax in fig.axes if ax.get_title()] == ["text states"]
+
+
+def test_gap_curves_average_over_pairs_of_the_same_gap():
+    fig = gap_curves(grid_table())
+    similarity, kl = fig.axes
+    found = lines(kl)
+    assert found["image states"].get_xdata().tolist() == [2, 4]
+    assert found["image states"].get_ydata() == pytest.approx([0.1, 10])
+    assert found["text states"].get_ydata() == pytest.approx([1, 100])
+    assert found["another picture's states"].get_ydata() == pytest.approx([4, 4])
+    assert to_hex(found["image states"].get_color()) == COLOURS["image"].lower()
+    assert found["noise of the same size"].is_dashed()
+    assert lines(similarity)["image states"].get_ydata() == pytest.approx([0.75, 0.5])
+    assert len(gap_curves(grid_table(answers=False)).axes) == 1
+    low = grid_table()
+    low["kl"] = low["kl"].clip(upper=1e-9)
+    assert lines(gap_curves(low).axes[1])["image states"].get_ydata() == pytest.approx(LEAST_KL)
+
+
+def test_retention_curves_show_share_scores_floors_and_texts():
+    fig = retention_curves(sweep_table(), conditions=conditions_table())
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles == [
+        "share of the gain that is left",
+        "vqa: score",
+        "caption: score",
+        "caption: likeness of texts",
+    ]
+    shares = lines(fig.axes[0])
+    assert shares["vqa"].get_ydata() == pytest.approx([-0.25, 0.0625, 0.375, 0.6875, 1])
+    scores = lines(fig.axes[2])
+    assert scores["caption"].get_ydata() == pytest.approx([0, 1 / 16, 1 / 4, 9 / 16, 1])
+    assert scores["no picture"].get_ydata() == pytest.approx([0.2, 0.2])
+    assert scores["another picture"].get_ydata() == pytest.approx([0.1, 0.1])
+    texts = lines(fig.axes[3])
+    assert texts["chrf, reference"].get_ydata() == pytest.approx([0.5, 0.625, 0.75, 0.875, 1])
+    assert texts["bleu, full model's text"].get_ydata() == pytest.approx([0.4, 0.55, 0.7, 0.85, 1])
+
+
+def test_a_task_without_gain_has_no_share_and_is_named():
+    conditions = conditions_table()
+    conditions.loc[conditions["task"] == "vqa", "score"] = 1.0
+    ax = retention_curves(sweep_table(), conditions=conditions).axes[0]
+    assert "vqa" not in lines(ax)
+    assert "caption" in lines(ax)
+    assert [t.get_text() for t in ax.texts] == ["no gain by the picture:\nvqa"]
+    alone = retention_curves(sweep_table(("vqa",)))  # the floor is depth 0
+    assert lines(alone.axes[0])["vqa"].get_ydata() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_divergence_leaves_out_the_full_model():
+    rows = [
+        {"image": f"i{i}", "task": "new", "depth": d, "kl": 4.0 - d, "same_top1": d > 1}
+        for i in range(N)
+        for d in DEPTHS
+    ]
+    kl, changed = kl_by_depth(pd.DataFrame(rows)).axes
+    assert lines(kl)["new"].get_ydata() == pytest.approx([4, 3, 2, 1])
+    assert lines(changed)["new"].get_ydata() == pytest.approx([1, 1, 0, 0])
+
+
+def test_modes_are_told_apart():
+    modes = (("remove", "masked"), ("renumber", "masked"), ("remove", "physical"))
+    fig = modes_compared(sweep_table(("vqa",), modes=modes))
+    for ax in fig.axes:
+        assert len(lines(ax)) == len({to_hex(x.get_color()) for x in ax.get_lines()}) == 3
+    assert lines(fig.axes[1])["remove, rows really dropped"].get_ydata()[-1] == 1
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "column"),
+    [
+        (substitution_maps, grid_table, "donor"),
+        (gap_curves, grid_table, "kl"),
+        (retention_curves, sweep_table, "correct"),
+        (modes_compared, sweep_table, "implementation"),
+    ],
+)
+def test_tables_that_cannot_be_drawn_are_named(draw, table, column):
+    with pytest.raises(ValueError, match=f"lacks column.*{column}"):
+        draw(table().drop(columns=column))
+    with pytest.raises(ValueError, match="no rows: pass what"):
+        draw(table().iloc[:0])
+
+
+def test_mixed_tables_are_refused():
+    with pytest.raises(ValueError, match="several modes"):
+        retention_curves(sweep_table(modes=(("remove", "masked"), ("freeze", "masked"))))
+    with pytest.raises(ValueError, match="several tasks"):
+        modes_compared(sweep_table())
+    with pytest.raises(ValueError, match="lacks column.*same_top1"):
+        kl_by_depth(pd.DataFrame({"image": [], "task": [], "depth": [], "kl": []}))
+
+
+def test_one_image_is_drawn_without_band():
+    for fig in (
+        gap_curves(grid_table(images=1)),
+        substitution_maps(grid_table(images=1)),
+        modes_compared(sweep_table(("vqa",), images=1)),
+        retention_curves(sweep_table(images=1)),
+    ):
+        assert fig.axes

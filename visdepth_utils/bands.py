@@ -1,0 +1,122 @@
+"""Curves with 95% bands by image, from the tables of the sweeps, and how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from visdepth_utils.statistics import cluster_bootstrap
+
+__all__ = ["LEAST_KL", "bands", "draw", "need", "retention"]
+
+LEAST_KL = 1e-4
+"""Nats; on logarithmic axes smaller divergences are drawn here."""
+
+
+def need(table: pd.DataFrame, columns: set[str], name: str, source: str) -> None:
+    """Refuse a table that cannot be drawn.
+
+    Raises:
+        ValueError: If it lacks a column or has no rows; names what makes such a table.
+    """
+    if missing := columns - set(table.columns):
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"{name} lacks column(s) {names}: pass what {source} returns")
+    if table.empty:
+        raise ValueError(f"{name} has no rows: pass what {source} returns")
+
+
+def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
+    """Mean of a value at each x, and its interval by image.
+
+    All x of one image are resampled together, so that a curve moves as a whole.
+
+    Args:
+        rows: Columns ``image``, x and value; several rows of one image and x are averaged.
+        x: Column of the axis.
+        value: Column of the numbers; rows without one are left out.
+
+    Returns:
+        Columns ``x, mean, lo, hi``, sorted by x; empty if no row has a value. With one image the
+        bounds are NaN.
+    """
+    known = rows[rows[value].notna()]
+    wide = known.assign(**{value: known[value].astype(float)}).pivot_table(
+        index="image", columns=x, values=value, aggfunc="mean"
+    )
+    if wide.empty:
+        return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
+    found = cluster_bootstrap(wide.to_numpy(), wide.index.to_numpy())
+    return _frame(wide.columns, found)
+
+
+def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> pd.DataFrame:
+    """Share of the gain by the picture that is left at each depth: (s_d - s_0) / (s_L - s_0).
+
+    Args:
+        sweep: ``truncation_sweep`` of one task and mode, depth L among the depths.
+        floor: Scores without the picture on the same images, columns ``image, score``.
+        score: Column of ``sweep``.
+
+    Returns:
+        Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image. Empty if the gain
+        s_L - s_0 is not above 0 beyond doubt (95%), because then the ratio says nothing.
+    """
+    wide = sweep.assign(**{score: sweep[score].astype(float)}).pivot_table(
+        index="image", columns="depth", values=score, aggfunc="mean"
+    )
+    none = floor.groupby("image")["score"].mean().reindex(wide.index).to_numpy(float)
+    if wide.empty or np.isnan(none).any():
+        return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
+    tables = (wide.to_numpy(), none[:, None])
+
+    def ratio(scores: np.ndarray, blind: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return (scores - blind) / (scores[..., -1:] - blind)
+
+    gain = cluster_bootstrap(tables, wide.index, lambda s, b: s[..., -1:] - b)
+    if not gain.lo[0] > 0:
+        return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
+    return _frame(wide.columns, cluster_bootstrap(tables, wide.index, ratio))
+
+
+def draw(
+    ax: Axes,
+    curve: pd.DataFrame,
+    colour: str,
+    label: str,
+    *,
+    marker: str = "o",
+    control: bool = False,
+    least: float | None = None,
+    **line: Any,
+) -> None:
+    """Draw a curve with its band; controls broken and without markers.
+
+    Args:
+        ax: Where.
+        curve: Of ``bands`` or ``retention``; an empty one draws nothing.
+        colour: Of line and band.
+        label: In the legend.
+        marker: Of the points.
+        control: Whether it is one.
+        least: Smaller values are drawn at this one (logarithmic axes have no 0).
+        line: Further settings of the line.
+    """
+    if curve.empty:
+        return
+    x = curve["x"].to_numpy(float)
+    mean, lo, hi = (np.clip(curve[k].to_numpy(float), least, None) for k in ("mean", "lo", "hi"))
+    ax.fill_between(x, lo, hi, color=colour, alpha=0.12 if control else 0.2, lw=0)
+    style = {"lw": 1.4, "dashes": (4, 2)} if control else {"lw": 1.8, "marker": marker}
+    ax.plot(x, mean, color=colour, label=label, ms=3.5, mew=0, **{**style, **line})
+
+
+def _frame(x: Sequence, found: Any) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"x": list(x), "mean": found.estimate, "lo": found.lo, "hi": found.hi}
+    ).reset_index(drop=True)

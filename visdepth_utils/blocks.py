@@ -25,24 +25,33 @@ MOST_ROWS = 512
 
 
 def row_bytes(
-    vlm: VLM, *, tokens: int, moved: int, rows: int, new_tokens: int = 0, samples: int = 1
+    vlm: VLM,
+    *,
+    tokens: int,
+    moved: int,
+    context: int,
+    rows: int,
+    new_tokens: int = 0,
+    samples: int = 1,
 ) -> int:
     """Peak bytes of one truncation block besides the model: every tensor that grows with rows.
 
-    With L layers, S tokens of which T run again, R rows of B samples (one per depth, so that
-    n_l = min(l + 1, R) have started at layer l), N new tokens, k = 2 x KV heads x head size numbers
-    of a token's keys and values and D the width, in elements::
+    With L layers, S tokens of which T run again and read C others, R rows of B samples (one per
+    depth, so that n_l = min(l + 1, R) have started at layer l), N new tokens, k = 2 x KV heads x
+    head size numbers of a token's keys and values, q the same with all heads, D the width and F
+    that of the MLP, in elements::
 
         plain keys       B k L S, twice while decoding (a copy with room for the rows' own)
         kept states      B (L + 1) T D
-        keys of rows     B k T sum_l n_l
+        keys of rows     B k T sum_l n_l, kept for decoding only
         keys of answers  B k L R (N - 1)
-        one layer        B R T (4 D + 3 F), the temporaries of its MLP (F wide)
+        one layer        B R max(T (4 D + 3 F), (C + T) (k + q) + 4 T D): MLP or attention
 
     Args:
         vlm: The model.
         tokens: S.
         moved: T.
+        context: C.
         rows: R.
         new_tokens: N; 0 where nothing is decoded.
         samples: B.
@@ -51,15 +60,19 @@ def row_bytes(
         Bytes.
     """
     config = vlm.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    all_heads = config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or all_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
     kv, n_layers, width = 2 * heads * size, vlm.n_layers, vlm.hidden_size
     started = sum(min(layer + 1, rows) for layer in range(n_layers))
-    elements = kv * n_layers * tokens * (2 if new_tokens > 1 else 1)
+    decodes = new_tokens > 1
+    elements = kv * n_layers * tokens * (2 if decodes else 1)
     elements += (n_layers + 1) * moved * width
-    elements += kv * moved * started
+    elements += kv * moved * started if decodes else 0
     elements += kv * n_layers * rows * max(new_tokens - 1, 0)
-    elements += rows * moved * (4 * width + 3 * config.intermediate_size)
+    mlp = moved * (4 * width + 3 * config.intermediate_size)
+    attention = (context + moved) * (kv + 2 * all_heads * size) + 4 * moved * width
+    elements += rows * max(mlp, attention)
     return samples * elements * torch.finfo(vlm.dtype).bits // 8
 
 
@@ -92,7 +105,14 @@ def choose_max_rows(
     tokens = enc.is_image.shape[1]
     behind = enc.is_image.long().cumsum(1) > 0
     moved = int((behind if images_run else behind & ~enc.is_image).sum())
-    need = row_bytes(vlm, tokens=tokens, moved=moved, rows=rows, new_tokens=new_tokens)
+    need = row_bytes(
+        vlm,
+        tokens=tokens,
+        moved=moved,
+        context=int((~behind).sum()),
+        rows=rows,
+        new_tokens=new_tokens,
+    )
     fits = int(SHARE_OF_FREE * free_bytes(vlm.device) * rows / need)
     return max(1, min(fits, MOST_ROWS))
 

@@ -78,6 +78,8 @@ class Prefill:
         positions: Position ids as the rotary embedding took them, (..., B, S).
         extra: What else each layer was called with.
         layer_positions: ``position_ids`` given to the layers, (B, S) or None.
+        added: Layer -> what the decoder itself adds to the kept tokens behind it (DeepStack),
+            (B, K, D); zero except on image tokens.
     """
 
     vlm: VLM
@@ -92,6 +94,7 @@ class Prefill:
     positions: torch.Tensor
     extra: list[dict[str, Any]]
     layer_positions: torch.Tensor | None
+    added: dict[int, torch.Tensor]
 
     @cached_property
     def attended(self) -> torch.Tensor:
@@ -104,11 +107,18 @@ class Prefill:
 
     def state(self, layer: int, tokens: Index) -> torch.Tensor:
         """States (B, T, D) of kept tokens going into a layer; zero where a slot is empty."""
+        return self._pick(self.states[layer], tokens)
+
+    def addition(self, layer: int, tokens: Index) -> torch.Tensor | None:
+        """What is added to kept tokens behind a layer, (B, T, D); None where nothing is."""
+        return self._pick(self.added[layer], tokens) if layer in self.added else None
+
+    def _pick(self, values: torch.Tensor, tokens: Index) -> torch.Tensor:
         index = self._kept_index
         slots = (
             self.kept.long().cumsum(1) - 1 + len(index) - self.kept.sum(1, keepdim=True)
         ).clamp(min=0)
-        chosen = Index(slots.gather(1, tokens.at), tokens.valid).take(self.states[layer])
+        chosen = Index(slots.gather(1, tokens.at), tokens.valid).take(values)
         return chosen.masked_fill(~tokens.valid[..., None], 0)
 
 
@@ -131,6 +141,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
     refuse_unmaskable(vlm)
     index = Index.of(keep)
     states: list[torch.Tensor] = []
+    outputs: dict[int, torch.Tensor] = {}
     calls: list[dict[str, Any]] = []
     positions: list[torch.Tensor] = []
     decoder = vlm.model.get_decoder()
@@ -140,7 +151,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         calls.append(kwargs)
 
     def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
-        states.append(index.take(output[0] if isinstance(output, tuple) else output))
+        outputs[len(calls) - 1] = index.take(output[0] if isinstance(output, tuple) else output)
 
     def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
@@ -149,11 +160,13 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
     with contextlib.ExitStack() as stack:
         for layer in vlm.layers:
             stack.enter_context(_hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
-        stack.enter_context(_hook(vlm.layers[-1].register_forward_hook(after)))
+        for number in {*vlm.family.injection_layers, vlm.n_layers - 1}:
+            stack.enter_context(_hook(vlm.layers[number].register_forward_hook(after)))
         stack.enter_context(
             _hook(decoder.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True))
         )
         out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    states.append(outputs.pop(vlm.n_layers - 1))
     found = Prefill(
         vlm=vlm,
         enc=enc,
@@ -167,6 +180,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         positions=positions[0],
         extra=[{k: v for k, v in call.items() if k not in _OWN} for call in calls],
         layer_positions=calls[0].get("position_ids"),
+        added={number: states[number + 1] - output for number, output in outputs.items()},
     )
     _check(found)
     return found

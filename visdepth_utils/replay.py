@@ -138,6 +138,9 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True) -> Replayed:
             **_places(pre, layer, rows.moved, n, rows.closed),
             cache=cache,
         ).unflatten(0, (n_samples, n))
+        added = pre.addition(layer, rows.moved)
+        if added is not None:
+            hidden = hidden + added[:, None]
         if keep_cache:
             for kept, new, old in zip(
                 (out.keys, out.values), cache.new, still or (None, None), strict=True

@@ -34,10 +34,12 @@ from visdepth_utils.vlm import VLM  # noqa: E402
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts bytes of storages made inside the context while they live."""
+    """Counts bytes of storages made inside the context while they live; a model's own do not."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
+        weights = (*model.parameters(), *model.buffers())
+        self.ours = {weight.untyped_storage()._cdata for weight in weights}
         self.sizes: dict[int, int] = {}
         self.live = self.peak = 0
 
@@ -47,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
                 key = storage._cdata
-                if key not in self.sizes:
+                if key not in self.sizes and key not in self.ours:
                     self.sizes[key] = storage.nbytes()
                     self.live += storage.nbytes()
                     self.peak = max(self.peak, self.live)
@@ -73,11 +75,11 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peaks(run: Callable[[], object]) -> tuple[int, int]:
+def peaks(vlm: VLM, run: Callable[[], object]) -> tuple[int, int]:
     """Peak bytes of live torch tensors and of numpy arrays made by one call."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    with LiveBytes() as tensors:
+    with LiveBytes(vlm.model) as tensors:
         run()
     numpy_peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
@@ -96,8 +98,8 @@ def bench(label: str, vlm: VLM, samples: Sequence[Sample], batch_size: int, repe
     ratios = times[:, 1] / times[:, 0]
     first = samples[:batch_size]
     states = vlm.encode(first, with_reference=True).is_image.numel() * vlm.hidden_size * 4
-    base = peaks(lambda: plain_forward(vlm, first, batch_size))
-    full = peaks(lambda: layer_geometry(vlm, first, batch_size=batch_size))
+    base = peaks(vlm, lambda: plain_forward(vlm, first, batch_size))
+    full = peaks(vlm, lambda: layer_geometry(vlm, first, batch_size=batch_size))
     torch_extra, numpy_extra = (max(f - b, 0) / states for f, b in zip(full, base, strict=True))
     print(f"{label}: {vlm.n_layers} layers, width {vlm.hidden_size}, {len(samples)} samples")
     print(

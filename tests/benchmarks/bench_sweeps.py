@@ -173,12 +173,13 @@ def bench_memory(vlm: VLM, sample: tiny.Sample, tokens: int) -> None:
         prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove")), range(vlm.n_layers + 1)
     )
     for budget in (0, tokens):
-        with LiveBytes() as live:
+        with LiveBytes(vlm.model) as live:
             truncation_sweep(vlm, [sample], max_new_tokens=budget, max_rows=vlm.n_layers + 1)
         told = row_bytes(
             vlm,
             tokens=enc.is_image.shape[1],
             moved=len(rows.moved),
+            context=len(rows.context),
             rows=vlm.n_layers + 1,
             new_tokens=budget,
         )

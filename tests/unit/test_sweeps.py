@@ -277,9 +277,9 @@ def test_progress_counts_samples(llava: VLM) -> None:
 def test_chunks_and_row_bytes(llava: VLM) -> None:
     assert chunks(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
     assert chunks([1, 2], 0) == [[1], [2]]
-    small = row_bytes(llava, tokens=30, moved=10, rows=1)
-    assert row_bytes(llava, tokens=30, moved=10, rows=1, samples=2) == 2 * small
-    assert row_bytes(llava, tokens=30, moved=10, rows=4) > small
+    small = row_bytes(llava, tokens=30, moved=10, context=4, rows=1)
+    assert row_bytes(llava, tokens=30, moved=10, context=4, rows=1, samples=2) == 2 * small
+    assert row_bytes(llava, tokens=30, moved=10, context=4, rows=4) > small
     assert 1 <= blocks.choose_max_rows(llava, SAMPLES[0], 4, 10) <= blocks.MOST_ROWS
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from visdepth_utils.statistics import cluster_bootstrap
 
-__all__ = ["LEAST_KL", "bands", "draw", "need", "retention"]
+__all__ = ["LEAST_KL", "bands", "draw", "gains", "need", "retention"]
 
 LEAST_KL = 1e-4
 """Nats; on logarithmic axes smaller divergences are drawn here."""
@@ -54,6 +54,28 @@ def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
     return _frame(wide.columns, found)
 
 
+def gains(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> bool | None:
+    """Whether the full model scores above the floor, by the 95% interval over images.
+
+    Args:
+        sweep: As for ``retention``.
+        floor: As there.
+        score: As there.
+
+    Returns:
+        True beyond doubt, False where it does not, None where it cannot be asked: no scores, no
+        floor, or fewer than two images, which have no interval.
+
+    Raises:
+        ValueError: If the floor has some of the images but not all.
+    """
+    wide, none = _scores(sweep, floor, score)
+    if len(wide) < 2:
+        return None
+    found = cluster_bootstrap((wide[:, -1:], none), np.arange(len(wide)), lambda s, b: s - b)
+    return bool(found.lo[0] > 0)
+
+
 def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> pd.DataFrame:
     """Share of the gain by the picture that is left at each depth: (s_d - s_0) / (s_L - s_0).
 
@@ -63,25 +85,23 @@ def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") 
         score: Column of ``sweep``.
 
     Returns:
-        Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image. Empty if the gain
-        s_L - s_0 is not above 0 beyond doubt (95%), because then the ratio says nothing.
+        Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image; images without a
+        value at some depth are left out. Empty if the gain s_L - s_0 is not above 0 beyond doubt
+        (``gains``), because then the ratio says nothing.
+
+    Raises:
+        ValueError: If the floor has some of the images but not all.
     """
-    wide = sweep.assign(**{score: sweep[score].astype(float)}).pivot_table(
-        index="image", columns="depth", values=score, aggfunc="mean"
-    )
-    none = floor.groupby("image")["score"].mean().reindex(wide.index).to_numpy(float)
-    if wide.empty or np.isnan(none).any():
+    if not gains(sweep, floor, score):
         return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
-    tables = (wide.to_numpy(), none[:, None])
+    tables = _scores(sweep, floor, score)
 
     def ratio(scores: np.ndarray, blind: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             return (scores - blind) / (scores[..., -1:] - blind)
 
-    gain = cluster_bootstrap(tables, wide.index, lambda s, b: s[..., -1:] - b)
-    if not gain.lo[0] > 0:
-        return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
-    return _frame(wide.columns, cluster_bootstrap(tables, wide.index, ratio))
+    found = cluster_bootstrap(tables, np.arange(len(tables[0])), ratio)
+    return _frame(sorted(set(sweep["depth"])), found)
 
 
 def draw(
@@ -104,16 +124,44 @@ def draw(
         label: In the legend.
         marker: Of the points.
         control: Whether it is one.
-        least: Smaller values are drawn at this one (logarithmic axes have no 0).
+        least: Smaller values are drawn at this one (logarithmic axes have no 0), on a line that
+            says so.
         line: Further settings of the line.
     """
     if curve.empty:
         return
     x = curve["x"].to_numpy(float)
-    mean, lo, hi = (np.clip(curve[k].to_numpy(float), least, None) for k in ("mean", "lo", "hi"))
+    mean, lo, hi = (curve[k].to_numpy(float) for k in ("mean", "lo", "hi"))
+    if least is not None:
+        floor = f"drawn here: {least:g} or less"
+        drawn = [line for line in ax.get_lines() if line.get_label() == floor]
+        below = bool(drawn) or (mean < least).any() or (lo < least).any()
+        mean, lo, hi = (np.clip(values, least, None) for values in (mean, lo, hi))
     ax.fill_between(x, lo, hi, color=colour, alpha=0.12 if control else 0.2, lw=0)
     style = {"lw": 1.4, "dashes": (4, 2)} if control else {"lw": 1.8, "marker": marker}
     ax.plot(x, mean, color=colour, label=label, ms=3.5, mew=0, **{**style, **line})
+    if least is not None and below:
+        for old in drawn:  # last in the legend
+            old.remove()
+        ax.axhline(least, color="#444444", lw=0.9, ls="-.", label=floor)
+
+
+def _scores(sweep: pd.DataFrame, floor: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (images, depths) and floors (images, 1), images in order of appearance.
+
+    Every depth of the sweep keeps its column; images with a gap are left out.
+    """
+    cells = sweep.assign(**{score: sweep[score].astype(float)}).groupby(["image", "depth"])[score]
+    wide = cells.mean().unstack("depth").reindex(sweep["image"].unique())
+    none = floor.assign(score=floor["score"].astype(float)).groupby("image")["score"].mean()
+    lacking = (~wide.index.isin(none.index)).sum()
+    if 0 < lacking < len(wide):
+        raise ValueError(
+            f"floor lacks {lacking} of {len(wide)} images: evaluate the samples of the sweep"
+        )
+    none = none.reindex(wide.index)
+    known = wide.notna().all(axis=1) & none.notna()
+    return wide[known].to_numpy(float), none[known].to_numpy(float)[:, None]
 
 
 def _frame(x: Sequence, found: Any) -> pd.DataFrame:

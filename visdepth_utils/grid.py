@@ -24,7 +24,7 @@ from visdepth_utils.scoring import score
 from visdepth_utils.similarity import similarity
 from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
 from visdepth_utils.tasks import with_other_image
-from visdepth_utils.variants import check_layers, reached, replaceable, substitution
+from visdepth_utils.variants import check_layers, replaceable, rerun, substitution
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
@@ -105,7 +105,8 @@ def substitution_grid(
         One row per sample and pair: ``sample, image, task, modality, donor, layer, control,
         rescaled, kl`` (KL(plain || substituted) of the next token in nats), ``same_top1, output,
         same, similarity`` (0..1, to the plain output), ``correct`` (0..1). Rows with donor = layer
-        and no control are the plain model.
+        and no control are the plain model: one layer's are run as a check that putting back a
+        layer's own states changes nothing, another layer for each block of samples.
 
     Raises:
         ValueError: Unknown modality or control, layers out of range or below the last DeepStack
@@ -132,7 +133,8 @@ def substitution_grid(
         pool_of = zip(pool, with_other_image(pool, seed), strict=True)
         strange = {own.id: _fitted(own, other) for own, other in pool_of}
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(specs), budget, modality == "image")
-    measure = partial(_block, vlm, strange, specs, modality, budget, seed)
+    order = {sample.id: i for i, sample in enumerate(samples)}
+    measure = partial(_block, vlm, strange, specs, modality, budget, seed, order)
     rows = in_blocks(samples, len(specs), max_rows, measure, progress, f"{modality} states")
     return _scored(pd.DataFrame(rows), samples, budget > 0, encoder)
 
@@ -160,20 +162,21 @@ def _block(
     modality: str,
     budget: int,
     seed: int,
+    order: dict[str, int],
     samples: list[Sample],
     max_rows: int,
 ) -> list[dict[str, Any]]:
     """All pairs for a block of samples."""
     enc = vlm.encode(samples)
-    pre = prefill(vlm, enc, reached(vlm, enc, replaceable(enc, modality)))
+    pre = prefill(vlm, enc, rerun(vlm, enc, replaceable(enc, modality)))
     target = Index.of(replaceable(enc, modality))
     strange = None
     if others:
         fake = vlm.encode([others[sample.id] for sample in samples])
         strange = prefill(vlm, fake, fake.is_image)
     noise = _directions(samples, target, vlm, seed)
-    found: list[list[dict[str, Any]]] = [[] for _ in samples]
-    for part in chunks(specs, max_rows // len(samples)):
+    found: list[dict[Spec, dict[str, Any]]] = [{} for _ in samples]
+    for part in chunks(_run(specs, order[samples[0].id], vlm.n_layers), max_rows // len(samples)):
         states = [_states(pre, target, spec, strange, noise) for spec in part]
         rows = substitution(pre, [spec.layer for spec in part], states, modality)
         done = replay(pre, rows, keep_cache=budget > 1)
@@ -181,25 +184,35 @@ def _block(
         kl = kl_divergence(pre.logits[:, None], logits)
         top = logits.argmax(-1) == pre.logits.argmax(-1)[:, None]
         said = greedy(pre, done, logits, budget, stop_ids(vlm)) if budget else None
-        for b, sample in enumerate(samples):
+        for b in range(len(samples)):
             texts = spoken(vlm, said[b]) if said else [None] * len(part)
             for i, (spec, text) in enumerate(zip(part, texts, strict=True)):
-                found[b].append(
-                    {
-                        "sample": sample.id,
-                        "image": sample.image_id,
-                        "task": sample.task,
-                        "modality": modality,
-                        "donor": spec.donor,
-                        "layer": spec.layer,
-                        "control": spec.control,
-                        "rescaled": spec.rescaled,
-                        "kl": float(kl[b, i]),
-                        "same_top1": bool(top[b, i]),
-                        "output": text,
-                    }
-                )
-    return [row for rows in found for row in rows]
+                outcome = {"kl": float(kl[b, i]), "same_top1": bool(top[b, i]), "output": text}
+                found[b][spec] = outcome
+    plain = Spec(vlm.n_layers, vlm.n_layers)
+    return [
+        {
+            "sample": sample.id,
+            "image": sample.image_id,
+            "task": sample.task,
+            "modality": modality,
+            "donor": spec.donor,
+            "layer": spec.layer,
+            "control": spec.control,
+            "rescaled": spec.rescaled,
+            **(outcomes[spec] if spec in outcomes else outcomes[plain]),
+        }
+        for sample, outcomes in zip(samples, found, strict=True)
+        for spec in specs
+    ]
+
+
+def _run(specs: Sequence[Spec], number: int, n_layers: int) -> list[Spec]:
+    """The rows that are run: own states at one layer, as a check, and the plain model."""
+    own = [spec for spec in specs if spec.donor == spec.layer and not spec.control]
+    checked = own[number % len(own)]
+    others = [spec for spec in specs if spec not in own or spec == checked]
+    return [*others, Spec(n_layers, n_layers)]
 
 
 def _states(

@@ -74,6 +74,7 @@ class Prefill:
         keys: L tensors (B, H, S, head size), rotated.
         values: L tensors of the same shape.
         masks: L bool tensors (B, S, S): which query may read which key. Equal ones are shared.
+        causal: Whether the model itself ran a layer without a mask, as plainly causal.
         angles: L rotary embeddings of the S tokens.
         positions: Position ids as the rotary embedding took them, (..., B, S).
         extra: What else each layer was called with.
@@ -90,6 +91,7 @@ class Prefill:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     masks: list[torch.Tensor]
+    causal: list[bool]
     angles: list[Angles]
     positions: torch.Tensor
     extra: list[dict[str, Any]]
@@ -176,6 +178,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         keys=[layer.keys for layer in cache.layers],
         values=[layer.values for layer in cache.layers],
         masks=_masks(vlm, enc, calls),
+        causal=[call.get("attention_mask") is None for call in calls],
         angles=[call["position_embeddings"] for call in calls],
         positions=positions[0],
         extra=[{k: v for k, v in call.items() if k not in _OWN} for call in calls],

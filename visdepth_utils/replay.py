@@ -49,7 +49,7 @@ class Replayed:
 
     Attributes:
         rows: What was run.
-        states: (B, R, T, D), the moved tokens after the last layer.
+        states: (B, R, T', D), the last T' of the moved tokens after the last layer.
         keys: Per layer (B, n, H, M + T, head size) of the n rows started by then, frozen tokens
             first; empty list if not kept.
         values: As ``keys``.
@@ -92,13 +92,15 @@ class _Keys(Splice):
 
 
 @torch.no_grad()
-def replay(pre: Prefill, rows: Rows, keep_cache: bool = True) -> Replayed:
+def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> Replayed:
     """Run the moved tokens of all rows through the layers above their starts.
 
     Args:
         pre: The plain pass; the moved tokens' states must have been kept.
         rows: The variants.
         keep_cache: Keep the new keys and values; decoding needs them.
+        tail: How many of the last tokens are wanted after the last layer. Of the others that layer
+            needs keys and values only, so nothing else of it is computed for them.
 
     Returns:
         States after the last layer, for every row.
@@ -118,7 +120,8 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True) -> Replayed:
         for row in range(starts.index(layer), len(starts)) if layer in starts else ():
             if starts[row] != layer:
                 break
-            hidden = _append(hidden, rows.initial(row))
+            state = rows.initial(row)
+            hidden = _append(hidden, state[:, -tail:] if layer == n_layers else state)
             if rows.frozen is not None:
                 frozen = _append(frozen, rows.frozen_state(row))
         if layer == n_layers:
@@ -127,26 +130,18 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True) -> Replayed:
             out.keys.append(None)
             out.values.append(None)
             continue
-        n = hidden.shape[1]
         still = None if frozen is None else _frozen_keys(pre, rows, layer, frozen)
-        cache = Splice(*_context(pre, rows, layer, n, still))
-        hidden = run_layer(
-            pre,
-            layer,
-            hidden.flatten(0, 1),
-            mask=_repeat(_mask(pre, rows, layer), n),
-            **_places(pre, layer, rows.moved, n, rows.closed),
-            cache=cache,
-        ).unflatten(0, (n_samples, n))
+        wanted = min(tail, width) if layer == n_layers - 1 else width
+        hidden, own = _layer(pre, rows, layer, hidden, still, wanted)
         added = pre.addition(layer, rows.moved)
         if added is not None:
             hidden = hidden + added[:, None]
         if keep_cache:
             for kept, new, old in zip(
-                (out.keys, out.values), cache.new, still or (None, None), strict=True
+                (out.keys, out.values), own, still or (None, None), strict=True
             ):
-                own = new if old is None else torch.cat([old, new], 2)
-                kept.append(own.unflatten(0, (n_samples, n)))
+                old = None if old is None else old.unflatten(0, (n_samples, -1))
+                kept.append(new if old is None else torch.cat([old, new], 3))
     return Replayed(rows, hidden, out.keys, out.values)
 
 
@@ -164,15 +159,15 @@ def run_layer(
     layer: int,
     hidden: torch.Tensor,
     *,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     angles: Angles,
     positions: torch.Tensor | None,
     cache: Any,
 ) -> torch.Tensor:
-    """Call the model's own decoder layer on (N, T, D) with a bool mask (N, T, keys)."""
+    """Call the model's own decoder layer on (N, T, D); mask bool (N, T, keys), None for causal."""
     out = pre.vlm.layers[layer](
         hidden,
-        attention_mask=mask_for(pre.vlm, mask, hidden.dtype),
+        attention_mask=None if mask is None else mask_for(pre.vlm, mask, hidden.dtype),
         position_embeddings=angles,
         position_ids=positions,
         past_key_values=cache,
@@ -180,6 +175,103 @@ def run_layer(
         **pre.extra[layer],
     )
     return out[0] if isinstance(out, tuple) else out
+
+
+def _layer(
+    pre: Prefill,
+    rows: Rows,
+    layer: int,
+    hidden: torch.Tensor,
+    still: tuple[torch.Tensor, torch.Tensor] | None,
+    wanted: int,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """One layer on the moved tokens (B, n, T, D) of n rows.
+
+    Where many keys of the plain pass are read by few tokens, several rows stand side by side on the
+    sequence axis and share one copy of those keys; a mask keeps the rows apart.
+
+    Returns:
+        States (B, n, wanted, D) of the last tokens; keys and values (B, n, H, T, head size) of all.
+    """
+    n_samples, n, width = hidden.shape[:3]
+    n_context = len(rows.context)
+    most = 1 if still is not None else max(1, n_context // (2 * width))
+    groups = -(-n // most)
+    side = -(-n // groups)  # rows side by side; the last group may be filled up with empty ones
+    packed = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 0, groups * side - n))
+    packed = packed.reshape(n_samples * groups, side * width, -1)
+    before = _context(pre, rows, layer, groups, still)
+    places = _places(pre, layer, rows.moved, groups, rows.closed, side)
+    mask = _mask(pre, rows, layer)
+    if wanted == width:
+        cache = Splice(*before)
+        apart = (
+            None
+            if _just_causal(pre, rows, layer)
+            else _repeat(_apart(mask, side, n_context), groups)
+        )
+        after = run_layer(pre, layer, packed, mask=apart, **places, cache=cache)
+        own = cache.new
+    else:
+        own = _keys_of(pre, layer, packed, places)
+        # The last tokens' keys come twice, from both calls; those of the second are not read.
+        cache = Splice(*(_joined(old, new) for old, new in zip(before, own, strict=True)))
+        apart = _apart(mask[:, -wanted:], side, n_context)
+        apart = torch.nn.functional.pad(apart, (0, side * wanted))
+        last = Index(rows.moved.at[:, -wanted:], rows.moved.valid[:, -wanted:])
+        after = run_layer(
+            pre,
+            layer,
+            packed.unflatten(1, (side, width))[:, :, -wanted:].flatten(1, 2),
+            mask=_repeat(apart, groups),
+            **_places(pre, layer, last, groups, rows.closed, side),
+            cache=cache,
+        )
+    states = after.reshape(n_samples, groups * side, wanted, -1)[:, :n]
+    keys, values = (
+        part.unflatten(2, (side, width)).transpose(1, 2).unflatten(0, (n_samples, groups))
+        for part in own
+    )
+    return states, (keys.flatten(1, 2)[:, :n], values.flatten(1, 2)[:, :n])
+
+
+def _keys_of(
+    pre: Prefill, layer: int, hidden: torch.Tensor, places: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (N, H, T, head size) that a layer makes of states; nothing is attended."""
+    cache = _Keys(None, None)
+    unused = torch.ones(1, 1, 1, dtype=torch.bool, device=hidden.device)
+    with contextlib.suppress(_GotThem):
+        run_layer(pre, layer, hidden, mask=unused, **places, cache=cache)
+    return cache.new
+
+
+def _apart(mask: torch.Tensor, side: int, n_context: int) -> torch.Tensor:
+    """A row's mask (B, q, C + T) for ``side`` rows: the context is shared, other rows are not read.
+
+    Returns:
+        Bool (B, side * q, C + side * T).
+    """
+    if side == 1:
+        return mask
+    shared, own = mask[..., :n_context], mask[..., n_context:]
+    same = torch.eye(side, dtype=torch.bool, device=mask.device)
+    blocks = own[:, None, :, None, :] & same[None, :, None, :, None]
+    return torch.cat([shared.repeat(1, side, 1), blocks.flatten(3, 4).flatten(1, 2)], 2)
+
+
+def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    return new if old is None else torch.cat([old, new], 2)
+
+
+def _just_causal(pre: Prefill, rows: Rows, layer: int) -> bool:
+    """Whether whole unpadded sequences run again in a layer that the model runs without a mask.
+
+    Attention has a faster kernel for that.
+    """
+    alone = not len(rows.context) and rows.frozen is None and rows.closed is None
+    whole = len(rows.moved) == pre.attended.shape[1] and bool(pre.attended.all())
+    return alone and whole and pre.causal[layer]
 
 
 def _append(stack: torch.Tensor | None, row: torch.Tensor) -> torch.Tensor:
@@ -193,13 +285,14 @@ def _repeat(values: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _places(
-    pre: Prefill, layer: int, tokens: Index, n: int, closed: torch.Tensor | None
+    pre: Prefill, layer: int, tokens: Index, n: int, closed: torch.Tensor | None, side: int = 1
 ) -> dict[str, Any]:
-    """Where tokens stand, for n rows of each sample: ``angles`` and ``positions``."""
+    """Where tokens stand, for n times ``side`` rows of each sample: ``angles``, ``positions``."""
     positions = positions_for(pre, tokens, closed)
+    angles = angles_for(pre, layer, tokens, closed)
     return {
-        "angles": tuple(_repeat(part, n) for part in angles_for(pre, layer, tokens, closed)),
-        "positions": None if positions is None else _repeat(positions, n),
+        "angles": tuple(_repeat(part.repeat(1, side, 1), n) for part in angles),
+        "positions": None if positions is None else _repeat(positions.repeat(1, side), n),
     }
 
 
@@ -224,17 +317,8 @@ def _frozen_keys(
     pre: Prefill, rows: Rows, layer: int, frozen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that this layer makes of frozen states (B, n, M, D)."""
-    cache = _Keys(None, None)
-    with contextlib.suppress(_GotThem):
-        run_layer(
-            pre,
-            layer,
-            frozen.flatten(0, 1),
-            mask=torch.ones(1, 1, 1, dtype=torch.bool, device=frozen.device),  # never applied
-            **_places(pre, layer, rows.frozen, frozen.shape[1], None),
-            cache=cache,
-        )
-    return cache.new
+    places = _places(pre, layer, rows.frozen, frozen.shape[1], None)
+    return _keys_of(pre, layer, frozen.flatten(0, 1), places)
 
 
 def _mask(pre: Prefill, rows: Rows, layer: int) -> torch.Tensor:

@@ -269,7 +269,8 @@ def _forced(
     found: list[list[tuple]] = [[] for _ in samples]
     plain = [_plain_tail(pre, b, n) for b, n in enumerate(lengths)]
     for part in chunks(depths, max_rows // len(samples)):
-        done = replay(pre, truncation(pre, part, mode), keep_cache=False)
+        rows = truncation(pre, part, mode)
+        done = replay(pre, rows, keep_cache=False, tail=max(lengths) + 1)
         for b, sample in enumerate(samples):
             for row, depth in enumerate(part):
                 # The state of token i says what token i + 1 will be.

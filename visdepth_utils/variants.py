@@ -82,6 +82,17 @@ def reached(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
     return attended & (changed.long().cumsum(1) > 0) if vlm.family.causal_prefix else attended
 
 
+def rerun(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
+    """Tokens that a substitution runs again, bool (B, S): those reached, or all of them.
+
+    Where little stands before the change and nothing is padded, running that little again as well
+    costs less than attention with a mask: whole sequences take the faster causal kernel.
+    """
+    moved, attended = reached(vlm, enc, changed), enc.inputs["attention_mask"].bool()
+    before = int((attended & ~moved).sum())
+    return attended if attended.all() and 8 * before <= int(moved.sum()) else moved
+
+
 def kept_for_truncation(vlm: VLM, enc: Encoded, mode: str) -> torch.Tensor:
     """Tokens whose states a prefill must keep for ``truncation``, bool (B, S)."""
     image_spans(enc)
@@ -186,7 +197,7 @@ def substitution(
     """One row per (layer, states): these states take the place of the plain ones there.
 
     Args:
-        pre: The plain pass; must have kept every token that ``reached`` names.
+        pre: The plain pass; must have kept every token that ``rerun`` names.
         layers: Layer of each row, not decreasing.
         states: (B, n, D) of each row, for the n tokens of ``Index.of(replaceable(...))``.
         modality: ``"image"`` or ``"text"``.
@@ -195,7 +206,7 @@ def substitution(
         The rows.
     """
     chosen = replaceable(pre.enc, modality)
-    may_move = reached(pre.vlm, pre.enc, chosen)
+    may_move = rerun(pre.vlm, pre.enc, chosen)
     moved = Index.of(may_move)
     target = Index.of(chosen)
     # Where in the moved tokens each replaced one stands.

@@ -15,8 +15,8 @@ from visdepth_utils.variants import (
     MODES,
     check_depths,
     kept_for_truncation,
-    reached,
     replaceable,
+    rerun,
     substitution,
     truncation,
 )
@@ -84,7 +84,7 @@ def test_substitution_equals_a_naive_run(case: tuple, modality: str, data: st.Da
     pairs = st.tuples(st.integers(first, vlm.n_layers - 1), st.integers(0, vlm.n_layers - 1))
     chosen = sorted(data.draw(st.sets(pairs, min_size=1, max_size=4)))
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, reached(vlm, enc, where))
+    pre = prefill(vlm, enc, rerun(vlm, enc, where))
     states = [pre.state(donor, Index.of(where)) for _, donor in chosen]
     rows = substitution(pre, [layer for layer, _ in chosen], states, modality)
     logits = next_logits(pre, replay(pre, rows))

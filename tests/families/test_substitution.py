@@ -11,7 +11,7 @@ from visdepth_utils.decoding import greedy
 from visdepth_utils.interventions import substituted
 from visdepth_utils.prefill import Index, prefill
 from visdepth_utils.replay import next_logits, replay
-from visdepth_utils.variants import check_layers, reached, replaceable, substitution
+from visdepth_utils.variants import check_layers, replaceable, rerun, substitution
 
 STEPS = 10
 
@@ -24,7 +24,7 @@ def layers_of(vlm, modality):
 def grid(vlm, enc, modality, steps=0):
     """Pairs (layer, donor), logits (B, pairs, V), and greedy tokens if asked for."""
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, reached(vlm, enc, where))
+    pre = prefill(vlm, enc, rerun(vlm, enc, where))
     target = Index.of(where)
     layers = layers_of(vlm, modality)
     pairs = [(b, a) for b in layers for a in layers]
@@ -65,7 +65,7 @@ def test_hooks_give_the_same_and_own_states_change_no_bit(name, modality):
     enc = batch(name, prompts_of(name))
     pairs, together, _ = grid(vlm, enc, modality)
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, reached(vlm, enc, where))
+    pre = prefill(vlm, enc, rerun(vlm, enc, where))
     index = Index.of(where)
     for i, (layer, donor) in enumerate(pairs):
         states = torch.zeros(*where.shape, vlm.hidden_size)

@@ -2,12 +2,13 @@
 
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from visdepth_utils.bands import LEAST_KL, bands, retention
+from visdepth_utils.bands import LEAST_KL, bands, gains, retention
 from visdepth_utils.plots import COLOURS
 from visdepth_utils.plots_grid import gap_curves, substitution_maps
 from visdepth_utils.plots_sweeps import kl_by_depth, modes_compared, retention_curves
@@ -16,10 +17,11 @@ LAYERS, DEPTHS, N = (1, 3, 5), range(5), 4
 
 
 @pytest.fixture(autouse=True)
-def no_warnings():
+def no_warnings_and_no_figure_left_open():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
+    assert plt.get_fignums() == []  # after an error too
 
 
 def grid_table(images=N, answers=True, kinds=(("image", ""), ("text", ""), ("image", "noise"))):
@@ -78,6 +80,17 @@ def conditions_table(tasks=("vqa", "caption"), images=N):
     return pd.DataFrame(rows)
 
 
+def tokens_table(images=N, depths=DEPTHS, mode="remove"):
+    """Answers of one token, by 4 - d nats off; below depth 2 the token changes."""
+    rows = [
+        {"sample": f"s{i}", "image": f"i{i}", "task": "new", "mode": mode, "depth": d}
+        | {"kl": 4.0 - d, "same_top1": d > 1}
+        for i in range(images)
+        for d in depths
+    ]
+    return pd.DataFrame(rows)
+
+
 def lines(ax):
     return {line.get_label(): line for line in ax.get_lines()}
 
@@ -103,7 +116,33 @@ def test_retention_is_a_ratio_of_means():
     assert found["mean"].tolist() == pytest.approx([-0.125, 0, 0.375, 0.75, 1])
     assert found["lo"].tolist() == pytest.approx(found["hi"].tolist())
     assert retention(sweep, floor.assign(score=1.0)).empty  # nothing gained, nothing to keep
-    assert retention(sweep, floor[:2]).empty  # not the same images
+    with pytest.raises(ValueError, match="floor lacks 2 of 4 images: evaluate the samples"):
+        retention(sweep, floor[:2])
+
+
+def test_bounds_of_retention_come_from_whole_images():
+    sweep = sweep_table(("vqa",), images=2)
+    falls = sweep["image"] == "i1"
+    sweep["correct"] = np.where(falls, (sweep["depth"] == 4).astype(float), sweep["depth"] / 4)
+    floor = pd.DataFrame({"image": ["i0", "i1"], "score": 0.0})
+    found = retention(sweep, floor)
+    assert found["mean"].tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 1])
+    assert found["lo"].tolist() == pytest.approx([0, 0, 0, 0, 1])  # image i1 alone
+    assert found["hi"].tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1])  # image i0 alone
+
+
+def test_gain_that_cannot_be_asked_is_not_called_absent():
+    sweep = sweep_table(("vqa",))
+    floor = pd.DataFrame({"image": [f"i{i}" for i in range(N)], "score": 0.2})
+    assert gains(sweep, floor) is True
+    assert gains(sweep, floor.assign(score=1.0)) is False
+    assert gains(sweep, floor.iloc[:0]) is None
+    assert gains(sweep.assign(correct=np.nan), floor) is None
+    assert gains(sweep[sweep["image"] == "i0"], floor) is None
+    gap = sweep.assign(correct=sweep["correct"].where(sweep["sample"] != "vqa0"))
+    assert gains(gap, floor) is True
+    rest = retention(sweep[sweep["sample"] != "vqa0"], floor)
+    assert retention(gap, floor)["mean"].tolist() == pytest.approx(rest["mean"].tolist())
 
 
 def test_maps_hold_the_means_of_unscaled_rows():
@@ -179,27 +218,88 @@ def test_a_task_without_gain_has_no_share_and_is_named():
     ax = retention_curves(sweep_table(), conditions=conditions).axes[0]
     assert "vqa" not in lines(ax)
     assert "caption" in lines(ax)
-    assert [t.get_text() for t in ax.texts] == ["no gain by the picture:\nvqa"]
+    assert [t.get_text() for t in ax.texts] == ["no clear gain by the picture:\nvqa"]
     alone = retention_curves(sweep_table(("vqa",)))  # the floor is depth 0
     assert lines(alone.axes[0])["vqa"].get_ydata() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
 
 
+def test_a_gain_that_is_not_known_is_said_to_be_so():
+    one = sweep_table(("vqa",), images=1)
+    without_floor = sweep_table(("vqa",)).query("depth > 0")
+    for sweep, conditions in ((one, conditions_table(("vqa",), 1)), (without_floor, None)):
+        ax = retention_curves(sweep, conditions=conditions).axes[0]
+        assert [t.get_text() for t in ax.texts] == ["gain not known:\nvqa"]
+    mixed = sweep_table()
+    mixed.loc[mixed["task"] == "vqa", "correct"] = np.nan
+    ax = retention_curves(mixed).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["gain not known:\nvqa"]
+    assert "caption" in lines(ax)
+
+
+def test_shares_below_nothing_stay_inside_the_panel():
+    conditions = conditions_table(("vqa",))
+    conditions.loc[conditions["condition"] == "blind", "score"] = 0.5
+    ax = retention_curves(sweep_table(("vqa",)), conditions=conditions).axes[0]
+    assert lines(ax)["vqa"].get_ydata()[0] == pytest.approx(-1)
+    assert ax.get_ylim()[0] < -1
+
+
+def test_lines_of_other_conditions_are_of_the_same_images():
+    few = sweep_table(("vqa",), images=2)
+    conditions = conditions_table(("vqa",))
+    conditions.loc[conditions["image"].isin(["i2", "i3"]), "score"] = 0.9
+    scores = lines(retention_curves(few, conditions=conditions).axes[1])
+    assert scores["no picture"].get_ydata() == pytest.approx([0.2, 0.2])
+    lacking = conditions_table(("vqa",), images=1)
+    with pytest.raises(ValueError, match="condition 'blind' of task 'vqa' lacks 1 of 2 images"):
+        retention_curves(few, conditions=lacking)
+
+
+@pytest.mark.parametrize("draw", [retention_curves, modes_compared])
+def test_sweeps_without_answers_are_refused(draw):
+    sweep = sweep_table(("vqa",)).assign(correct=np.nan, same=np.nan, output=None)
+    with pytest.raises(ValueError, match="has no answers: run truncation_sweep with max_new_tok"):
+        draw(sweep)
+
+
 def test_divergence_leaves_out_the_full_model():
-    rows = [
-        {"image": f"i{i}", "task": "new", "depth": d, "kl": 4.0 - d, "same_top1": d > 1}
-        for i in range(N)
-        for d in DEPTHS
-    ]
-    kl, changed = kl_by_depth(pd.DataFrame(rows)).axes
+    kl, changed = kl_by_depth(tokens_table()).axes
     assert lines(kl)["new"].get_ydata() == pytest.approx([4, 3, 2, 1])
     assert lines(changed)["new"].get_ydata() == pytest.approx([1, 1, 0, 0])
 
 
+def test_every_answer_counts_once_however_long():
+    long = pd.concat([tokens_table(images=1).assign(sample="long", kl=8.0)] * 9)
+    kl, _ = kl_by_depth(pd.concat([tokens_table(images=1), long])).axes
+    assert lines(kl)["new"].get_ydata() == pytest.approx([6, 5.5, 5, 4.5])
+
+
+def test_divergences_too_small_for_the_axis_lie_on_a_line_that_says_so():
+    table = tokens_table()
+    name = f"drawn here: {LEAST_KL:g} or less"
+    assert name not in lines(kl_by_depth(table).axes[0])
+    table.loc[table["depth"] == 3, "kl"] = 0.0
+    ax = kl_by_depth(table).axes[0]
+    assert lines(ax)["new"].get_ydata()[-1] == pytest.approx(LEAST_KL)
+    assert lines(ax)[name].get_ydata() == pytest.approx([LEAST_KL, LEAST_KL])
+    two = kl_by_depth(pd.concat([table, table.assign(task="other")])).axes[0]
+    assert [x.get_label() for x in two.get_lines()] == ["new", "other", name]
+
+
+def test_divergences_of_several_modes_or_one_depth_are_refused():
+    with pytest.raises(ValueError, match="several modes"):
+        kl_by_depth(pd.concat([tokens_table(), tokens_table(mode="freeze")]))
+    with pytest.raises(ValueError, match="one depth"):
+        kl_by_depth(tokens_table(depths=(2,)))
+
+
 def test_modes_are_told_apart():
     modes = (("remove", "masked"), ("renumber", "masked"), ("remove", "physical"))
-    fig = modes_compared(sweep_table(("vqa",), modes=modes))
+    fig = modes_compared(sweep_table(("vqa",), modes=modes[::-1]))
+    assert next(iter(lines(fig.axes[0]))) == "remove: gone, positions kept"  # in any order of rows
     for ax in fig.axes:
         assert len(lines(ax)) == len({to_hex(x.get_color()) for x in ax.get_lines()}) == 3
+        assert len({x.get_linestyle() for x in ax.get_lines()}) == 3
     assert lines(fig.axes[1])["remove, rows really dropped"].get_ydata()[-1] == 1
 
 
@@ -210,6 +310,8 @@ def test_modes_are_told_apart():
         (gap_curves, grid_table, "kl"),
         (retention_curves, sweep_table, "correct"),
         (modes_compared, sweep_table, "implementation"),
+        (kl_by_depth, tokens_table, "same_top1"),
+        (kl_by_depth, tokens_table, "sample"),
     ],
 )
 def test_tables_that_cannot_be_drawn_are_named(draw, table, column):
@@ -224,8 +326,6 @@ def test_mixed_tables_are_refused():
         retention_curves(sweep_table(modes=(("remove", "masked"), ("freeze", "masked"))))
     with pytest.raises(ValueError, match="several tasks"):
         modes_compared(sweep_table())
-    with pytest.raises(ValueError, match="lacks column.*same_top1"):
-        kl_by_depth(pd.DataFrame({"image": [], "task": [], "depth": [], "kl": []}))
 
 
 def test_one_image_is_drawn_without_band():
@@ -234,5 +334,6 @@ def test_one_image_is_drawn_without_band():
         substitution_maps(grid_table(images=1)),
         modes_compared(sweep_table(("vqa",), images=1)),
         retention_curves(sweep_table(images=1)),
+        kl_by_depth(tokens_table(images=1)),
     ):
         assert fig.axes

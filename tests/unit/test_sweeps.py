@@ -174,7 +174,7 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
 
 def test_noise_is_as_long_as_what_it_stands_for(llava: VLM) -> None:
     enc = llava.encode(SAMPLES)
-    pre = grid.prefill(llava, enc, grid.reached(llava, enc, enc.is_image))
+    pre = grid.prefill(llava, enc, grid.rerun(llava, enc, enc.is_image))
     target = grid.Index.of(enc.is_image)
     noise = grid._directions(SAMPLES, target, llava, 0)
     own, donor = pre.state(2, target), pre.state(0, target)

@@ -29,14 +29,14 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
 
     Returns:
         The figure: one column of panels per kind of state (image, text, noise), the score only
-        where answers were generated. The colours end at what another picture's states do, where
-        that was measured; its row stands on top of the image panel.
+        where answers were generated. Dots mark donor = layer, the plain model. The colours end at
+        what another picture's states do, where that was measured; its row stands on top of the
+        image panel.
 
     Raises:
-        ValueError: If a column is missing or there are no rows.
+        ValueError: If a column is missing, or there are no rows without rescaling.
     """
-    need(grid, GRID, "grid", "substitution_grid")
-    plain = grid[~grid["rescaled"]] if "rescaled" in grid else grid
+    plain = _unscaled(grid)
     kinds = [(name, rows) for name, rows in _kinds(plain).items() if len(rows)]
     base = plain[(plain["donor"] == plain["layer"]) & (plain["control"] == "")]
     base_score = base.drop_duplicates(["image", "sample"])["correct"].astype(float).mean()
@@ -51,12 +51,12 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
         for row, (value, label) in zip(axes, values.items(), strict=True):
             strip = other["kl"] if value == "kl" else base_score - other["correct"].astype(float)
             tables = [_table(rows, value, base_score, layers) for _, rows in kinds]
-            widest = max(float(np.nanmax(t)) for t in (*tables, strip.to_numpy(float)) if t.size)
-            top = float(strip.max()) if len(strip) else widest
+            widest = pd.concat([table.stack() for table in tables]).max()
+            top = float(strip.max() if strip.notna().any() else widest)
             for ax, (name, _), table in zip(row, kinds, tables, strict=True):
                 last = ax is row[-1]
                 row_on_top = strip if name == "image states" else strip * np.nan
-                _map(ax, table, row_on_top, top or 1.0, last, label)
+                _map(ax, table, row_on_top, top if top > 0 else 1.0, last, label)
                 ax.set_title(name if value == "kl" else "")
                 ax.set_ylabel("donor: states of layer" if ax is row[0] else "")
                 ax.set_xlabel("put in at layer" if row is axes[-1] else "")
@@ -77,10 +77,9 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
         line.
 
     Raises:
-        ValueError: If a column is missing or there are no rows.
+        ValueError: If a column is missing, or there are no rows without rescaling.
     """
-    need(grid, GRID, "grid", "substitution_grid")
-    plain = grid[~grid["rescaled"]] if "rescaled" in grid else grid
+    plain = _unscaled(grid)
     plain = plain.assign(gap=(plain["donor"] - plain["layer"]).abs())
     styles = {
         "image states": (COLOURS["image"], "o", False),
@@ -114,6 +113,13 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
     return fig
 
 
+def _unscaled(grid: pd.DataFrame) -> pd.DataFrame:
+    need(grid, GRID, "grid", "substitution_grid")
+    plain = grid[~grid["rescaled"].astype(bool)] if "rescaled" in grid else grid
+    need(plain, GRID, "grid without rescaled rows", "substitution_grid(rescale=(False,))")
+    return plain
+
+
 def _kinds(grid: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows by what was put in; the plain model (donor = layer) is in all of them."""
     own, noise = grid["control"] == "", grid["control"] == "noise"
@@ -141,7 +147,8 @@ def _map(
 
     The row is left empty where it means nothing, so that all maps have the same rows.
     """
-    table = table.iloc[::-1]
+    own = [(len(table) - 1 - i, i) for i in range(len(table))]  # donor = layer: the plain model
+    table, offset = table.iloc[::-1], bool(len(strip))
     if len(strip):
         name = "another\npicture" if strip.notna().any() else ""
         table = pd.concat([strip.reindex(table.columns).to_frame(name).T, table])
@@ -157,6 +164,8 @@ def _map(
         linecolor="#ffffff",
         square=True,
     )
+    for row, column in own:
+        ax.plot(column + 0.5, row + offset + 0.5, marker=".", ms=4, color="#888888")
     ax.set_facecolor("#ffffff")
     ax.grid(False)
     ax.tick_params(axis="y", rotation=0)

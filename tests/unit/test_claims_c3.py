@@ -81,7 +81,7 @@ def decide(*args, **options):
 @pytest.mark.parametrize(
     ("image", "options", "expected", "why"),
     [
-        (SAME, {}, "supported", "survive the states of any later layer"),
+        (SAME, {}, "supported", "survive the states of any other layer"),
         (NOT_AT_ALL, {}, "not supported", "answers are lost"),
         (always(0.97, 0.2), {}, "not supported", "answers are lost"),
         (always(0.5, 0.0), {}, "not supported", "the next token shifts"),

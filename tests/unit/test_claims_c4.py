@@ -9,6 +9,7 @@ import pytest
 from visdepth_utils.claims import claim_entry, sensitivity, verdict
 
 LAYERS = 12
+GUESS = {"mcq": 0.25, "vqa": 0.1, "chart": 0.1, "caption": 0.05}  # right without a picture
 Z = np.arange(LAYERS + 1) / LAYERS
 TOKENS = {"mcq": 1, "vqa": 2, "chart": 2, "caption": 30}
 
@@ -23,7 +24,7 @@ FRAGILE = needs(0.6, 0.12)  # little per token, much over thirty of them
 
 
 def simulate(
-    hazards, *, n=48, words=6, guess=0.25, accuracy=0.95, harm=3.0, other=None, seed=0, spread=0.3
+    hazards, *, n=48, words=6, guess=None, accuracy=0.95, harm=3.0, other=None, seed=0, spread=0.3
 ):
     """(truncation_sweep, {"conditions", "token_kl"}): captions are phrases of ``words`` tokens.
 
@@ -31,9 +32,11 @@ def simulate(
     picture, by default that of guessing.
     """
     rng = np.random.default_rng(seed)
+    guesses = GUESS if guess is None else dict.fromkeys(TOKENS, guess)
     level = np.exp(rng.normal(0, spread, n))[:, None]
     sweep, conditions, tokens = [], [], []
     for task, length in TOKENS.items():
+        guess = guesses[task]
         names = [f"{'c' if task == 'chart' else 'i'}{i}" for i in range(n)]
         hazard = hazards.get(task, hazards["vqa"])
         p = np.clip(hazard[None] * level, 0, 0.97)  # (image, depth)
@@ -113,9 +116,14 @@ def decide(hazards, **options):
         (REVERSED, {}, "not supported", "keep no more"),
         (LENGTH, {"n": 192}, "weaker", "errors adding up over length"),
         (DEPENDS, {"harm": {"mcq": 9, "vqa": 9, "chart": 9, "caption": 0.5}}, "weaker", "length"),
-        (DEPENDS, {"accuracy": 0.25}, "not testable", "no better than without picture"),
+        (
+            DEPENDS,
+            {"accuracy": 0.25, "guess": 0.25},
+            "not testable",
+            "no better than without picture",
+        ),
         (DEPENDS, {"other": 0.95}, "not testable", "another picture helps as well"),
-        (DEPENDS, {"other": 0.40, "n": 36}, "inconclusive", "as much is unclear"),
+        (DEPENDS, {"other": 0.40, "n": 36, "guess": 0.25}, "inconclusive", "as much is unclear"),
         (DEPENDS, {"n": 20}, "inconclusive", "20 images"),
         (REVERSED, {"n": 20}, "inconclusive", "20 images"),
     ],
@@ -292,13 +300,13 @@ def test_sensitivity_asks_again_with_other_modes_scores_and_tasks():
     ids=["no contrast, texts hit harder", "contrast by length alone"],
 )
 def test_nulls_are_rarely_called_supported(hazards, options):
-    found = [decide(hazards, seed=s, **options).verdict for s in range(40)]
+    found = [decide(hazards, n=96, seed=s, **options).verdict for s in range(40)]
     assert found.count("supported") <= 4  # 1 expected at 2.5%; 5 or more has p = 0.003
 
 
 def test_a_clear_effect_is_mostly_found():
     mild = {"mcq": needs(0.35), "vqa": needs(0.35), "caption": needs(0.65)}
-    found = [decide(mild, seed=s).verdict for s in range(20)]
+    found = [decide(mild, n=96, seed=s).verdict for s in range(20)]
     assert found.count("supported") >= 16
 
 

@@ -209,7 +209,7 @@ def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
         return said("weaker", f"{there} not beyond doubt more than {name}")
     return said(
         "supported",
-        "answers and next-token distributions survive the states of any later layer, at large gaps "
+        "answers and next-token distributions survive the states of any other layer, at large gaps "
         "too; text states and noise of the same size do more harm",
     )
 

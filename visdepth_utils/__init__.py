@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from visdepth_utils.claims import verdict
     from visdepth_utils.grid import substitution_grid
     from visdepth_utils.layerwise import layer_geometry
+    from visdepth_utils.reasoning import reasoning_sweep
     from visdepth_utils.sweeps import token_kl, truncation_sweep
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
@@ -23,6 +24,7 @@ _HOME = {
     "load_task": "tasks",
     "layer_geometry": "layerwise",
     "substitution_grid": "grid",
+    "reasoning_sweep": "reasoning",
     "token_kl": "sweeps",
     "truncation_sweep": "sweeps",
     "verdict": "claims",
@@ -32,6 +34,7 @@ __all__ = [
     "layer_geometry",
     "load_task",
     "load_vlm",
+    "reasoning_sweep",
     "substitution_grid",
     "token_kl",
     "truncation_sweep",

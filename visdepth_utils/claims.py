@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4
+from visdepth_utils.rules import c1, c3, c4, c5
 
 __all__ = [
     "CLAIMS_FILE",
@@ -33,11 +33,17 @@ CLAIMS_FILE = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
 VERDICTS = ("supported", "weaker", "not supported", "inconclusive", "not testable")
 
 Rule = Callable[[dict[str, Any], pd.DataFrame, dict[str, pd.DataFrame]], dict[str, Any]]
-RULES: dict[str, Rule] = {"C1": c1.decide, "C3": c3.decide, "C4": c4.decide}
+RULES: dict[str, Rule] = {
+    "C1": c1.decide,
+    "C3": c3.decide,
+    "C4": c4.decide,
+    "C5": c5.decide,
+}
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C1": c1.variants,
     "C3": c3.variants,
     "C4": c4.variants,
+    "C5": c5.variants,
 }
 
 COLOURS = {
@@ -203,7 +209,8 @@ def verdict(
     Args:
         claim: Identifier, e.g. ``"C1"``.
         table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
-            of image and text states, its controls among the rows; C4: ``truncation_sweep``).
+            of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
+            ``chains.compare`` of a ``reasoning_sweep``).
         control: Name -> what it is compared with, on the same images (C1: the same measurement on
             untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``). Without
             it, a pattern that is there is still "inconclusive".

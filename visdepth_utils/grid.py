@@ -131,7 +131,7 @@ def substitution_grid(
     strange = {}
     if "other image" in active:
         pool_of = zip(pool, with_other_image(pool, seed), strict=True)
-        strange = {own.id: _fitted(own, other) for own, other in pool_of}
+        strange = {own.id: fitted(own, other) for own, other in pool_of}
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(specs), budget, modality == "image")
     order = {sample.id: i for i, sample in enumerate(samples)}
     measure = partial(_block, vlm, strange, specs, modality, budget, seed, order)
@@ -248,7 +248,7 @@ def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -
     return found / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def _fitted(sample: Sample, other: Sample) -> Sample:
+def fitted(sample: Sample, other: Sample) -> Sample:
     """Another sample's pictures at the number and sizes of the sample's own."""
     pictures = tuple(
         other.images[i % len(other.images)].resize(own.size) for i, own in enumerate(sample.images)

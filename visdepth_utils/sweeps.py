@@ -55,6 +55,19 @@ COLUMNS = (
     "kl",
 )
 
+TOKEN_COLUMNS = (
+    "sample",
+    "image",
+    "task",
+    "mode",
+    "depth",
+    "token",
+    "token_id",
+    "kl",
+    "same_top1",
+    "n_tokens",
+)
+
 
 def truncation_sweep(
     vlm: VLM,
@@ -148,7 +161,7 @@ def token_kl(
 
     Returns:
         One row per sample, depth and answer token: ``sample, image, task, mode, depth, token``
-        (from 0), ``kl`` (KL(full || truncated) in nats), ``same_top1``, ``n_tokens``.
+        (from 0), ``token_id``, ``kl`` (KL(full || truncated) in nats), ``same_top1``, ``n_tokens``.
 
     Raises:
         ValueError: As ``truncation_sweep``; or a sample whose answer has no token.
@@ -168,8 +181,7 @@ def token_kl(
         progress,
         "token divergence",
     )
-    columns = ["sample", "image", "task", "mode", "depth", "token", "kl", "same_top1", "n_tokens"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(TOKEN_COLUMNS))
 
 
 def kl_divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -267,7 +279,7 @@ def _forced(
     lengths = answer_lengths(vlm, samples, enc)
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
     found: list[list[tuple]] = [[] for _ in samples]
-    plain = [_plain_tail(pre, b, n) for b, n in enumerate(lengths)]
+    plain = [plain_tail(pre, b, n) for b, n in enumerate(lengths)]
     for part in chunks(depths, max_rows // len(samples)):
         rows = truncation(pre, part, mode)
         done = replay(pre, rows, keep_cache=False, tail=max(lengths) + 1)
@@ -278,14 +290,15 @@ def _forced(
                 kl = kl_divergence(plain[b], logits).tolist()
                 same = (plain[b].argmax(-1) == logits.argmax(-1)).tolist()
                 first = (sample.id, sample.image_id, sample.task, mode, depth)
+                ids = enc.inputs["input_ids"][b, -lengths[b] :].tolist()
                 found[b] += [
-                    (*first, i, value, agrees, lengths[b])
-                    for i, (value, agrees) in enumerate(zip(kl, same, strict=True))
+                    (*first, i, *token, lengths[b])
+                    for i, token in enumerate(zip(ids, kl, same, strict=True))
                 ]
     return [row for rows in found for row in rows]
 
 
-def _plain_tail(pre: Prefill, b: int, n: int) -> torch.Tensor:
+def plain_tail(pre: Prefill, b: int, n: int) -> torch.Tensor:
     """The full model's logits (n, V) for the last n tokens of one sample."""
     return head(pre.vlm, pre.states[-1][b, -n - 1 : -1])
 
@@ -319,4 +332,12 @@ def answer_lengths(vlm: VLM, samples: Sequence[Sample], enc: Encoded) -> list[in
     return out
 
 
-__all__ = ["answer_lengths", "kl_divergence", "token_kl", "truncation_sweep"]
+__all__ = [
+    "answer_lengths",
+    "kl_divergence",
+    "plain_tail",
+    "spoken",
+    "stop_ids",
+    "token_kl",
+    "truncation_sweep",
+]

@@ -1,0 +1,185 @@
+"""The rule of C5 on simulated chains whose truth is known: only a change of the chain gives C5."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from visdepth_utils.chains import compare
+from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from visdepth_utils.rules.c5 import CONTROLS
+
+DEPTHS, LENGTH, ANSWERS, VOCABULARY = range(9), 30, 4, 40
+
+
+def simulate(
+    hazard=0.0,
+    answer_hazard=None,
+    *,
+    cascades=True,
+    random=False,
+    n=48,
+    seed=0,
+    mode="remove",
+):
+    """Chains of random words in which each word flips with a hazard that falls with depth.
+
+    With ``cascades`` all words behind the first flip are other ones too, the answer included; an
+    answer that has its own hazard is not reached by that. ``random`` makes every cut output one
+    about nothing. Under teacher forcing each token flips by itself.
+    """
+    rng = np.random.default_rng(seed)
+    other = answer_hazard is not None
+
+    def perturbed(chain, answer, h, h_answer):
+        flips = rng.random(LENGTH) < h
+        if cascades and flips.any():
+            flips[int(flips.argmax()) :] = True
+        chain = np.where(flips, rng.integers(VOCABULARY, size=LENGTH), chain)
+        reached = cascades and flips.any() and not other
+        if reached or rng.random() < h_answer:
+            answer = rng.integers(ANSWERS)
+        return chain, answer
+
+    rows = []
+    for i in range(n):
+        chain, answer = rng.integers(VOCABULARY, size=LENGTH), rng.integers(ANSWERS)
+        conditions = [(d, "", hazard * (1 - d / max(DEPTHS))) for d in DEPTHS]
+        conditions += [(max(DEPTHS), name, 0.0) for name in CONTROLS]
+        for depth, control, h in conditions:
+            h_answer = (answer_hazard or 0.0) * (1 - depth / max(DEPTHS)) if other else h
+            said, end = perturbed(chain, answer, h, h_answer)
+            if control == "another picture" or (random and not control and depth < max(DEPTHS)):
+                said, end = rng.integers(VOCABULARY, size=LENGTH), rng.integers(ANSWERS)
+            text = " ".join(f"w{word}" for word in said)
+            forced = {
+                "changed_chain": rng.binomial(LENGTH, h) / LENGTH,
+                "changed_answer": float(rng.random() < h_answer),
+            }
+            if random and not control and depth < max(DEPTHS):
+                forced = dict.fromkeys(forced, 0.9)
+            row = {
+                "sample": f"s{i}",
+                "image": f"i{i}",
+                "task": "reason",
+                "kind": ("count", "spatial")[i % 2],
+                "style": "long",
+                "mode": mode,
+                "depth": depth,
+                "control": control,
+                "output": f"{text} . so the answer is {end} .",
+                "correct": 1.0,
+                "kl_chain": h,
+                "kl_answer": h_answer,
+                "answer_kept": 1 - forced["changed_answer"],
+            }
+            rows.append(row | forced)
+    return pd.DataFrame(rows)
+
+
+def decide(*args, **options):
+    return verdict("C5", compare(simulate(*args, **options)), model="simulated")
+
+
+CHAIN_ONLY = {"hazard": 0.1, "answer_hazard": 0.02}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_a_change_of_the_chain_gives_c5(seed):
+    found = {
+        "no change": decide(seed=seed),
+        "all random": decide(random=True, seed=seed),
+        "length only": decide(0.05, seed=seed),
+        "chain only": decide(**CHAIN_ONLY, seed=seed),
+    }
+    verdicts = {name: v.verdict for name, v in found.items()}
+    assert verdicts.pop("chain only") == "supported", found["chain only"].reason
+    assert verdicts.pop("all random") in ("not supported", "inconclusive")  # 48 pictures only
+    assert set(verdicts.values()) == {"not supported"}, verdicts
+    assert found["no change"].effect == 0.0
+    assert abs(found["all random"].effect) < 0.12
+
+
+def test_naive_numbers_claim_what_the_rule_does_not():
+    """With equal hazards nearly every chain and few answers change; that says nothing."""
+    v = decide(0.05)
+    naive = v.details.set_index("measure")["estimate"]
+    assert naive["naive: chains that change at all"] > 0.4
+    assert naive["naive: chains that change at all"] - naive["naive: answers that change"] > 0.08
+    assert v.verdict == "not supported"
+
+
+def test_slips_that_add_up_are_weaker():
+    """The answer is read off the whole chain elsewhere, but is as fragile as a chain token."""
+    v = decide(hazard=0.05, answer_hazard=0.05)
+    assert v.verdict == "weaker"
+    assert "slips adding up" in v.reason
+
+
+def test_a_shift_that_does_the_same_is_weaker():
+    table = simulate(**CHAIN_ONLY)
+    shifted = table["control"] == "one pixel"
+    cut = table[(table["depth"] == 0) & (table["control"] == "")].set_index("sample")["output"]
+    table.loc[shifted, "output"] = table.loc[shifted, "sample"].map(cut)
+    v = verdict("C5", compare(table), model="simulated")
+    assert v.verdict == "weaker"
+    assert "one pixel" in v.reason
+
+
+def test_what_cannot_be_told_is_said():
+    table = simulate(**CHAIN_ONLY)
+    few = verdict("C5", compare(table[table["sample"].isin([f"s{i}" for i in range(20)])]))
+    assert few.verdict == "inconclusive" and "20 images" in few.reason
+    blind = table.copy()
+    elsewhere = blind["control"] == "another picture"
+    own = table[(table["depth"] == max(DEPTHS)) & (table["control"] == "")]
+    blind.loc[elsewhere, "output"] = own["output"].to_numpy()
+    v = verdict("C5", compare(blind))
+    assert v.verdict == "not testable" and "hardly depend on the picture" in v.reason
+    mute = table.assign(output=table["output"].str.replace("answer is", ""))
+    assert "names a final answer in 0%" in verdict("C5", compare(mute)).reason
+    shallow = verdict("C5", compare(table[table["control"] == ""].query("depth <= 5")))
+    assert shallow.verdict == "not testable" and "layers" in shallow.reason
+    late = verdict("C5", compare(table.query("depth > 0")))
+    assert late.verdict == "not testable" and "depth 0" in late.reason
+    wrong = verdict("C5", compare(table.assign(mode="freeze")))
+    assert wrong.verdict == "not testable" and "no rows of mode" in wrong.reason
+    bare = verdict("C5", compare(table[table["control"] == ""]))
+    assert bare.verdict == "inconclusive" and "controls are missing" in bare.reason
+
+
+def test_runs_that_do_not_repeat_are_inconclusive():
+    table = simulate(**CHAIN_ONLY)
+    again = table["control"] == "run again"
+    table.loc[again, "output"] = table.loc[again, "output"].str.replace("w1", "w2")
+    v = verdict("C5", compare(table))
+    assert v.verdict == "inconclusive" and "two runs of the same model" in v.reason
+
+
+def test_missing_columns_are_named():
+    table = compare(simulate(**CHAIN_ONLY))
+    with pytest.raises(ValueError, match=r"edit_chance: pass what chains\.compare returns"):
+        verdict("C5", table.drop(columns="edit_chance"))
+
+
+def test_order_and_copies_of_rows_do_not_matter():
+    table = simulate(**CHAIN_ONLY)
+    one = verdict("C5", compare(table))
+    two = verdict("C5", compare(table.sample(frac=1, random_state=0)).sort_values("sample"))
+    assert one.verdict == two.verdict
+    assert one.effect == pytest.approx(two.effect)
+
+
+def test_variants_and_the_record():
+    both = pd.concat([simulate(**CHAIN_ONLY), simulate(**CHAIN_ONLY, mode="renumber")])
+    tables = [compare(both[both["mode"] == m]) for m in ("remove", "renumber")]
+    found = sensitivity("C5", pd.concat(tables)).set_index("variant")["verdict"]
+    assert found["as registered"] == found["positions closed up"] == "supported"
+    assert found["image states frozen"] == "not testable"
+    assert found["places only"] != "not testable"  # 24 images: too few
+    v, entry = decide(**CHAIN_ONLY), claim_entry("C5")
+    record = json.loads(json.dumps(v.to_dict(), allow_nan=False))
+    assert record["thresholds"]["margin_difference"] == entry["margins"]["difference"]["value"]
+    assert record["n_images"] == 48
+    assert len(str(v).splitlines()) <= 10

@@ -1,0 +1,269 @@
+"""Chains of reasoning at every depth: free-running, and token by token along the full model's own.
+
+Free-running chains cascade: after the first other word everything may differ. So each depth also
+reads the full model's output, token by token (teacher forcing): how often is the next token another
+one, in the chain and in the answer? The second tells whether the answer changes *directly*, with
+the chain given, or only *through* the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from visdepth_utils.chains import ANSWER
+from visdepth_utils.grid import fitted
+from visdepth_utils.prefill import prefill
+from visdepth_utils.scoring import score
+from visdepth_utils.sweeps import (
+    answer_lengths,
+    kl_divergence,
+    plain_tail,
+    token_kl,
+    truncation_sweep,
+)
+from visdepth_utils.tasks import with_other_image
+from visdepth_utils.variants import check_depths, kept_for_truncation
+
+if TYPE_CHECKING:
+    from visdepth_utils.datasets import Sample
+    from visdepth_utils.tasks import Task
+    from visdepth_utils.vlm import VLM
+
+__all__ = ["CONTROLS", "one_pixel", "reasoning_sweep", "token_parts"]
+
+CONTROLS = ("run again", "one pixel", "another picture")
+OTHER_BATCH = 5
+"""Controls run in batches of this size, so that "run again" is not the very same computation."""
+
+COLUMNS = (
+    "sample",
+    "image",
+    "task",
+    "kind",
+    "style",
+    "mode",
+    "depth",
+    "control",
+    "output",
+    "reference",
+    "correct",
+    "n_chain",
+    "n_answer",
+    "kl_chain",
+    "kl_answer",
+    "changed_chain",
+    "changed_answer",
+    "answer_kept",
+)
+
+
+def reasoning_sweep(
+    vlm: VLM,
+    task: Task | Sequence[Sample],
+    *,
+    depths: str | Sequence[int] = "all",
+    mode: str = "remove",
+    controls: Sequence[str] = CONTROLS,
+    others: Sequence[Sample] | None = None,
+    max_new_tokens: int | None = None,
+    max_rows: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> pd.DataFrame:
+    """Greedy chains and answers for every depth, and what changes token by token.
+
+    Distances between the outputs: ``chains.compare``.
+
+    Args:
+        vlm: The model.
+        task: A task, or samples, each with an image.
+        depths: As for ``truncation_sweep``; depth L is always measured.
+        mode: As there.
+        controls: The full model once more: ``"run again"`` (batches of another size), ``"one
+            pixel"`` (picture shifted to the right by one) and ``"another picture"``.
+        others: Samples among which each finds its other picture; None for the samples themselves.
+        max_new_tokens: Budget of an output; None for the task's.
+        max_rows: As for ``truncation_sweep``.
+        progress: Called with (done, total, label).
+
+    Returns:
+        One row per sample and depth, and per control at depth L: ``sample, image, task, kind,
+        style, mode, depth, control`` (empty for none), ``output, reference, correct`` (0..1), and
+        under teacher forcing along the full model's own output, words and numbers only:
+        ``n_chain, n_answer`` (tokens), ``kl_chain, kl_answer`` (mean KL(full || this) in nats),
+        ``changed_chain, changed_answer`` (share of tokens whose most probable one is another) and
+        ``answer_kept`` (no answer token changes: what the answer is, given the full chain). NaN
+        where the full model said nothing, or named no final answer.
+
+    Raises:
+        ValueError: Unknown control; else as ``truncation_sweep``.
+    """
+    if bad := [name for name in controls if name not in CONTROLS]:
+        raise ValueError(f"unknown control {bad[0]!r}: use some of {', '.join(CONTROLS)}")
+    samples = list(getattr(task, "samples", task))
+    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    run = sorted({*check_depths(vlm, depths, mode), vlm.n_layers})
+    options = {"depths": run, "mode": mode, "max_rows": max_rows, "progress": progress}
+    found = truncation_sweep(vlm, samples, max_new_tokens=budget, **options).assign(control="")
+    if not samples:
+        return pd.DataFrame(columns=list(COLUMNS))
+    full = found[found["depth"] == vlm.n_layers].set_index("sample")["output"]
+    spoke = [sample for sample in samples if full[sample.id]]
+    texts = [full[sample.id] for sample in spoke]
+    changed = {name: _changed(samples, name, others) for name in controls}
+    tokens = [token_kl(vlm, spoke, texts=texts, **options).assign(control="")] if spoke else []
+    for name, shown in changed.items():
+        found = pd.concat([found, _answers(vlm, samples, shown, mode, budget, name)])
+        if spoke:
+            tokens.append(_along(vlm, spoke, shown, texts, mode, name))
+    forced = _by_part(vlm, pd.concat(tokens, ignore_index=True)) if tokens else None
+    found = found.assign(reference=found["sample"].map({s.id: s.reference for s in samples}))
+    if forced is not None:
+        found = found.merge(forced, on=["sample", "depth", "control"], how="left")
+    return found.reindex(columns=list(COLUMNS)).reset_index(drop=True)
+
+
+def one_pixel(sample: Sample) -> Sample:
+    """The sample with its pictures shifted to the right by one pixel, the left edge repeated."""
+    shifted = []
+    for picture in sample.images:
+        pixels = np.asarray(picture)
+        moved = np.concatenate([pixels[:, :1], pixels[:, :-1]], axis=1)
+        shifted.append(Image.fromarray(moved))
+    return replace(sample, images=tuple(shifted))
+
+
+def token_parts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Say of each token of an output whether it is of the chain or of the final answer.
+
+    Args:
+        tokenizer: Of the model.
+        ids: The output's tokens.
+
+    Returns:
+        ``"chain"`` before the last "answer is", ``"answer"`` behind it (everything, where it is
+        not said), ``""`` for tokens that add no letter or digit (marks, end of text) and for the
+        words "answer is" themselves.
+    """
+    prefixes = [tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(len(ids) + 1)]
+    said = list(ANSWER.finditer(prefixes[-1]))
+    start, end = said[-1].span() if said else (0, 0)
+    out = []
+    for before, after in zip(prefixes, prefixes[1:], strict=False):
+        new = after[len(before) :] if after.startswith(before) else after
+        if not any(letter.isalnum() for letter in new):
+            out.append("")
+        elif len(after.rstrip()) <= start:
+            out.append("chain")
+        else:
+            out.append("answer" if len(after.rstrip()) > end else "")
+    return out
+
+
+def _changed(
+    samples: Sequence[Sample], control: str, others: Sequence[Sample] | None
+) -> dict[str, Sample]:
+    """Sample id -> what a control shows the model instead."""
+    if control == "run again":
+        return {sample.id: sample for sample in samples}
+    if control == "one pixel":
+        return {sample.id: one_pixel(sample) for sample in samples}
+    pool = list(samples if others is None else others)
+    return {
+        own.id: replace(own, images=fitted(own, other).images)
+        for own, other in zip(pool, with_other_image(pool), strict=True)
+    }
+
+
+def _answers(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    shown: dict[str, Sample],
+    mode: str,
+    budget: int,
+    control: str,
+) -> pd.DataFrame:
+    """Greedy outputs of the full model on what a control shows, scored by the own answer."""
+    outputs = vlm.generate([shown[s.id] for s in samples], budget, OTHER_BATCH)
+    rows = [
+        {
+            "sample": sample.id,
+            "image": sample.image_id,
+            "task": sample.task,
+            "kind": sample.kind,
+            "style": sample.style,
+            "mode": mode,
+            "depth": vlm.n_layers,
+            "control": control,
+            "output": text,
+            "correct": score(sample, text),
+        }
+        for sample, text in zip(samples, outputs, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _along(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    shown: dict[str, Sample],
+    texts: Sequence[str],
+    mode: str,
+    control: str,
+) -> pd.DataFrame:
+    """Token by token along the full model's outputs, the full model on what a control shows."""
+    rows = []
+    for start in range(0, len(samples), OTHER_BATCH):
+        part = slice(start, start + OTHER_BATCH)
+        own = [replace(s, reference=t) for s, t in zip(samples[part], texts[part], strict=True)]
+        pres = []
+        for pictures in (own, [replace(s, images=shown[s.id].images) for s in own]):
+            # The plain side runs one sample at a time: "run again" is then another batch.
+            batches = [[s] for s in pictures] if pictures is own else [pictures]
+            for batch in batches:
+                enc = vlm.encode(batch, with_reference=True)
+                lengths = answer_lengths(vlm, batch, enc)
+                pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
+                ids = enc.inputs["input_ids"]
+                pres += [
+                    (plain_tail(pre, b, n), ids[b, -n:].tolist()) for b, n in enumerate(lengths)
+                ]
+        for b, sample in enumerate(own):
+            (plain, ids), (other, _) = pres[b], pres[b + len(own)]
+            kl = kl_divergence(plain, other).tolist()
+            same = (plain.argmax(-1) == other.argmax(-1)).tolist()
+            rows += [
+                (sample.id, mode, vlm.n_layers, control, i, *token)
+                for i, token in enumerate(zip(ids, kl, same, strict=True))
+            ]
+    columns = ["sample", "mode", "depth", "control", "token", "token_id", "kl", "same_top1"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _by_part(vlm: VLM, tokens: pd.DataFrame) -> pd.DataFrame:
+    """Means over the tokens of chain and answer, one row per sample, depth and control."""
+    whole = tokens[(tokens["control"] == "") & (tokens["depth"] == vlm.n_layers)]
+    parts = {
+        name: token_parts(vlm.tokenizer, rows.sort_values("token")["token_id"].tolist())
+        for name, rows in whole.groupby("sample", sort=False)
+    }
+    ends = {name: "chain" in part for name, part in parts.items()}
+    tokens = tokens.assign(
+        part=[parts[s][t] for s, t in zip(tokens["sample"], tokens["token"], strict=True)],
+        changed=1.0 - tokens["same_top1"].astype(float),
+    )
+    keys = ["sample", "depth", "control"]
+    out = tokens[keys].drop_duplicates().set_index(keys)
+    for part in ("chain", "answer"):
+        own = tokens[(tokens["part"] == part) & tokens["sample"].map(ends)].groupby(keys)
+        out[f"n_{part}"] = own.size()
+        out[f"kl_{part}"] = own["kl"].mean()
+        out[f"changed_{part}"] = own["changed"].mean()
+    kept = (out["changed_answer"] == 0).astype(float)
+    out["answer_kept"] = kept.where(out["changed_answer"].notna())
+    return out.reset_index()

@@ -28,6 +28,7 @@ NOT_MEASURING = frozenset(
         "headless",
         "plots",
         "plots_grid",
+        "plots_reasoning",
         "plots_sweeps",
         "progress",
         "provenance",

@@ -1,0 +1,162 @@
+"""reasoning_sweep on tiny models: equal to one hooked run per depth, and to known token parts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests import tiny
+from visdepth_utils import chains, reasoning
+from visdepth_utils.interventions import truncated
+from visdepth_utils.plots_reasoning import chains_page, distance_curves, token_changes
+from visdepth_utils.reasoning import one_pixel, reasoning_sweep, token_parts
+from visdepth_utils.sweeps import answer_lengths
+from visdepth_utils.vlm import VLM
+
+SAMPLES = [tiny.sample(i, words=3 + i) for i in range(7)]
+
+
+@pytest.fixture(params=["llava", "qwen"])
+def vlm(request: pytest.FixtureRequest) -> VLM:
+    return request.getfixturevalue(request.param)
+
+
+class Words:
+    """A tokenizer of whole words; <e> is special."""
+
+    def __init__(self, text: str) -> None:
+        self.words = text.split()
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(self.words[i] for i in ids if self.words[i] != "<e>")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("red one . so the answer is 2 . <e>", "c c - c c - - a - -"),
+        ("the answer is no . the answer is yes <e>", "c c c c - c - - a -"),
+        ("yes . <e>", "a - -"),
+        ("<e>", "-"),
+    ],
+)
+def test_token_parts_of_known_outputs(text, parts):
+    tokenizer = Words(text)
+    found = token_parts(tokenizer, list(range(len(tokenizer.words))))
+    assert found == [{"c": "chain", "a": "answer", "-": ""}[p] for p in parts.split()]
+
+
+def test_one_pixel_shifts_to_the_right():
+    sample = tiny.sample(0)
+    before, after = (np.asarray(s.images[0]) for s in (sample, one_pixel(sample)))
+    assert (after[:, 1:] == before[:, :-1]).all() and (after[:, 0] == before[:, 0]).all()
+    assert (after != before).any()
+
+
+@pytest.fixture
+def answers_named(monkeypatch):
+    """Random models never say "answer is": let another of their words stand for it."""
+
+    def name_it(vlm):
+        outputs = [text for text in vlm.generate(SAMPLES, 8) if len(text.split()) > 3]
+        word = outputs[0].split()[2]
+        pattern = chains.re.compile(rf"(?<!\S){chains.re.escape(word)}(?!\S)")
+        for module in (chains, reasoning):
+            monkeypatch.setattr(module, "ANSWER", pattern)
+        return word
+
+    return name_it
+
+
+@pytest.mark.parametrize("mode", ["remove", "renumber", "freeze"])
+def test_forced_columns_equal_one_hooked_run_per_depth(vlm, mode, answers_named):
+    word = answers_named(vlm)
+    table = reasoning_sweep(vlm, SAMPLES, mode=mode, max_new_tokens=8, controls=())
+    ids = vlm.tokenizer
+    measured = 0
+    for sample in SAMPLES:
+        full = table.query("sample == @sample.id and depth == @vlm.n_layers")["output"].item()
+        if word not in full.split()[1:]:
+            continue
+        measured += 1
+        told = replace(sample, reference=full)
+        enc = vlm.encode([told], with_reference=True)
+        n = answer_lengths(vlm, [told], enc)[0]
+        tokens = enc.inputs["input_ids"][0, -n:].tolist()
+        parts = np.array(token_parts(ids, tokens))
+        with torch.no_grad():
+            plain = vlm.model(**enc.inputs, use_cache=False).logits[0, -n - 1 : -1]
+        for depth in range(vlm.n_layers + 1):
+            with truncated(vlm, enc, depth, mode), torch.no_grad():
+                cut = vlm.model(**enc.inputs, use_cache=False).logits[0, -n - 1 : -1]
+            row = table.query("sample == @sample.id and depth == @depth").iloc[0]
+            p, q = plain.log_softmax(-1), cut.log_softmax(-1)
+            kl = (p.exp() * (p - q)).sum(-1).numpy()
+            other = (plain.argmax(-1) != cut.argmax(-1)).numpy()
+            for part in ("chain", "answer"):
+                here = parts == part
+                assert row[f"n_{part}"] == here.sum() or not here.any()
+                if here.any() and (parts == "chain").any():
+                    assert row[f"kl_{part}"] == pytest.approx(kl[here].mean(), abs=1e-5)
+                    assert row[f"changed_{part}"] == pytest.approx(other[here].mean())
+    assert measured
+
+
+def test_controls_stand_at_full_depth(vlm):
+    table = reasoning_sweep(vlm, SAMPLES, depths=[0, 2], max_new_tokens=6)
+    assert set(table["depth"]) == {0, 2, vlm.n_layers}
+    controls = table[table["control"] != ""]
+    assert set(controls["control"]) == set(reasoning.CONTROLS)
+    assert controls["depth"].eq(vlm.n_layers).all()
+    full = table.query("depth == @vlm.n_layers and control == ''")
+    again = controls[controls["control"] == "run again"]
+    assert again["output"].tolist() == full["output"].tolist()
+    shifted = controls[controls["control"] == "one pixel"]
+    assert shifted["output"].tolist() == vlm.generate([one_pixel(s) for s in SAMPLES], 6)
+    found = chains.compare(table)
+    floor = found[found["control"] == "run again"]
+    assert floor[["edit", "steps", "flip"]].to_numpy().max() == 0
+
+
+def test_depth_l_is_the_full_model_and_blocks_do_not_matter(vlm):
+    table = reasoning_sweep(vlm, SAMPLES, max_new_tokens=6, controls=("another picture",))
+    full = table.query("depth == @vlm.n_layers and control == ''")
+    assert full["output"].tolist() == vlm.generate(SAMPLES, 6)
+    halves = [
+        reasoning_sweep(
+            vlm, part, max_new_tokens=6, controls=("another picture",), others=SAMPLES, max_rows=3
+        )
+        for part in (SAMPLES[:3], SAMPLES[3:])
+    ]
+    keys = ["sample", "depth", "control"]
+    one, two = (t.sort_values(keys).reset_index(drop=True) for t in (table, pd.concat(halves)))
+    assert one["output"].tolist() == two["output"].tolist()
+    np.testing.assert_allclose(
+        one["kl_answer"].astype(float), two["kl_answer"].astype(float), atol=1e-5
+    )
+
+
+def test_bad_input_is_named(vlm):
+    with pytest.raises(ValueError, match="unknown control 'blur'"):
+        reasoning_sweep(vlm, SAMPLES, controls=("blur",), max_new_tokens=4)
+    with pytest.raises(ValueError, match="give max_new_tokens"):
+        reasoning_sweep(vlm, SAMPLES)
+    assert len(reasoning_sweep(vlm, [], max_new_tokens=3)) == 0
+
+
+def test_figures_and_page(vlm):
+    table = chains.compare(reasoning_sweep(vlm, SAMPLES, max_new_tokens=6))
+    for figure in (distance_curves(table), token_changes(table)):
+        assert len(figure.axes) == 2
+    curve = distance_curves(table).axes[1].get_lines()[0]
+    plain = table[table["control"] == ""].groupby("depth")[["edit", "edit_chance"]].mean()
+    expected = (plain["edit"] / plain["edit_chance"]).where(plain["edit"] > 0, 0.0)
+    np.testing.assert_allclose(curve.get_ydata(), expected, atol=1e-12)
+    page = chains_page(table, {s.id: "<why> ?" for s in SAMPLES}, [0, 2], n=2).data
+    assert page.count("&lt;why&gt; ?") == 2 and page.count("d = 0") == 2
+    with pytest.raises(ValueError, match="depth 77 was not measured"):
+        chains_page(table, {}, [77])
+    with pytest.raises(ValueError, match="several modes"):
+        distance_curves(pd.concat([table, table.assign(mode="freeze")]))

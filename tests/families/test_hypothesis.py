@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.families import naive
 from tests.families.batches import Prompt, batch
 from tests.families.models import NAMES, tiny_model
-from tests.families.test_truncation import CLOSE, by_hooks
+from tests.families.test_truncation import CLOSE, apart, by_hooks
 from visdepth_utils.decoding import greedy
 from visdepth_utils.prefill import Index, prefill
 from visdepth_utils.replay import next_logits, replay
@@ -71,8 +71,8 @@ def test_truncation_equals_a_naive_run(case: tuple, mode: str, data: st.DataObje
     def logits_of(longer: object) -> torch.Tensor:
         return naive.truncate(vlm, name, longer, depths[i], mode)
 
-    assert float((logits_of(alone)[-1] - logits[b, i]).abs().max()) <= CLOSE
-    assert float((by_hooks(vlm, enc, depths[i], mode)[b] - logits[b, i]).abs().max()) <= CLOSE
+    assert apart(logits_of(alone)[-1], logits[b, i]) <= CLOSE
+    assert apart(by_hooks(vlm, enc, depths[i], mode)[b], logits[b, i]) <= CLOSE
     assert naive.answer(logits_of, alone, name, 3) == said[b][i]
 
 
@@ -92,4 +92,4 @@ def test_substitution_equals_a_naive_run(case: tuple, modality: str, data: st.Da
     layer, donor = chosen[i]
     own = replaceable(alone, modality)[0]
     expected = naive.substitute(vlm, alone, layer, own, naive.layer_inputs(vlm, alone)[donor])
-    assert float((expected[-1] - logits[b, i]).abs().max()) <= CLOSE
+    assert apart(expected[-1], logits[b, i]) <= CLOSE

@@ -6,7 +6,7 @@ import torch
 from tests.families import naive
 from tests.families.batches import batch
 from tests.families.models import NAMES, tiny_model
-from tests.families.test_truncation import CLOSE, FEELS, plain, prompts_of
+from tests.families.test_truncation import CLOSE, FEELS, apart, plain, prompts_of
 from visdepth_utils.decoding import greedy
 from visdepth_utils.interventions import substituted
 from visdepth_utils.prefill import Index, prefill
@@ -47,15 +47,14 @@ def test_all_pairs_at_once_equal_one_run_per_pair(name, modality):
         where = replaceable(alone, modality)[0]
         for i, (layer, donor) in enumerate(pairs):
             expected = naive.substitute(vlm, alone, layer, where, states[donor])[-1]
-            assert float((together[b, i] - expected).abs().max()) <= CLOSE, (b, layer, donor)
-            gap = float((together[b, i] - usual[b]).abs().max())
+            assert apart(together[b, i], expected) <= CLOSE, (b, layer, donor)
+            gap = apart(together[b, i], usual[b])
             if layer == donor:
                 assert gap <= CLOSE  # a layer's own states are the identity
     last = [i for i, (layer, donor) in enumerate(pairs) if donor == pairs[-1][1] - 1 == layer - 1]
-    assert float((together[:, last] - usual[:, None]).abs().max()) > (
-        FEELS if modality == "text" else 0
-    )
-    assert float((together - usual[:, None]).abs().max()) > FEELS
+    moved = float((together[:, last] - usual[:, None]).abs().max())
+    assert moved > (FEELS if modality == "text" else 0)
+    assert apart(together, usual[:, None]) > FEELS
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -72,7 +71,7 @@ def test_hooks_give_the_same_and_own_states_change_no_bit(name, modality):
         states[where] = pre.state(donor, index)[index.valid]
         with substituted(vlm, enc, layer, where, states):
             found = plain(vlm, enc)
-        assert float((found - together[:, i]).abs().max()) <= CLOSE, (layer, donor)
+        assert apart(found, together[:, i]) <= CLOSE, (layer, donor)
         if layer == donor:
             assert torch.equal(found, plain(vlm, enc))
 
@@ -107,7 +106,7 @@ def test_padding_and_batch_change_nothing(name, modality):
     _, together, _ = grid(vlm, batch(name, prompts, pad=3), modality)
     for b, prompt in enumerate(prompts):
         _, alone, _ = grid(vlm, batch(name, [prompt], [b]), modality)
-        assert float((together[b] - alone[0]).abs().max()) <= CLOSE
+        assert apart(together[b], alone[0]) <= CLOSE
 
 
 def test_image_states_below_the_last_deepstack_layer_are_refused():

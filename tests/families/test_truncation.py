@@ -15,6 +15,16 @@ from visdepth_utils.variants import MODES, check_depths, kept_for_truncation, tr
 from visdepth_utils.vlm import VLM
 
 CLOSE = 1e-5
+
+
+def apart(one: torch.Tensor, two: torch.Tensor) -> float:
+    """Largest difference of two sets of logits, per 10 where logits are larger than that.
+
+    One family's reach 21, and rounding grows with them; which kernel runs depends on the machine.
+    """
+    return float((one - two).abs().max() / max(1.0, float(two.abs().max()) / 10))
+
+
 FEELS = 0.05  # what an intervention must move at least, or equality would prove nothing
 
 
@@ -53,7 +63,7 @@ def test_all_depths_at_once_equal_one_run_per_depth(name: str, mode: str) -> Non
         alone = batch(name, [prompt], [b])
         for i, depth in enumerate(depths):
             expected = naive.truncate(vlm, name, alone, depth, mode)[-1]
-            assert float((together[b, i] - expected).abs().max()) <= CLOSE, (b, depth)
+            assert apart(together[b, i], expected) <= CLOSE, (b, depth)
     moved = (together[:, :1] - together[:, -1:]).abs().amax(-1)
     assert float(moved.min()) > FEELS
 
@@ -68,13 +78,13 @@ def test_hooks_give_the_same_and_d_equal_to_l_is_the_model_bit_for_bit(
     depths, together = all_depths(vlm, enc, mode)
     for i, depth in enumerate(depths):
         found = by_hooks(vlm, enc, depth, mode)
-        assert float((found - together[:, i]).abs().max()) <= CLOSE, depth
+        assert apart(found, together[:, i]) <= CLOSE, depth
     assert torch.equal(by_hooks(vlm, enc, vlm.n_layers, mode), plain(vlm, enc))
     mixed = [depths[i % len(depths)] for i in range(len(enc.is_image))]
     with truncated(vlm, enc, mixed, mode):
         rows = plain(vlm, enc)
     expected = torch.stack([together[b, depths.index(d)] for b, d in enumerate(mixed)])
-    assert float((rows - expected).abs().max()) <= CLOSE
+    assert apart(rows, expected) <= CLOSE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +96,7 @@ def test_rows_that_are_really_dropped_change_nothing_else(name: str) -> None:
         n_left = int((~alone.is_image).sum())
         for i, depth in enumerate(depths):
             _, logits, cache = physical.greedy(vlm, alone, depth, 1)
-            assert float((logits - together[b, i]).abs().max()) <= CLOSE, (b, depth)
+            assert apart(logits, together[b, i]) <= CLOSE, (b, depth)
             held = [layer.keys.shape[2] for layer in cache.layers]
             full = alone.is_image.shape[1]
             assert held == [full if at < depth else n_left for at in range(vlm.n_layers)]
@@ -128,7 +138,7 @@ def test_depth_0_is_a_prompt_that_never_held_the_image(name: str) -> None:
                 use_cache=False,
             ).last_hidden_state[0, -1]
             logits = vlm.model.get_output_embeddings()(state)
-        assert float((logits - together[b, 0]).abs().max()) <= CLOSE
+        assert apart(logits, together[b, 0]) <= CLOSE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,10 +147,10 @@ def test_a_sample_does_not_notice_its_batch_or_its_padding(name: str) -> None:
     for mode in MODES:
         _, together = all_depths(vlm, batch(name, prompts), mode)
         _, padded = all_depths(vlm, batch(name, prompts, pad=3), mode)
-        assert float((together - padded).abs().max()) <= CLOSE
+        assert apart(together, padded) <= CLOSE
         for b, prompt in enumerate(prompts):
             _, alone = all_depths(vlm, batch(name, [prompt], [b]), mode)
-            assert float((together[b] - alone[0]).abs().max()) <= CLOSE
+            assert apart(together[b], alone[0]) <= CLOSE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,9 +161,9 @@ def test_eager_attention_is_served_as_well(name: str) -> None:
         depths, found = all_depths(eager, enc, mode)
         for i, depth in enumerate(depths):
             hooks = by_hooks(eager, enc, depth, mode)
-            assert float((hooks - found[:, i]).abs().max()) <= CLOSE
+            assert apart(hooks, found[:, i]) <= CLOSE
         _, other = all_depths(sdpa, enc, mode)
-        assert float((found - other).abs().max()) <= 1e-4  # another kernel rounds otherwise
+        assert apart(found, other) <= 1e-4  # another kernel rounds otherwise
 
 
 def test_modes_are_different_experiments() -> None:

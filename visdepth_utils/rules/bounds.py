@@ -69,7 +69,8 @@ class Resampled:
             seed=common["seed"],
         )
         names = list(per_image.columns)
-        means = {name: float(found.estimate[i]) for i, name in enumerate(names)}
+        # numpy numbers: 0 / 0 is NaN for them as for the draws, not an error
+        means = {name: np.float64(found.estimate[i]) for i, name in enumerate(names)}
         draws = {name: found.distribution[:, i] for i, name in enumerate(names)}
         return cls(means, draws, common["level"])
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visdepth_utils.claims import verdict
+    from visdepth_utils.forcing import token_kl
     from visdepth_utils.grid import substitution_grid
     from visdepth_utils.layerwise import layer_geometry
     from visdepth_utils.reasoning import reasoning_sweep
-    from visdepth_utils.sweeps import token_kl, truncation_sweep
+    from visdepth_utils.sweeps import truncation_sweep
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
 
@@ -25,7 +26,7 @@ _HOME = {
     "layer_geometry": "layerwise",
     "substitution_grid": "grid",
     "reasoning_sweep": "reasoning",
-    "token_kl": "sweeps",
+    "token_kl": "forcing",
     "truncation_sweep": "sweeps",
     "verdict": "claims",
 }

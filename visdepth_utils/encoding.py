@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -104,6 +104,57 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
             "save the checkpoint's processor again with transformers 5"
         )
     return _masked(vlm, dict(batch), tuple(samples))
+
+
+def followed(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
+    """Append token ids to encoded prompts, as if the model had generated them.
+
+    A decoded answer does not always encode to its own tokens again; this needs no text.
+
+    Args:
+        vlm: The model.
+        enc: B prompts, padded on the left.
+        answers: Ids of each row, at least one each.
+
+    Returns:
+        The longer batch, rows ending with their answers.
+
+    Raises:
+        ValueError: Another number of answers than rows, or an empty one (names the sample).
+    """
+    n_rows, n = enc.is_image.shape
+    if len(answers) != n_rows:
+        raise ValueError(f"{len(answers)} answers for {n_rows} rows: give one per row")
+    if empty := [b for b, ids in enumerate(answers) if not len(ids)]:
+        raise ValueError(f"sample {enc.samples[empty[0]].id!r}: its answer has no token")
+    longest = max(len(ids) for ids in answers)
+
+    def grown(table: torch.Tensor, before: int, new: Sequence[Any]) -> torch.Tensor:
+        out = table.new_full((n_rows, n + longest), before)
+        for b, values in enumerate(new):
+            out[b, longest - len(values) : -len(values)] = table[b]
+            out[b, -len(values) :] = torch.as_tensor(values).to(table)
+        return out
+
+    def constant(value: int) -> list[list[int]]:
+        return [[value] * len(ids) for ids in answers]
+
+    inputs = dict(enc.inputs)
+    # A prefix that is read in both directions ends where the answer begins.
+    types = int(not vlm.family.causal_prefix)
+    fills = {"attention_mask": 1, "token_type_ids": types}
+    for key, value in enc.inputs.items():
+        if key == "input_ids":
+            inputs[key] = grown(value, vlm.tokenizer.pad_token_id or 0, answers)
+        elif value.shape == enc.is_image.shape:
+            inputs[key] = grown(value, 0, constant(fills.get(key, 0)))
+    if "position_ids" in inputs:
+        inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    never = set(non_text_ids(vlm).tolist())
+    said = [[i not in never for i in ids] for ids in answers]
+    return Encoded(
+        inputs, grown(enc.is_image, 0, constant(0)), grown(enc.is_text, 0, said), enc.samples
+    )
 
 
 def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...]) -> Encoded:

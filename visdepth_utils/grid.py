@@ -249,7 +249,15 @@ def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -
 
 
 def fitted(sample: Sample, other: Sample) -> Sample:
-    """Another sample's pictures at the number and sizes of the sample's own."""
+    """Another sample with its pictures repeated and resized to the sample's own.
+
+    Args:
+        sample: Whose number and sizes of pictures are kept.
+        other: Whose pictures are shown.
+
+    Returns:
+        ``other`` with fitted pictures.
+    """
     pictures = tuple(
         other.images[i % len(other.images)].resize(own.size) for i, own in enumerate(sample.images)
     )

@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from visdepth_utils.chains import ANSWER
+from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.grid import fitted
 from visdepth_utils.prefill import prefill
 from visdepth_utils.scoring import score
-from visdepth_utils.sweeps import (
-    answer_lengths,
-    kl_divergence,
-    plain_tail,
-    token_kl,
-    truncation_sweep,
-)
+from visdepth_utils.sweeps import kl_divergence, truncation_sweep
 from visdepth_utils.tasks import with_other_image
 from visdepth_utils.variants import check_depths, kept_for_truncation
 
@@ -109,18 +105,20 @@ def reasoning_sweep(
     budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
     run = sorted({*check_depths(vlm, depths, mode), vlm.n_layers})
     options = {"depths": run, "mode": mode, "max_rows": max_rows, "progress": progress}
-    found = truncation_sweep(vlm, samples, max_new_tokens=budget, **options).assign(control="")
+    found = truncation_sweep(
+        vlm, samples, max_new_tokens=budget, with_token_ids=True, **options
+    ).assign(control="")
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
-    full = found[found["depth"] == vlm.n_layers].set_index("sample")["output"]
-    spoke = [sample for sample in samples if full[sample.id]]
-    texts = [full[sample.id] for sample in spoke]
+    full = found[found["depth"] == vlm.n_layers].set_index("sample")["token_ids"]
+    spoke = [sample for sample in samples if len(full[sample.id])]
+    said = [full[sample.id] for sample in spoke]
     changed = {name: _changed(samples, name, others) for name in controls}
-    tokens = [token_kl(vlm, spoke, texts=texts, **options).assign(control="")] if spoke else []
+    tokens = [token_kl(vlm, spoke, token_ids=said, **options).assign(control="")] if spoke else []
     for name, shown in changed.items():
         found = pd.concat([found, _answers(vlm, samples, shown, mode, budget, name)])
         if spoke:
-            tokens.append(_along(vlm, spoke, shown, texts, mode, name))
+            tokens.append(_along(vlm, spoke, shown, said, mode, name))
     forced = _by_part(vlm, pd.concat(tokens, ignore_index=True)) if tokens else None
     found = found.assign(reference=found["sample"].map({s.id: s.reference for s in samples}))
     if forced is not None:
@@ -212,37 +210,33 @@ def _along(
     vlm: VLM,
     samples: Sequence[Sample],
     shown: dict[str, Sample],
-    texts: Sequence[str],
+    said: Sequence[Sequence[int]],
     mode: str,
     control: str,
 ) -> pd.DataFrame:
     """Token by token along the full model's outputs, the full model on what a control shows."""
     rows = []
     for start in range(0, len(samples), OTHER_BATCH):
-        part = slice(start, start + OTHER_BATCH)
-        own = [replace(s, reference=t) for s, t in zip(samples[part], texts[part], strict=True)]
-        pres = []
-        for pictures in (own, [replace(s, images=shown[s.id].images) for s in own]):
-            # The plain side runs one sample at a time: "run again" is then another batch.
-            batches = [[s] for s in pictures] if pictures is own else [pictures]
-            for batch in batches:
-                enc = vlm.encode(batch, with_reference=True)
-                lengths = answer_lengths(vlm, batch, enc)
-                pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
-                ids = enc.inputs["input_ids"]
-                pres += [
-                    (plain_tail(pre, b, n), ids[b, -n:].tolist()) for b, n in enumerate(lengths)
-                ]
+        own, ids = samples[start : start + OTHER_BATCH], said[start : start + OTHER_BATCH]
+        # The plain side runs one sample at a time: "run again" is then another batch.
+        plain = [_tails(vlm, [s], [tokens])[0] for s, tokens in zip(own, ids, strict=True)]
+        other = _tails(vlm, [shown[s.id] for s in own], ids)
         for b, sample in enumerate(own):
-            (plain, ids), (other, _) = pres[b], pres[b + len(own)]
-            kl = kl_divergence(plain, other).tolist()
-            same = (plain.argmax(-1) == other.argmax(-1)).tolist()
+            kl = kl_divergence(plain[b], other[b]).tolist()
+            same = (plain[b].argmax(-1) == other[b].argmax(-1)).tolist()
             rows += [
                 (sample.id, mode, vlm.n_layers, control, i, *token)
-                for i, token in enumerate(zip(ids, kl, same, strict=True))
+                for i, token in enumerate(zip(ids[b], kl, same, strict=True))
             ]
     columns = ["sample", "mode", "depth", "control", "token", "token_id", "kl", "same_top1"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _tails(vlm: VLM, samples: Sequence[Sample], ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The full model's logits (n, V) for each sample's n answer tokens."""
+    enc, lengths = read_along(vlm, samples, ids)
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
+    return [plain_tail(pre, b, n) for b, n in enumerate(lengths)]
 
 
 def _by_part(vlm: VLM, tokens: pd.DataFrame) -> pd.DataFrame:

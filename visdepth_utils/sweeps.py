@@ -1,9 +1,8 @@
-"""Truncation at every depth in one pass: answers, their scores, and divergence token by token."""
+"""Truncation at every depth in one pass: answers, their scores, the first token's divergence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ import torch
 from visdepth_utils import physical
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
 from visdepth_utils.decoding import greedy
-from visdepth_utils.prefill import Prefill, head, prefill
+from visdepth_utils.prefill import prefill
 from visdepth_utils.replay import next_logits, replay
 from visdepth_utils.scoring import score
 from visdepth_utils.similarity import text_scores
@@ -25,11 +24,12 @@ from visdepth_utils.variants import (
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
-    from visdepth_utils.encoding import Encoded
     from visdepth_utils.tasks import Task
     from visdepth_utils.vlm import VLM
 
 Progress = Callable[[int, int, str], None]
+
+__all__ = ["kl_divergence", "spoken", "stop_ids", "truncation_sweep"]
 
 IMPLEMENTATIONS = ("masked", "physical")
 
@@ -55,19 +55,6 @@ COLUMNS = (
     "kl",
 )
 
-TOKEN_COLUMNS = (
-    "sample",
-    "image",
-    "task",
-    "mode",
-    "depth",
-    "token",
-    "token_id",
-    "kl",
-    "same_top1",
-    "n_tokens",
-)
-
 
 def truncation_sweep(
     vlm: VLM,
@@ -78,6 +65,7 @@ def truncation_sweep(
     implementation: str = "masked",
     max_new_tokens: int | None = None,
     max_rows: int | None = None,
+    with_token_ids: bool = False,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Answer every sample with image tokens seen by the first d layers only, for every depth d.
@@ -96,6 +84,7 @@ def truncation_sweep(
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
         max_rows: Samples times depths at once; None to choose by the memory that is free. Halved
             when memory runs out.
+        with_token_ids: Add a column ``token_ids``, the outputs as lists of tokens.
         progress: Called with (done, total, label).
 
     Returns:
@@ -132,56 +121,8 @@ def truncation_sweep(
     found = pd.DataFrame(in_blocks(samples, len(run), max_rows, measure, progress, "truncation"))
     table = _scored(found, samples, vlm.n_layers, budget > 0)
     table = table.assign(mode=mode, implementation=implementation)
-    return table.loc[table["depth"].isin(asked), list(COLUMNS)].reset_index(drop=True)
-
-
-def token_kl(
-    vlm: VLM,
-    task: Task | Sequence[Sample],
-    *,
-    depths: str | Sequence[int] = "all",
-    mode: str = "remove",
-    texts: Sequence[str] | None = None,
-    max_rows: int | None = None,
-    progress: Progress | None = None,
-) -> pd.DataFrame:
-    """Divergence from the full model at every token of a given answer (teacher forcing).
-
-    Free-running answers differ more the longer they are, because one changed token changes all
-    that follow. Here both models read the same text, so each token stands for itself.
-
-    Args:
-        vlm: The model.
-        task: A task, or samples.
-        depths: As in ``truncation_sweep``.
-        mode: As there.
-        texts: The answers to read, one per sample; None for the references.
-        max_rows: As there.
-        progress: Called with (done, total, label).
-
-    Returns:
-        One row per sample, depth and answer token: ``sample, image, task, mode, depth, token``
-        (from 0), ``token_id``, ``kl`` (KL(full || truncated) in nats), ``same_top1``, ``n_tokens``.
-
-    Raises:
-        ValueError: As ``truncation_sweep``; or a sample whose answer has no token.
-    """
-    run = check_depths(vlm, depths, mode)
-    samples = list(getattr(task, "samples", task))
-    if texts is not None:
-        if len(texts) != len(samples):
-            raise ValueError(f"{len(texts)} texts for {len(samples)} samples: give one per sample")
-        samples = [replace(s, reference=text) for s, text in zip(samples, texts, strict=True)]
-    max_rows = max_rows or (choose_max_rows(vlm, samples[0], len(run), 0) if samples else 1)
-    rows = in_blocks(
-        samples,
-        len(run),
-        max_rows,
-        lambda block, limit: _forced(vlm, block, run, mode, limit),
-        progress,
-        "token divergence",
-    )
-    return pd.DataFrame(rows, columns=list(TOKEN_COLUMNS))
+    columns = [*COLUMNS, *(["token_ids"] if with_token_ids else [])]
+    return table.loc[table["depth"].isin(asked), columns].reset_index(drop=True)
 
 
 def kl_divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -216,9 +157,9 @@ def _masked(
         said = greedy(pre, done, logits, budget, stop_ids(vlm)) if budget else None
         for b, sample in enumerate(samples):
             texts = spoken(vlm, said[b]) if said else [None] * len(part)
-            counts = [len(ids) for ids in said[b]] if said else [0] * len(part)
-            for depth, text, count, value in zip(part, texts, counts, kl[b], strict=True):
-                found[b].append(_row(sample, depth, text, count, value))
+            tokens = said[b] if said else [[]] * len(part)
+            for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
+                found[b].append(_row(sample, depth, text, ids, value))
     return [row for rows in found for row in rows]
 
 
@@ -235,11 +176,13 @@ def _physical(
         for depth, (ids, logits) in runs.items():
             text = spoken(vlm, [ids])[0] if budget else None
             value = float(kl_divergence(full, logits))
-            out.append(_row(sample, depth, text, len(ids) if budget else 0, value))
+            out.append(_row(sample, depth, text, ids if budget else [], value))
     return out
 
 
-def _row(sample: Sample, depth: int, text: str | None, count: int, kl: float) -> dict[str, Any]:
+def _row(
+    sample: Sample, depth: int, text: str | None, ids: Sequence[int], kl: float
+) -> dict[str, Any]:
     return {
         "sample": sample.id,
         "image": sample.image_id,
@@ -248,7 +191,8 @@ def _row(sample: Sample, depth: int, text: str | None, count: int, kl: float) ->
         "style": sample.style,
         "depth": depth,
         "output": text,
-        "n_tokens": count,
+        "n_tokens": len(ids),
+        "token_ids": list(ids),
         "kl": kl,
     }
 
@@ -269,75 +213,3 @@ def _scored(
     correct = [score(by_id[s], text) for s, text in zip(found["sample"], own, strict=True)]
     same = [a == b for a, b in zip(own, base, strict=True)]
     return found.assign(correct=correct, same=same, **against, **against_full)
-
-
-def _forced(
-    vlm: VLM, samples: list[Sample], depths: list[int], mode: str, max_rows: int
-) -> list[tuple]:
-    """Token divergences of a block of samples."""
-    enc = vlm.encode(samples, with_reference=True)
-    lengths = answer_lengths(vlm, samples, enc)
-    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
-    found: list[list[tuple]] = [[] for _ in samples]
-    plain = [plain_tail(pre, b, n) for b, n in enumerate(lengths)]
-    for part in chunks(depths, max_rows // len(samples)):
-        rows = truncation(pre, part, mode)
-        done = replay(pre, rows, keep_cache=False, tail=max(lengths) + 1)
-        for b, sample in enumerate(samples):
-            for row, depth in enumerate(part):
-                # The state of token i says what token i + 1 will be.
-                logits = head(vlm, done.states[b, row, -lengths[b] - 1 : -1])
-                kl = kl_divergence(plain[b], logits).tolist()
-                same = (plain[b].argmax(-1) == logits.argmax(-1)).tolist()
-                first = (sample.id, sample.image_id, sample.task, mode, depth)
-                ids = enc.inputs["input_ids"][b, -lengths[b] :].tolist()
-                found[b] += [
-                    (*first, i, *token, lengths[b])
-                    for i, token in enumerate(zip(ids, kl, same, strict=True))
-                ]
-    return [row for rows in found for row in rows]
-
-
-def plain_tail(pre: Prefill, b: int, n: int) -> torch.Tensor:
-    """The full model's logits (n, V) for the last n tokens of one sample."""
-    return head(pre.vlm, pre.states[-1][b, -n - 1 : -1])
-
-
-def answer_lengths(vlm: VLM, samples: Sequence[Sample], enc: Encoded) -> list[int]:
-    """How many tokens of each row are the appended answer.
-
-    Args:
-        vlm: The model.
-        samples: The B samples.
-        enc: The same, encoded with their references.
-
-    Returns:
-        Token counts.
-
-    Raises:
-        ValueError: Names a sample whose answer adds no token.
-    """
-    bare = vlm.encode(samples)
-    out = []
-    for b, sample in enumerate(samples):
-        whole, start = (
-            e.inputs["input_ids"][b][e.inputs["attention_mask"][b].bool()] for e in (enc, bare)
-        )
-        n = min(len(whole), len(start))
-        differ = (whole[:n] != start[:n]).nonzero()
-        first = int(differ[0]) if len(differ) else n
-        if len(whole) <= first:
-            raise ValueError(f"sample {sample.id!r}: its answer {sample.reference!r} has no token")
-        out.append(len(whole) - first)
-    return out
-
-
-__all__ = [
-    "answer_lengths",
-    "kl_divergence",
-    "plain_tail",
-    "spoken",
-    "stop_ids",
-    "token_kl",
-    "truncation_sweep",
-]

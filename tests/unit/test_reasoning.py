@@ -1,18 +1,20 @@
 """reasoning_sweep on tiny models: equal to one hooked run per depth, and to known token parts."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import chains, reasoning
+from visdepth_utils import chains, load_task, load_vlm, reasoning
+from visdepth_utils.encoding import followed
+from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.interventions import truncated
 from visdepth_utils.plots_reasoning import chains_page, distance_curves, token_changes
+from visdepth_utils.prefill import prefill
 from visdepth_utils.reasoning import one_pixel, reasoning_sweep, token_parts
-from visdepth_utils.sweeps import answer_lengths
+from visdepth_utils.sweeps import truncation_sweep
+from visdepth_utils.variants import kept_for_truncation
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i) for i in range(7)]
@@ -70,22 +72,63 @@ def answers_named(monkeypatch):
     return name_it
 
 
+def said_by(vlm, budget):
+    full = truncation_sweep(
+        vlm, SAMPLES, depths=[vlm.n_layers], max_new_tokens=budget, with_token_ids=True
+    )
+    return full.set_index("sample")["token_ids"]
+
+
+def test_a_greedy_output_read_again_is_its_own_prediction(vlm):
+    said = said_by(vlm, 8)
+    spoke = [sample for sample in SAMPLES if len(said[sample.id])]
+    samples = [*spoke[::-1], spoke[0]]  # any order, and one twice
+    assert len(samples) > 3
+    enc, lengths = read_along(vlm, samples, [said[s.id] for s in samples])
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
+    for b, sample in enumerate(samples):
+        assert plain_tail(pre, b, lengths[b]).argmax(-1).tolist() == said[sample.id]
+        alone = followed(vlm, vlm.encode([sample]), [said[sample.id]])
+        with torch.no_grad():
+            logits = vlm.model(**alone.inputs, use_cache=False).logits[0, -lengths[b] - 1 : -1]
+        assert float((plain_tail(pre, b, lengths[b]) - logits).abs().max()) < 1e-5
+        assert alone.is_text[0, -lengths[b] :].tolist() == enc.is_text[b, -lengths[b] :].tolist()
+        assert not alone.is_image[0, -lengths[b] :].any()
+    with pytest.raises(ValueError, match="its answer has no token"):
+        followed(vlm, vlm.encode(SAMPLES[:1]), [[]])
+    with pytest.raises(ValueError, match="2 answers for 1 rows"):
+        followed(vlm, vlm.encode(SAMPLES[:1]), [[1], [2]])
+    with pytest.raises(ValueError, match="1 token_ids for 7 samples"):
+        token_kl(vlm, SAMPLES, token_ids=[[1]])
+
+
+def test_an_answer_of_the_embedded_model_is_found():
+    """Its decoded "2." does not encode to its own tokens: reading must go by tokens."""
+    vlm = load_vlm("data/minivlm/small")
+    task = load_task("reason", n=4, style="long")
+    table = reasoning_sweep(vlm, task, depths=[0], controls=("run again",))
+    full = table[(table["depth"] == vlm.n_layers)]
+    assert full["n_answer"].eq(1).all() and (full["n_chain"] > 5).all()
+    assert full["changed_chain"].eq(0).all() and full["changed_answer"].eq(0).all()
+    assert full["kl_chain"].max() < 1e-6
+    cut = table[table["depth"] == 0]
+    assert cut["changed_chain"].mean() > 0.1
+
+
 @pytest.mark.parametrize("mode", ["remove", "renumber", "freeze"])
 def test_forced_columns_equal_one_hooked_run_per_depth(vlm, mode, answers_named):
     word = answers_named(vlm)
     table = reasoning_sweep(vlm, SAMPLES, mode=mode, max_new_tokens=8, controls=())
-    ids = vlm.tokenizer
+    said = said_by(vlm, 8)
     measured = 0
     for sample in SAMPLES:
         full = table.query("sample == @sample.id and depth == @vlm.n_layers")["output"].item()
         if word not in full.split()[1:]:
-            continue
+            continue  # it begins with the word, or does not hold it: no chain
         measured += 1
-        told = replace(sample, reference=full)
-        enc = vlm.encode([told], with_reference=True)
-        n = answer_lengths(vlm, [told], enc)[0]
-        tokens = enc.inputs["input_ids"][0, -n:].tolist()
-        parts = np.array(token_parts(ids, tokens))
+        tokens = said[sample.id]
+        enc, n = followed(vlm, vlm.encode([sample]), [tokens]), len(tokens)
+        parts = np.array(token_parts(vlm.tokenizer, tokens))
         with torch.no_grad():
             plain = vlm.model(**enc.inputs, use_cache=False).logits[0, -n - 1 : -1]
         for depth in range(vlm.n_layers + 1):

@@ -10,9 +10,10 @@ import torch
 from tests import tiny
 from visdepth_utils import blocks, grid, sweeps
 from visdepth_utils.blocks import chunks, in_blocks, out_of_memory, row_bytes
+from visdepth_utils.forcing import answer_lengths, token_kl
 from visdepth_utils.grid import Spec, pairs, substitution_grid
 from visdepth_utils.interventions import substituted, truncated
-from visdepth_utils.sweeps import answer_lengths, kl_divergence, token_kl, truncation_sweep
+from visdepth_utils.sweeps import kl_divergence, truncation_sweep
 from visdepth_utils.tasks import with_other_image
 from visdepth_utils.vlm import VLM
 
@@ -229,7 +230,7 @@ def test_a_budget_is_needed_for_bare_samples(llava: VLM) -> None:
 
 def test_other_images_are_fitted_to_the_own_size() -> None:
     own = replace(SAMPLES[0], images=(tiny.picture(0, 48), tiny.picture(1, 24)))
-    fitted = grid._fitted(own, SAMPLES[1])
+    fitted = grid.fitted(own, SAMPLES[1])
     assert [picture.size for picture in fitted.images] == [(48, 48), (24, 24)]
 
 

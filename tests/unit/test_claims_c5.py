@@ -149,6 +149,16 @@ def test_what_cannot_be_told_is_said():
     assert bare.verdict == "inconclusive" and "controls are missing" in bare.reason
 
 
+def test_the_other_scale_divides_by_the_distance_under_another_picture():
+    table = compare(simulate(**CHAIN_ONLY))
+    found = sensitivity("C5", table).set_index("variant")["effect"]
+    plain = table[table["control"] == ""].groupby("depth")[["edit", "flip"]].mean()
+    far = table[table["control"] == "another picture"][["edit", "flip"]].mean()
+    curves = plain / far
+    by_hand = np.trapezoid(curves["edit"] - curves["flip"], curves.index / max(DEPTHS))
+    assert found["over the distance under another picture"] == pytest.approx(by_hand)
+
+
 def test_runs_that_do_not_repeat_are_inconclusive():
     table = simulate(**CHAIN_ONLY)
     again = table["control"] == "run again"
@@ -177,6 +187,7 @@ def test_variants_and_the_record():
     found = sensitivity("C5", pd.concat(tables)).set_index("variant")["verdict"]
     assert found["as registered"] == found["positions closed up"] == "supported"
     assert found["image states frozen"] == "not testable"
+    assert found["over the distance under another picture"] == "supported"
     assert found["places only"] != "not testable"  # 24 images: too few
     v, entry = decide(**CHAIN_ONLY), claim_entry("C5")
     record = json.loads(json.dumps(v.to_dict(), allow_nan=False))

@@ -74,6 +74,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if ends < margins["ends"]["value"]:
         why = f"the full model names a final answer in {100 * ends:.0f}% of its outputs only"
         return found | said("not testable", why)
+    if spec["chance"] not in {"others", *rows["control"]}:
+        return found | said("not testable", f"table has no rows of control {spec['chance']!r}")
     asked = _per_image(spec, rows)
     whole = asked.dropna(subset=[c for c in asked if "|" in c])
     found["n_images"] = n = len(whole)
@@ -82,15 +84,20 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("not testable", why)
     drawn = Resampled.of(whole, common)
     depths = sorted({int(d) for d in rows["depth"]})
-    effect = drawn.bounded(lambda m: _area(m, chain, depths) - _area(m, "flip", depths))
+    effect = drawn.bounded(lambda m: _effect(m, spec, depths))
     tokens = None
     if whole["changed_chain"].notna().any() and whole["changed_answer"].notna().any():
         tokens = drawn.bounded(lambda m: m["changed_chain"] - m["changed_answer"])
     found |= {"effect": effect.value, "ci": (effect.lo, effect.hi)}
     there = [name for name in ("one pixel",) if f"{chain}|{name}" in whole]
-    contrasts = {name: drawn.bounded(_contrast(chain, depths, name)) for name in there}
+    contrasts = {
+        name: drawn.bounded(
+            lambda m, name=name: _effect(m, spec, depths) - _difference(m, spec, name)
+        )
+        for name in there
+    }
     found["details"] = _details(spec, drawn, depths, effect, tokens, rows)
-    found["controls"] = _controls(drawn, chain, contrasts)
+    found["controls"] = _controls(spec, drawn, contrasts)
     if len(found["controls"]):
         found["control_effect"] = float(found["controls"]["effect"].max())
     if n < common["min_images"]:
@@ -121,6 +128,7 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     return {
         "mode": spec["mode"],
         "chain": spec["chain"],
+        "chance": spec["chance"],
         "kinds": spec["kinds"],
         "layers": depth,
         **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
@@ -148,33 +156,36 @@ def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reindex(rows["image"].unique())
 
 
-def _corrected(m: dict[str, Any], name: str, at: Any) -> Any:
+def _corrected(m: dict[str, Any], name: str, at: Any, chance: str = "others") -> Any:
     """Distance over chance; 0 where nothing changes, also if chance is 0 as well."""
-    top, chance = np.asarray(m[f"{name}|{at}"]), np.asarray(m[f"{name}_chance|{at}"])
+    below = f"{name}_chance|{at}" if chance == "others" else f"{name}|{chance}"
+    top, chance = np.asarray(m[f"{name}|{at}"]), np.asarray(m[below])
     return np.where(top == 0, 0.0, top / np.where(chance == 0, np.nan, chance))
 
 
-def _area(m: dict[str, Any], name: str, depths: list[int]) -> Any:
+def _area(m: dict[str, Any], name: str, depths: list[int], chance: str) -> Any:
     """Mean of the corrected distance over d / L."""
-    curve = np.stack([_corrected(m, name, d) for d in depths], -1)
+    curve = np.stack([_corrected(m, name, d, chance) for d in depths], -1)
     return np.trapezoid(curve, np.array(depths) / depths[-1], axis=-1)
 
 
-def _difference(m: dict[str, Any], chain: str, at: Any) -> Any:
-    return _corrected(m, chain, at) - _corrected(m, "flip", at)
+def _effect(m: dict[str, Any], spec: Spec, depths: list[int]) -> Any:
+    """Chains minus answers, mean over depth."""
+    chance = spec["chance"]
+    return _area(m, spec["chain"], depths, chance) - _area(m, "flip", depths, chance)
 
 
-def _contrast(chain: str, depths: list[int], control: str) -> Any:
-    """The effect minus the control's."""
-    return lambda m: (
-        _area(m, chain, depths) - _area(m, "flip", depths) - _difference(m, chain, control)
-    )
+def _difference(m: dict[str, Any], spec: Spec, control: str) -> Any:
+    """Chains minus answers under a control."""
+    chance = spec["chance"]
+    return _corrected(m, spec["chain"], control, chance) - _corrected(m, "flip", control, chance)
 
 
-def _controls(drawn: Resampled, chain: str, contrasts: dict[str, Bounded]) -> pd.DataFrame:
+def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Bounded]) -> pd.DataFrame:
+    """One row per control: its own difference, and the effect minus it."""
     rows = []
     for name, contrast in contrasts.items():
-        own = drawn.bounded(lambda m, name=name: _difference(m, chain, name))
+        own = drawn.bounded(lambda m, name=name: _difference(m, spec, name))
         row = {"control": name, "shows it": "no" if contrast.lo > 0 else "yes"}
         rows.append(
             row
@@ -249,7 +260,7 @@ def _details(
     """One row per part of the claim, and the naive numbers beside them."""
     chain, margins, out = spec["chain"], spec["margins"], []
     for name, what in ((chain, "chains"), ("flip", "answers")):
-        area = drawn.bounded(lambda m, name=name: _area(m, name, depths))
+        area = drawn.bounded(lambda m, name=name: _area(m, name, depths, spec["chance"]))
         out.append(area.row(f"{what}: corrected distance, mean over depth"))
     least = margins["difference"]["value"]
     label = "positive" if effect.lo > 0 else "not above 0"

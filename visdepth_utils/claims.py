@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5
+from visdepth_utils.rules import c1, c3, c4, c5, c7
 
 __all__ = [
     "CLAIMS_FILE",
@@ -38,12 +38,14 @@ RULES: dict[str, Rule] = {
     "C3": c3.decide,
     "C4": c4.decide,
     "C5": c5.decide,
+    "C7": c7.decide,
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C1": c1.variants,
     "C3": c3.variants,
     "C4": c4.variants,
     "C5": c5.variants,
+    "C7": c7.variants,
 }
 
 COLOURS = {
@@ -210,10 +212,11 @@ def verdict(
         claim: Identifier, e.g. ``"C1"``.
         table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
             of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
-            ``chains.compare`` of a ``reasoning_sweep``).
+            ``chains.compare`` of a ``reasoning_sweep``; C7: ``truncation_sweep`` of several
+            styles).
         control: Name -> what it is compared with, on the same images (C1: the same measurement on
-            untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``). Without
-            it, a pattern that is there is still "inconclusive".
+            untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
+            ``"conditions"``). Without it, a pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
 

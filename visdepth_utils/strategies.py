@@ -1,0 +1,152 @@
+"""Decoding strategies on a truncated model: greedy, sampled, nucleus, beam search.
+
+The model's own ``generate`` runs under hooks, so every strategy of transformers is exactly its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from transformers import GenerationConfig
+
+from visdepth_utils.checkpoints import quiet
+from visdepth_utils.interventions import truncated
+from visdepth_utils.scoring import score
+from visdepth_utils.sweeps import spoken, stop_ids
+
+if TYPE_CHECKING:
+    from visdepth_utils.datasets import Sample
+    from visdepth_utils.tasks import Task
+    from visdepth_utils.vlm import VLM
+
+__all__ = ["STRATEGIES", "decode"]
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "temperature": {"do_sample": True, "temperature": 0.7, "top_p": 1.0, "top_k": 0},
+    "top-p": {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0},
+    "beam": {"do_sample": False, "num_beams": 4},
+}
+
+COLUMNS = (
+    "sample",
+    "image",
+    "task",
+    "kind",
+    "style",
+    "depth",
+    "strategy",
+    "seed",
+    "output",
+    "score",
+)
+
+
+def decode(
+    vlm: VLM,
+    task: Task | Sequence[Sample],
+    *,
+    depth: int | None = None,
+    mode: str = "remove",
+    strategies: Sequence[str] = tuple(STRATEGIES),
+    seeds: Sequence[int] = (0,),
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> pd.DataFrame:
+    """Answer samples with image tokens seen by the first ``depth`` layers only.
+
+    Args:
+        vlm: The model.
+        task: A task, or samples, each with an image where ``depth`` is below L.
+        depth: 0..L; None for L, the whole model, run without hooks.
+        mode: As for ``truncation_sweep``.
+        strategies: Some of ``STRATEGIES``.
+        seeds: Of the sampled strategies; the others run once, under the first.
+        max_new_tokens: Budget of an answer; None for the task's.
+        batch_size: Samples at a time; a beam search runs as many rows as it has beams for each.
+        progress: Called with (done, total, label).
+
+    Returns:
+        One row per sample, strategy and seed: ``sample, image, task, kind, style, depth, strategy,
+        seed, output, score`` (the task's own, 0..1).
+
+    Raises:
+        ValueError: Unknown strategy, no seed, no budget; else as ``truncated``.
+    """
+    if bad := [name for name in strategies if name not in STRATEGIES]:
+        raise ValueError(f"unknown strategy {bad[0]!r}: use some of {', '.join(STRATEGIES)}")
+    if not seeds:
+        raise ValueError("no seeds given: sampled strategies need at least one")
+    samples = list(getattr(task, "samples", task))
+    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    if budget is None:
+        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    depth = vlm.n_layers if depth is None else depth
+    runs = [
+        (name, seed)
+        for name in strategies
+        for seed in (seeds if STRATEGIES[name]["do_sample"] else seeds[:1])
+    ]
+    rows, done = [], 0
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        for name, seed in runs:
+            outputs = _generate(vlm, part, depth, mode, name, seed + 1_000_003 * start, budget)
+            rows += [
+                _row(s, depth, name, seed, text) for s, text in zip(part, outputs, strict=True)
+            ]
+            done += len(part)
+            if progress:
+                progress(done, len(samples) * len(runs), "decode")
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _generate(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    depth: int,
+    mode: str,
+    strategy: str,
+    seed: int,
+    budget: int,
+) -> list[str]:
+    """Outputs of one batch; the state of torch's generators is as before afterwards."""
+    options = STRATEGIES[strategy]
+    beams = options.get("num_beams", 1)
+    config = GenerationConfig(
+        max_new_tokens=budget,
+        pad_token_id=vlm.tokenizer.pad_token_id,
+        eos_token_id=stop_ids(vlm) or None,
+        **options,
+    )
+    enc = vlm.encode(samples)
+    cut = nullcontext()
+    if depth != vlm.n_layers:
+        # generate runs every beam as a row of its own, those of one sample side by side.
+        spread = enc if beams == 1 else vlm.encode([s for s in samples for _ in range(beams)])
+        cut = truncated(vlm, spread, depth, mode)
+    devices = [vlm.device] if vlm.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), quiet(), cut:
+        torch.manual_seed(seed)
+        ids = vlm.model.generate(**enc.inputs, generation_config=config)
+    return spoken(vlm, ids[:, enc.inputs["input_ids"].shape[1] :].tolist())
+
+
+def _row(sample: Sample, depth: int, strategy: str, seed: int, text: str) -> dict[str, Any]:
+    return {
+        "sample": sample.id,
+        "image": sample.image_id,
+        "task": sample.task,
+        "kind": sample.kind,
+        "style": sample.style,
+        "depth": depth,
+        "strategy": strategy,
+        "seed": seed,
+        "output": text,
+        "score": score(sample, text),
+    }

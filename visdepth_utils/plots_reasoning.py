@@ -1,4 +1,4 @@
-"""Figures of chains, for C5: how far chains and answers move, and which tokens change.
+"""Figures of chains, for C5 and C7: how far they and answers move, and what a longer one costs.
 
 Same style as ``plots``: a closed ``Figure`` is returned. Bands are 95% intervals by image.
 """
@@ -21,8 +21,9 @@ from visdepth_utils.chains import words
 from visdepth_utils.plots import PANEL_INCHES, _finish, _style
 from visdepth_utils.statistics import cluster_bootstrap
 
-__all__ = ["chains_page", "distance_curves", "token_changes"]
+__all__ = ["chains_page", "distance_curves", "score_by_compute", "token_changes"]
 
+STYLES = {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
 SIDES = {"edit": ("#7B3294", "chain"), "flip": ("#E69F00", "final answer")}
 DEPTH_AXIS = "layers that see the image (d)"
 COMPARED = {"sample", "image", "depth", "control", "edit", "edit_chance", "flip", "flip_chance"}
@@ -98,6 +99,35 @@ def token_changes(compared: pd.DataFrame) -> Figure:
         draw(axes[1], given, "#0072B2", "answer, full model's chain given", ls="--")
         axes[0].set(title="tokens that change, same text read", ylim=(-0.03, 1.03))
         axes[1].set(title="answers that change", ylim=(-0.03, 1.03))
+        _finish(fig, axes, "")
+    return fig
+
+
+def score_by_compute(sweep: pd.DataFrame) -> Figure:
+    """Score against depth, and against what an answer costs, one curve per style.
+
+    Args:
+        sweep: ``compute.with_token_layers`` of ``truncation_sweep`` in several styles, one mode.
+
+    Returns:
+        The figure. Each point is a depth; to the right is dearer.
+
+    Raises:
+        ValueError: If a column is missing, there are no rows, or several modes.
+    """
+    columns = {"image", "style", "mode", "depth", "correct", "token_layers"}
+    need(sweep, columns, "sweep", "compute.with_token_layers")
+    _one_mode(sweep)
+    with _style():
+        fig, axes = _two_panels()
+        for i, (style, rows) in enumerate(sweep.groupby("style", sort=False)):
+            colour = STYLES.get(style, f"C{i}")
+            curve = bands(rows, "depth", "correct")
+            draw(axes[0], curve, colour, style)
+            cost = rows.groupby("depth")["token_layers"].mean()
+            draw(axes[1], curve.assign(x=cost.reindex(curve["x"]).to_numpy()), colour, style)
+        axes[0].set(title="score", ylim=(-0.05, 1.05))
+        axes[1].set(title="score", ylim=(-0.05, 1.05), xlabel="token-layers of an answer")
         _finish(fig, axes, "")
     return fig
 

@@ -10,7 +10,12 @@ from visdepth_utils import chains, load_task, load_vlm, reasoning
 from visdepth_utils.encoding import followed
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.interventions import truncated
-from visdepth_utils.plots_reasoning import chains_page, distance_curves, token_changes
+from visdepth_utils.plots_reasoning import (
+    chains_page,
+    distance_curves,
+    score_by_compute,
+    token_changes,
+)
 from visdepth_utils.prefill import prefill
 from visdepth_utils.reasoning import one_pixel, reasoning_sweep, token_parts
 from visdepth_utils.sweeps import truncation_sweep
@@ -203,3 +208,19 @@ def test_figures_and_page(vlm):
         chains_page(table, {}, [77])
     with pytest.raises(ValueError, match="several modes"):
         distance_curves(pd.concat([table, table.assign(mode="freeze")]))
+
+
+def test_score_by_compute_puts_each_depth_at_its_cost():
+    rows = [
+        {"image": f"i{i}", "style": style, "mode": "remove", "depth": d, "correct": d / 2}
+        | {"token_layers": 10 * d + cost}
+        for i in range(3)
+        for style, cost in (("direct", 0), ("long", 5))
+        for d in (0, 1, 2)
+    ]
+    table = pd.DataFrame(rows)
+    lines = score_by_compute(table).axes[1].get_lines()
+    assert [list(line.get_xdata()) for line in lines] == [[0, 10, 20], [5, 15, 25]]
+    assert list(lines[0].get_ydata()) == [0, 0.5, 1]
+    with pytest.raises(ValueError, match="lacks column.* token_layers"):
+        score_by_compute(table.drop(columns="token_layers"))

@@ -60,7 +60,12 @@ def qwen_checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("number", "claim", "reason"),
-    [("03", "C3", "no better than with another picture"), ("04", "C4", "the model cannot do it")],
+    [
+        ("03", "C3", "no better than with another picture"),
+        ("04", "C4", "the model cannot do it"),
+        ("05", "C5", "names a final answer in 0% of its outputs"),
+        ("07", "C7", "the model cannot do it"),
+    ],
 )
 def test_a_model_that_cannot_answer_is_not_testable(
     qwen_checkpoint, tmp_path, number, claim, reason

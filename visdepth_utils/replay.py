@@ -117,13 +117,12 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> 
     frozen: torch.Tensor | None = None
     out = Replayed(rows, torch.empty(0))
     for layer in range(n_layers + 1):
-        for row in range(starts.index(layer), len(starts)) if layer in starts else ():
-            if starts[row] != layer:
-                break
-            state = rows.initial(row)
-            hidden = _append(hidden, state[:, -tail:] if layer == n_layers else state)
+        new = [row for row, start in enumerate(starts) if start == layer]
+        if new:
+            short = tail if layer == n_layers else width
+            hidden = _append(hidden, [rows.initial(row)[:, -short:] for row in new])
             if rows.frozen is not None:
-                frozen = _append(frozen, rows.frozen_state(row))
+                frozen = _append(frozen, [rows.frozen_state(row) for row in new])
         if layer == n_layers:
             break
         if hidden is None:
@@ -198,7 +197,8 @@ def _layer(
     most = 1 if still is not None else max(1, n_context // (2 * width))
     groups = -(-n // most)
     side = -(-n // groups)  # rows side by side; the last group may be filled up with empty ones
-    packed = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 0, groups * side - n))
+    filled = groups * side - n
+    packed = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 0, filled)) if filled else hidden
     packed = packed.reshape(n_samples * groups, side * width, -1)
     before = _context(pre, rows, layer, groups, still)
     places = _places(pre, layer, rows.moved, groups, rows.closed, side)
@@ -274,9 +274,10 @@ def _just_causal(pre: Prefill, rows: Rows, layer: int) -> bool:
     return alone and whole and pre.causal[layer]
 
 
-def _append(stack: torch.Tensor | None, row: torch.Tensor) -> torch.Tensor:
-    """(B, n, T, D) and (B, T, D) -> (B, n + 1, T, D)."""
-    return row[:, None] if stack is None else torch.cat([stack, row[:, None]], 1)
+def _append(stack: torch.Tensor | None, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(B, n, T, D) and m times (B, T, D) -> (B, n + m, T, D), copied once."""
+    more = [row[:, None] for row in rows]
+    return torch.cat(more if stack is None else [stack, *more], 1)
 
 
 def _repeat(values: torch.Tensor, n: int) -> torch.Tensor:

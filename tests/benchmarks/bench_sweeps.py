@@ -7,6 +7,7 @@ The weights are random: they do not change what is computed, only what comes out
   that runs the model once per depth with the image rows really dropped (the fastest loop there is).
 * truncation, 20 tokens: the same with greedy answers.
 * substitution: all pairs of every ``stride``-th layer, against one full run per pair.
+* chains: greedy and teacher-forced at every depth, against one run of each kind per depth.
 * memory: peak of live tensors during a sweep against ``blocks.row_bytes``.
 * nnsight: the truncation loop written for nnsight, where it is installed (``pip install nnsight``;
   it is no dependency).
@@ -31,9 +32,16 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from bench_geometry import LiveBytes, seconds  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from visdepth_utils import load_vlm, physical, substitution_grid, truncation_sweep  # noqa: E402
+from visdepth_utils import (  # noqa: E402
+    load_vlm,
+    physical,
+    reasoning_sweep,
+    substitution_grid,
+    truncation_sweep,
+)
 from visdepth_utils.blocks import row_bytes  # noqa: E402
-from visdepth_utils.interventions import substituted  # noqa: E402
+from visdepth_utils.encoding import followed  # noqa: E402
+from visdepth_utils.interventions import substituted, truncated  # noqa: E402
 from visdepth_utils.prefill import Index, prefill  # noqa: E402
 from visdepth_utils.sweeps import kl_divergence  # noqa: E402
 from visdepth_utils.variants import kept_for_truncation, replaceable, truncation  # noqa: E402
@@ -146,6 +154,34 @@ def check_equal(loop: list, table: object, texts: VLM | None) -> None:
         assert said == table["output"].tolist(), "answers differ"
 
 
+def bench_reasoning(vlm: VLM, sample: tiny.Sample, tokens: int, repeats: int) -> None:
+    """Chains at every depth, written and read, against one run of each kind per depth."""
+    found: dict[str, object] = {}
+
+    def sweep() -> None:
+        found["sweep"] = reasoning_sweep(vlm, [sample], controls=(), max_new_tokens=tokens)
+
+    def loop() -> None:
+        enc = vlm.encode([sample])
+        depths = range(vlm.n_layers + 1)
+        said = [physical.greedy(vlm, enc, d, tokens)[0] for d in depths]
+        along = followed(vlm, enc, [said[-1]])
+        changed, full = [], None
+        for depth in reversed(depths):
+            with truncated(vlm, along, depth), torch.no_grad():
+                out = vlm.model(**along.inputs, use_cache=False, logits_to_keep=tokens + 1)
+            top = out.logits[0, :-1].argmax(-1)
+            full = top if full is None else full
+            changed.append((top != full).tolist())
+        found["loop"] = (said, changed[::-1])
+
+    times = alternately([loop, sweep], repeats)
+    said, _ = found["loop"]
+    texts = [vlm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
+    assert texts == found["sweep"]["output"].tolist(), "chains differ"
+    line(f"chains of {tokens} tokens, written and read: loop / sweep", times, ">= 5")
+
+
 def bench_grid(vlm: VLM, sample: tiny.Sample, stride: int, repeats: int) -> None:
     """Ratios of the substitution grid."""
     for modality, goal in (("text", ">= 20"), ("image", ">= 2")):
@@ -240,6 +276,7 @@ def main() -> None:
             f"sweeps: {args.layers} layers, width {args.width}, {torch.get_num_threads()} threads"
         )
         bench_truncation(vlm, sample, args.tokens, args.repeats)
+        bench_reasoning(vlm, sample, args.tokens, args.repeats)
         bench_grid(vlm, sample, args.stride, args.repeats)
         bench_memory(vlm, sample, args.tokens)
         bench_nnsight(vlm, sample, args.repeats)

@@ -1,0 +1,268 @@
+"""Give a truncated model back what it lost: LoRA trained on the full model's own answers.
+
+The student is the model with image tokens cut at a layer, the targets are the full model's greedy
+outputs, y = f_full(x). Only the adapter is trained (by ``peft``), in the decoder's linear layers.
+The cut stays in force while training: no gradient flows through image tokens behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from visdepth_utils.encoding import followed
+from visdepth_utils.files import atomic, write_text
+from visdepth_utils.interventions import truncated
+from visdepth_utils.sweeps import stop_ids, truncation_sweep
+from visdepth_utils.tasks import with_other_image
+from visdepth_utils.variants import check_depths
+
+if TYPE_CHECKING:
+    from visdepth_utils.datasets import Sample
+    from visdepth_utils.tasks import Task
+    from visdepth_utils.vlm import VLM
+
+__all__ = ["Distillation", "adapted", "distill"]
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Settings of a training; the paper's are not stated in what we read.
+
+    Attributes:
+        depth: Where image tokens are cut, 0..L; L trains the model that is not cut.
+        mode: As for ``truncation_sweep``.
+        rank: Of the adapter.
+        alpha: Its scale is alpha / rank.
+        rate: Highest learning rate; warm-up over the first tenth, then a cosine to 0.
+        steps: Optimiser steps.
+        batch: Samples in a step.
+        seed: Of the adapter's start and of the order.
+        shuffled: Train with another sample's picture: a control that can learn everything but what
+            is in the picture.
+    """
+
+    depth: int
+    mode: str = "remove"
+    rank: int = 8
+    alpha: int = 16
+    rate: float = 5e-4
+    steps: int = 200
+    batch: int = 16
+    seed: int = 0
+    shuffled: bool = False
+
+
+def distill(
+    vlm: VLM,
+    task: Task | Sequence[Sample],
+    settings: Distillation,
+    folder: str | Path,
+    *,
+    max_new_tokens: int | None = None,
+    save_every: int = 20,
+    progress: Progress | None = None,
+) -> Path:
+    """Train an adapter, or go on where a killed training was.
+
+    Args:
+        vlm: The full model; it is unchanged afterwards.
+        task: Training samples, each with an image; none of those that will be tested.
+        settings: Of the training.
+        folder: For the adapter, in peft's own format, the losses and the state to resume from.
+        max_new_tokens: Budget of the full model's outputs; None for the task's.
+        save_every: Steps between states.
+        progress: Called with (done, total, label); the label holds the loss.
+
+    Returns:
+        The folder; ``adapted`` applies what is in it.
+
+    Raises:
+        ValueError: Depth out of range, fewer samples than a batch, no budget, or a folder that
+            holds a training with other settings or samples.
+    """
+    samples = list(getattr(task, "samples", task))
+    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    if budget is None:
+        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    check_depths(vlm, [settings.depth], settings.mode)
+    if len(samples) < settings.batch:
+        raise ValueError(
+            f"{len(samples)} samples for steps of {settings.batch}: give more, or a smaller batch"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        **asdict(settings),
+        "weights": vlm.weights_hash,
+        "samples": [sample.id for sample in samples],
+    }
+    _same_training(folder / "distillation.json", facts)
+    shown = with_other_image(samples, settings.seed) if settings.shuffled else samples
+    targets = _targets(vlm, samples, budget)
+    torch.manual_seed(settings.seed)
+    student = get_peft_model(vlm.model, _config(vlm, settings))
+    try:
+        _train(vlm, student, shown, targets, settings, folder, save_every, progress)
+        student.save_pretrained(folder, save_embedding_layers=False)
+    finally:
+        student.unload()
+        vlm.model.requires_grad_(False)
+    return folder
+
+
+@contextlib.contextmanager
+def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
+    """Let a model run with an adapter; afterwards, also after an error, it is as before.
+
+    Args:
+        vlm: The model.
+        folder: Of ``distill``, or of any peft adapter of this model.
+
+    Yields:
+        The same model: every measurement of this package runs on it.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapter.
+    """
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: train one with distill")
+    student = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
+    try:
+        yield vlm
+    finally:
+        student.unload()
+        vlm.model.requires_grad_(False)
+
+
+def _config(vlm: VLM, settings: Distillation) -> LoraConfig:
+    """LoRA on every linear layer of the decoder, and nowhere else."""
+    inside = {id(module) for layer in vlm.layers for module in layer.modules()}
+    names = [
+        name
+        for name, module in vlm.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in inside
+    ]
+    return LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=names
+    )
+
+
+def _targets(vlm: VLM, samples: Sequence[Sample], budget: int) -> dict[str, list[int]]:
+    """Sample id -> what the full model says, with the token that ends it."""
+    full = truncation_sweep(
+        vlm, samples, depths=[vlm.n_layers], max_new_tokens=budget, with_token_ids=True
+    )
+    ends = stop_ids(vlm)[:1]
+    return {
+        name: [*ids, *(ends if len(ids) < budget else [])] or ends
+        for name, ids in zip(full["sample"], full["token_ids"], strict=True)
+    }
+
+
+def _train(
+    vlm: VLM,
+    student: PeftModel,
+    samples: Sequence[Sample],
+    targets: dict[str, list[int]],
+    settings: Distillation,
+    folder: Path,
+    save_every: int,
+    progress: Progress | None,
+) -> None:
+    """The steps that are left; the state is saved as one file, so that a kill loses no more."""
+    weights = [p for p in student.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.0)
+    state, losses = folder / "state.pt", []
+    if state.is_file():
+        saved = torch.load(state, weights_only=True, map_location=vlm.device)
+        optimiser.load_state_dict(saved["optimiser"])
+        for weight, value in zip(weights, saved["weights"], strict=True):
+            weight.data.copy_(value)
+        losses = list(saved["losses"])
+    for step in range(len(losses), settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.rate * _schedule(step, settings.steps)
+        chosen = np.random.default_rng([settings.seed, step]).choice(
+            len(samples), settings.batch, replace=False
+        )
+        loss = answer_loss(
+            vlm, [samples[i] for i in chosen], targets, settings.depth, settings.mode
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        if (step + 1) % save_every == 0 or step + 1 == settings.steps:
+            with atomic(state) as temporary:
+                kept = {"weights": [w.data for w in weights], "losses": losses}
+                torch.save(kept | {"optimiser": optimiser.state_dict()}, temporary)
+        if progress:
+            progress(step + 1, settings.steps, f"distillation, loss {losses[-1]:.3f}")
+
+
+def answer_loss(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    targets: dict[str, list[int]],
+    depth: int,
+    mode: str = "remove",
+) -> torch.Tensor:
+    """Mean cross entropy of the answers' tokens under truncation, each token with equal weight.
+
+    Args:
+        vlm: The model, with or without an adapter.
+        samples: A batch.
+        targets: Sample id -> token ids of its answer.
+        depth: 0..L.
+        mode: As for ``truncation_sweep``.
+
+    Returns:
+        A scalar, with its graph.
+    """
+    said = [targets[sample.id] for sample in samples]
+    enc = followed(vlm, vlm.encode(samples), said)
+    longest = max(len(ids) for ids in said)
+    cut = contextlib.nullcontext()
+    if depth < vlm.n_layers:
+        cut = truncated(vlm, enc, depth, mode)
+    with cut:
+        out = vlm.model(**enc.inputs, use_cache=False, logits_to_keep=longest + 1)
+    logits = out.logits[:, :-1].float()
+    goal = enc.inputs["input_ids"][:, -longest:].clone()
+    for b, ids in enumerate(said):
+        goal[b, : longest - len(ids)] = -100
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), goal.flatten())
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm-up over the first tenth, then a cosine to 0."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+
+
+def _same_training(file: Path, facts: dict) -> None:
+    """Refuse a folder of another training; note this one's facts in a new folder."""
+    if not file.is_file():
+        write_text(file, json.dumps(facts, indent=1) + "\n")
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    if changed := sorted(key for key in facts if old.get(key) != facts[key]):
+        raise ValueError(
+            f"{file.parent} holds a training with other {', '.join(changed)}: "
+            "choose another folder or delete it"
+        )

@@ -3,7 +3,7 @@
 A long text differs more often than a short one, whatever caused it. So a distance is held against
 the distance to outputs about *other* pictures, in the same format: 0 is equal, 1 is no more alike
 than unrelated texts (one minus a chance-corrected agreement, as Krippendorff's alpha or Cohen's
-kappa). On that scale a chain of forty words and an answer of one can be compared.
+kappa). On that scale a chain of thirty words and an answer of one can be compared.
 """
 
 from __future__ import annotations

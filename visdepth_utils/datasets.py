@@ -41,6 +41,19 @@ class Sample:
     style: str = "direct"
     choices: tuple[str, ...] = ()
 
+    def labels(self) -> dict[str, str]:
+        """What every measured row says of its sample: ``sample, image, task, kind, style``."""
+        return {
+            "sample": self.id,
+            "image": self.image_id,
+            "task": self.task,
+            "kind": self.kind,
+            "style": self.style,
+        }
+
+
+LABELS = ("sample", "image", "task", "kind", "style")
+
 
 def read_worlds(
     name: str, source: str | Path | None, style: str | None

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from visdepth_utils.prefill import head, rotary_angles, window
-from visdepth_utils.replay import Prefill, Replayed, Rows, closed_rank, run_layer
+from visdepth_utils.layercall import run_layer
+from visdepth_utils.prefill import Prefill, head, rotary_angles, window
+from visdepth_utils.replay import Replayed, Rows, closed_rank
 
 
 class _Shelf:

@@ -61,11 +61,7 @@ def evaluate(
     outputs = vlm.generate(shown, task.max_new_tokens, batch_size, progress)
     rows = [
         {
-            "sample": s.id,
-            "image": s.image_id,
-            "task": s.task,
-            "kind": s.kind,
-            "style": s.style,
+            **s.labels(),
             "condition": condition,
             "output": out,
             "score": score(s, out),

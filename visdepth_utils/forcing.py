@@ -7,7 +7,8 @@ follow. Here the models read the same text, so each token stands for itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -42,6 +43,19 @@ TOKEN_COLUMNS = (
     "same_top1",
     "n_tokens",
 )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A sample with the answer to be read; kept together, as a sample may be asked twice."""
+
+    sample: Sample
+    answer: Sequence[int] | None
+
+    @property
+    def id(self) -> str:
+        """Of the sample, for messages."""
+        return self.sample.id
 
 
 def token_kl(
@@ -87,11 +101,10 @@ def token_kl(
         raise ValueError(
             f"{len(token_ids)} token_ids for {len(samples)} samples: give one per sample, no texts"
         )
-    # By position: a sample may be asked twice.
-    numbered = list(zip(samples, token_ids or [None] * len(samples), strict=True))
+    asked = [_Asked(*pair) for pair in zip(samples, token_ids or repeat(None), strict=False)]
     max_rows = max_rows or (choose_max_rows(vlm, samples[0], len(run), 0) if samples else 1)
     rows = in_blocks(
-        numbered,
+        asked,
         len(run),
         max_rows,
         lambda block, limit: _forced(vlm, block, run, mode, limit),
@@ -128,14 +141,14 @@ def read_along(
 
 def _forced(
     vlm: VLM,
-    numbered: Sequence[tuple[Sample, Sequence[int] | None]],
+    asked: Sequence[_Asked],
     depths: list[int],
     mode: str,
     max_rows: int,
 ) -> list[tuple]:
     """Token divergences of a block of samples."""
-    samples = [sample for sample, _ in numbered]
-    enc, lengths = read_along(vlm, samples, [ids for _, ids in numbered])
+    samples = [each.sample for each in asked]
+    enc, lengths = read_along(vlm, samples, [each.answer for each in asked])
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
     found: list[list[tuple]] = [[] for _ in samples]
     plain = [plain_tail(pre, b, n) for b, n in enumerate(lengths)]

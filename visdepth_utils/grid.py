@@ -23,7 +23,7 @@ from visdepth_utils.replay import next_logits, replay
 from visdepth_utils.scoring import score
 from visdepth_utils.similarity import similarity
 from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
-from visdepth_utils.tasks import with_other_image
+from visdepth_utils.tasks import samples_and_budget, with_other_image
 from visdepth_utils.variants import check_layers, replaceable, rerun, substitution
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ def substitution_grid(
     """
     if bad := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"unknown control {bad[0]!r}: use some of {', '.join(CONTROLS)}")
-    samples = list(getattr(task, "samples", task))
-    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
-    if budget is None:
-        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    samples, budget = samples_and_budget(task, max_new_tokens)
     if stride < 1:
         raise ValueError(f"stride={stride}: give at least 1")
     first = max(vlm.family.injection_layers, default=-1) + 1 if modality == "image" else 0

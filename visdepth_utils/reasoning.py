@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from visdepth_utils.chains import ANSWER
+from visdepth_utils.datasets import LABELS
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.grid import fitted
 from visdepth_utils.prefill import prefill
 from visdepth_utils.scoring import score
 from visdepth_utils.sweeps import kl_divergence, truncation_sweep
-from visdepth_utils.tasks import with_other_image
+from visdepth_utils.tasks import samples_and_budget, with_other_image
 from visdepth_utils.variants import check_depths, kept_for_truncation
 
 if TYPE_CHECKING:
@@ -38,11 +39,7 @@ OTHER_BATCH = 5
 """Controls run in batches of this size, so that "run again" is not the very same computation."""
 
 COLUMNS = (
-    "sample",
-    "image",
-    "task",
-    "kind",
-    "style",
+    *LABELS,
     "mode",
     "depth",
     "control",
@@ -101,8 +98,7 @@ def reasoning_sweep(
     """
     if bad := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"unknown control {bad[0]!r}: use some of {', '.join(CONTROLS)}")
-    samples = list(getattr(task, "samples", task))
-    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    samples, budget = samples_and_budget(task, max_new_tokens)
     run = sorted({*check_depths(vlm, depths, mode), vlm.n_layers})
     options = {"depths": run, "mode": mode, "max_rows": max_rows, "progress": progress}
     found = truncation_sweep(
@@ -190,11 +186,7 @@ def _answers(
     outputs = vlm.generate([shown[s.id] for s in samples], budget, OTHER_BATCH)
     rows = [
         {
-            "sample": sample.id,
-            "image": sample.image_id,
-            "task": sample.task,
-            "kind": sample.kind,
-            "style": sample.style,
+            **sample.labels(),
             "mode": mode,
             "depth": vlm.n_layers,
             "control": control,

@@ -22,7 +22,7 @@ from visdepth_utils.encoding import followed
 from visdepth_utils.files import atomic, write_text
 from visdepth_utils.interventions import truncated
 from visdepth_utils.sweeps import stop_ids, truncation_sweep
-from visdepth_utils.tasks import with_other_image
+from visdepth_utils.tasks import samples_and_budget, with_other_image
 from visdepth_utils.variants import check_depths
 
 if TYPE_CHECKING:
@@ -91,10 +91,7 @@ def distill(
         ValueError: Depth out of range, fewer samples than a batch, no budget, or a folder that
             holds a training with other settings or samples.
     """
-    samples = list(getattr(task, "samples", task))
-    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
-    if budget is None:
-        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    samples, budget = samples_and_budget(task, max_new_tokens)
     check_depths(vlm, [settings.depth], settings.mode)
     if len(samples) < settings.batch:
         raise ValueError(

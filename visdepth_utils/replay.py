@@ -8,14 +8,14 @@ call serves all rows that have started, so weights are read once per layer, not 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from visdepth_utils.prefill import Angles, Index, Prefill, head, mask_for, rotary_angles, window
+from visdepth_utils.layercall import Splice, keys_of, run_layer
+from visdepth_utils.prefill import Angles, Index, Prefill, head, rotary_angles, window
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,36 +59,6 @@ class Replayed:
     states: torch.Tensor
     keys: list[torch.Tensor | None] = field(default_factory=list)
     values: list[torch.Tensor | None] = field(default_factory=list)
-
-
-class Splice:
-    """Stands where a layer expects its KV cache: earlier keys first, new ones after them."""
-
-    def __init__(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
-        """Earlier keys and values (N, H, P, head size), or none."""
-        self.before = (keys, values)
-        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Called by the attention: take its new keys and values, return all it may read."""
-        self.new = (keys, values)
-        if self.before[0] is None:
-            return keys, values
-        return torch.cat([self.before[0], keys], 2), torch.cat([self.before[1], values], 2)
-
-
-class _GotThem(Exception):
-    """Ends a layer's call when its keys and values are there."""
-
-
-class _Keys(Splice):
-    """Takes keys and values and stops the layer before it attends."""
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
-        self.new = (keys, values)
-        raise _GotThem
 
 
 @torch.no_grad()
@@ -153,29 +123,6 @@ def next_logits(pre: Prefill, done: Replayed) -> torch.Tensor:
     return torch.where(plain[None, :, None], pre.logits[:, None], logits)
 
 
-def run_layer(
-    pre: Prefill,
-    layer: int,
-    hidden: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    angles: Angles,
-    positions: torch.Tensor | None,
-    cache: Any,
-) -> torch.Tensor:
-    """Call the model's own decoder layer on (N, T, D); mask bool (N, T, keys), None for causal."""
-    out = pre.vlm.layers[layer](
-        hidden,
-        attention_mask=None if mask is None else mask_for(pre.vlm, mask, hidden.dtype),
-        position_embeddings=angles,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        **pre.extra[layer],
-    )
-    return out[0] if isinstance(out, tuple) else out
-
-
 def _layer(
     pre: Prefill,
     rows: Rows,
@@ -213,7 +160,7 @@ def _layer(
         after = run_layer(pre, layer, packed, mask=apart, **places, cache=cache)
         own = cache.new
     else:
-        own = _keys_of(pre, layer, packed, places)
+        own = keys_of(pre, layer, packed, places)
         # The last tokens' keys come twice, from both calls; those of the second are not read.
         cache = Splice(*(_joined(old, new) for old, new in zip(before, own, strict=True)))
         apart = _apart(mask[:, -wanted:], side, n_context)
@@ -233,17 +180,6 @@ def _layer(
         for part in own
     )
     return states, (keys.flatten(1, 2)[:, :n], values.flatten(1, 2)[:, :n])
-
-
-def _keys_of(
-    pre: Prefill, layer: int, hidden: torch.Tensor, places: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (N, H, T, head size) that a layer makes of states; nothing is attended."""
-    cache = _Keys(None, None)
-    unused = torch.ones(1, 1, 1, dtype=torch.bool, device=hidden.device)
-    with contextlib.suppress(_GotThem):
-        run_layer(pre, layer, hidden, mask=unused, **places, cache=cache)
-    return cache.new
 
 
 def _apart(mask: torch.Tensor, side: int, n_context: int) -> torch.Tensor:
@@ -319,7 +255,7 @@ def _frozen_keys(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that this layer makes of frozen states (B, n, M, D)."""
     places = _places(pre, layer, rows.frozen, frozen.shape[1], None)
-    return _keys_of(pre, layer, frozen.flatten(0, 1), places)
+    return keys_of(pre, layer, frozen.flatten(0, 1), places)
 
 
 def _mask(pre: Prefill, rows: Rows, layer: int) -> torch.Tensor:

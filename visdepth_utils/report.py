@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
-from visdepth_utils.claims import COLOURS
 from visdepth_utils.files import write_text
 from visdepth_utils.runs import read_claims, read_provenance
+from visdepth_utils.verdicts import COLOURS
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _MAX_SVG = 2_000_000  # bytes; a figure with more is shown as PNG

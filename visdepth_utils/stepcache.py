@@ -38,6 +38,7 @@ NOT_MEASURING = frozenset(
         "settings",
         "show",
         "stepcache",
+        "verdicts",
     }
 )
 _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")

@@ -14,9 +14,11 @@ import torch
 from transformers import GenerationConfig
 
 from visdepth_utils.checkpoints import quiet
+from visdepth_utils.datasets import LABELS
 from visdepth_utils.interventions import truncated
 from visdepth_utils.scoring import score
 from visdepth_utils.sweeps import spoken, stop_ids
+from visdepth_utils.tasks import samples_and_budget
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
@@ -33,11 +35,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 COLUMNS = (
-    "sample",
-    "image",
-    "task",
-    "kind",
-    "style",
+    *LABELS,
     "depth",
     "strategy",
     "seed",
@@ -82,10 +80,7 @@ def decode(
         raise ValueError(f"unknown strategy {bad[0]!r}: use some of {', '.join(STRATEGIES)}")
     if not seeds:
         raise ValueError("no seeds given: sampled strategies need at least one")
-    samples = list(getattr(task, "samples", task))
-    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
-    if budget is None:
-        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    samples, budget = samples_and_budget(task, max_new_tokens)
     depth = vlm.n_layers if depth is None else depth
     runs = [
         (name, seed)
@@ -139,11 +134,7 @@ def _generate(
 
 def _row(sample: Sample, depth: int, strategy: str, seed: int, text: str) -> dict[str, Any]:
     return {
-        "sample": sample.id,
-        "image": sample.image_id,
-        "task": sample.task,
-        "kind": sample.kind,
-        "style": sample.style,
+        **sample.labels(),
         "depth": depth,
         "strategy": strategy,
         "seed": seed,

@@ -10,11 +10,13 @@ import torch
 
 from visdepth_utils import physical
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
+from visdepth_utils.datasets import LABELS
 from visdepth_utils.decoding import greedy
 from visdepth_utils.prefill import prefill
 from visdepth_utils.replay import next_logits, replay
 from visdepth_utils.scoring import score
 from visdepth_utils.similarity import text_scores
+from visdepth_utils.tasks import samples_and_budget
 from visdepth_utils.variants import (
     check_depths,
     image_spans,
@@ -34,11 +36,7 @@ __all__ = ["kl_divergence", "spoken", "stop_ids", "truncation_sweep"]
 IMPLEMENTATIONS = ("masked", "physical")
 
 COLUMNS = (
-    "sample",
-    "image",
-    "task",
-    "kind",
-    "style",
+    *LABELS,
     "mode",
     "implementation",
     "depth",
@@ -105,10 +103,7 @@ def truncation_sweep(
         raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
     asked = check_depths(vlm, depths, mode)
     run = sorted({*asked, vlm.n_layers})
-    samples = list(getattr(task, "samples", task))
-    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
-    if budget is None:
-        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    samples, budget = samples_and_budget(task, max_new_tokens)
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget)
@@ -184,11 +179,7 @@ def _row(
     sample: Sample, depth: int, text: str | None, ids: Sequence[int], kl: float
 ) -> dict[str, Any]:
     return {
-        "sample": sample.id,
-        "image": sample.image_id,
-        "task": sample.task,
-        "kind": sample.kind,
-        "style": sample.style,
+        **sample.labels(),
         "depth": depth,
         "output": text,
         "n_tokens": len(ids),

@@ -104,6 +104,27 @@ def load_task(
     )
 
 
+def samples_and_budget(
+    task: Task | Sequence[Sample], max_new_tokens: int | None
+) -> tuple[list[Sample], int]:
+    """What a measurement of answers works on.
+
+    Args:
+        task: A task, or samples.
+        max_new_tokens: Budget of an answer; None for the task's.
+
+    Returns:
+        The samples and the budget.
+
+    Raises:
+        ValueError: Samples without a budget.
+    """
+    budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
+    if budget is None:
+        raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    return list(getattr(task, "samples", task)), budget
+
+
 def without_image(samples: Sequence[Sample]) -> list[Sample]:
     """Take the pictures away: the blind control.
 

@@ -37,6 +37,7 @@ from visdepth_utils import (  # noqa: E402
     physical,
     reasoning_sweep,
     substitution_grid,
+    token_kl,
     truncation_sweep,
 )
 from visdepth_utils.blocks import row_bytes  # noqa: E402
@@ -176,7 +177,11 @@ def bench_reasoning(vlm: VLM, sample: tiny.Sample, tokens: int, repeats: int) ->
         found["loop"] = (said, changed[::-1])
 
     times = alternately([loop, sweep], repeats)
-    said, _ = found["loop"]
+    said, changed = found["loop"]
+    read = token_kl(vlm, [sample], token_ids=[said[-1]]).pivot(
+        index="depth", columns="token", values="same_top1"
+    )
+    assert (~read.to_numpy(bool)).tolist() == changed, "tokens that change differ"
     texts = [vlm.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said]
     assert texts == found["sweep"]["output"].tolist(), "chains differ"
     line(f"chains of {tokens} tokens, written and read: loop / sweep", times, ">= 5")

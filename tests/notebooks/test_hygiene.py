@@ -4,10 +4,12 @@ import ast
 import copy
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
 
 from visdepth_utils.reproduce import ordered_notebooks
 
@@ -93,7 +95,9 @@ def outputs(book, code):
         found.append(f"{len(telling)} checked cells that ran and printed text, at least 3 wanted")
     if len(telling) < len(checked):
         found.append("a checked cell that never ran or printed nothing")
-    machine = re.compile(r"(/home/|/root/|/work/|/tmp/|/Users/|0x[0-9a-f]{6,})")
+    # A home, a temporary folder, any absolute path of three or more parts, an object's address.
+    path = r"(?:^|[\s'\"(=])/[\w.-]+/[\w.-]+/[\w.-]+"
+    machine = re.compile(rf"(/home/|/root/|/tmp/|/Users/|{path}|0x[0-9a-f]{{6,}})")
     if machine.search(json.dumps([cell.get("outputs", []) for cell in code])):
         found.append("an output with a path or address of one machine")
     return found
@@ -107,6 +111,41 @@ def printed(cell):
 def test_notebook_is_clean(path):
     assert path.stat().st_size < MAX_BYTES
     assert problems(nbformat.read(path, as_version=4), path.name) == []
+
+
+# What Colab's own image brings, of our dependencies. The rest must be in the notebooks' Colab cell.
+COLAB_BRINGS = set(
+    [
+        "datasets",
+        "ipykernel",
+        "jinja2",
+        "matplotlib",
+        "nbclient",
+        "nbformat",
+        "numpy",
+        "pandas",
+        "peft",
+        "pillow",
+        "pyarrow",
+        "pyyaml",
+        "safetensors",
+        "scipy",
+        "seaborn",
+        "tokenizers",
+        "torch",
+        "tqdm",
+    ]
+)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_colab_cell_installs_what_colab_lacks(path):
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
+    wanted = {Requirement(line).name for line in project["dependencies"]} - COLAB_BRINGS
+    (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "google.colab" in c.source]
+    lines = [line for line in cell.source.splitlines() if "pip install" in line]
+    assert wanted
+    assert [name for name in sorted(wanted) if not any(name in line for line in lines)] == []
 
 
 def test_every_notebook_is_in_the_ordered_set():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import blocks, grid, sweeps
+from visdepth_utils import blocks, forcing, grid, sweeps
 from visdepth_utils.blocks import chunks, in_blocks, out_of_memory, row_bytes
 from visdepth_utils.forcing import answer_lengths, token_kl
 from visdepth_utils.grid import Spec, pairs, substitution_grid
@@ -226,6 +226,15 @@ def test_a_budget_is_needed_for_bare_samples(llava: VLM) -> None:
         with pytest.raises(ValueError, match="give max_new_tokens"):
             sweep(llava, SAMPLES)
     assert truncation_sweep(llava, [], max_new_tokens=1).empty
+
+
+def test_reading_an_answer_that_does_not_fit_names_its_sample(vlm: VLM, monkeypatch) -> None:
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(forcing, "replay", full)
+    with pytest.raises(RuntimeError, match="sample 's0' does not fit into memory"):
+        token_kl(vlm, SAMPLES, token_ids=[[5], [6], [7]], max_rows=4)
 
 
 def test_other_images_are_fitted_to_the_own_size() -> None:

@@ -1,5 +1,6 @@
 """Numbers with their bounds by image, and whether they lie beyond doubt on one side of a margin."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,40 @@ def require(table: pd.DataFrame, columns: set[str], name: str, source: str) -> N
     if missing := columns - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"{name} lacks column(s) {names}: pass what {source} returns")
+
+
+def rule_variants(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same claim under the other settings that ``sensitivity.rules`` names.
+
+    Args:
+        spec: Entry of claims.yaml.
+
+    Returns:
+        Name of the variant -> changed entry.
+    """
+    return {
+        name: copy.deepcopy(spec) | change for name, change in spec["sensitivity"]["rules"].items()
+    }
+
+
+def rule_thresholds(spec: dict[str, Any], depth: int, *own: str) -> dict[str, Any]:
+    """The numbers a rule uses on a decoder of ``depth`` layers, for the record.
+
+    Args:
+        spec: Entry of claims.yaml with ``common`` merged in.
+        depth: L.
+        *own: Settings of this claim.
+
+    Returns:
+        Those settings, the layers, all margins and the common settings.
+    """
+    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
+    return {
+        **{name: spec[name] for name in own},
+        "layers": depth,
+        **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
+        **{name: spec["common"][name] for name in names},
+    }
 
 
 def said(verdict: str, reason: str) -> dict[str, str]:

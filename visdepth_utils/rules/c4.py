@@ -4,12 +4,11 @@ The questions come in this order: does the model use the picture, do single-toke
 of what the picture brings than generated text does, and is that more than length alone explains.
 """
 
-import copy
 from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, require, said
+from visdepth_utils.rules.bounds import Bounded, Resampled, require, rule_thresholds, said
 from visdepth_utils.rules.retained import (
     SWEEP,
     Spec,
@@ -43,10 +42,10 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     sweep = table[table["mode"] == spec["mode"]]
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     if sweep.empty:
-        found["thresholds"] = thresholds(spec, 0)
+        found["thresholds"] = rule_thresholds(spec, 0, "mode", "score", "floor", "tasks")
         return found | said("not testable", f"table has no rows of mode {spec['mode']!r}")
     depth = int(sweep["depth"].max())
-    found["thresholds"] = thresholds(spec, depth)
+    found["thresholds"] = rule_thresholds(spec, depth, "mode", "score", "floor", "tasks")
     needed = spec["tasks"]["single"] + spec["tasks"]["multi"]
     for task in needed:
         if task not in set(sweep["task"]):
@@ -99,34 +98,6 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("not testable", f"the model cannot do it ({why})")
     answer = _pattern(contrast, spec) or _attribution(states, used, tokens, expected)
     return found | answer
-
-
-def variants(spec: Spec) -> dict[str, Spec]:
-    """The same claim under the other settings that its ``sensitivity`` names.
-
-    Args:
-        spec: Entry of claims.yaml.
-
-    Returns:
-        Name of the variant -> changed entry.
-    """
-    return {
-        name: copy.deepcopy(spec) | change for name, change in spec["sensitivity"]["rules"].items()
-    }
-
-
-def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
-    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
-    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
-    return {
-        "mode": spec["mode"],
-        "score": spec["score"],
-        "floor": spec["floor"],
-        "tasks": spec["tasks"],
-        "layers": depth,
-        **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
-        **{name: spec["common"][name] for name in names},
-    }
 
 
 def _resampled(frames: dict[str, pd.DataFrame], tasks: list[str], common: Spec) -> Resampled:
@@ -197,8 +168,8 @@ def _attribution(
         seen = ""
         if expected is not None:
             first, second = (f"{100 * share:.0f}%" for share in expected)
-            seen = f" (of the texts {second} change; length alone makes it {first})"
-        return said("weaker", f"{why}: no more than errors adding up over length explain{seen}")
+            seen = f" (of the texts {second} change; at the short answers' rate {first} would)"
+        return said("weaker", f"{why}: errors adding up over length may be all there is{seen}")
     return said(
         "supported",
         "single-token answers keep more of what the picture brings, and every token of a text is "

@@ -5,13 +5,19 @@ move further on a scale on which both can be compared, is that more than any sma
 picture does, and is a token of the chain hit harder than the answer's.
 """
 
-import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, by_image_and, require, said
+from visdepth_utils.rules.bounds import (
+    Bounded,
+    Resampled,
+    by_image_and,
+    require,
+    rule_thresholds,
+    said,
+)
 
 Spec = dict[str, Any]
 NAN = float("nan")
@@ -60,7 +66,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if spec["kinds"]:
         rows = rows[rows["kind"].isin(spec["kinds"])]
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
-    found["thresholds"] = thresholds(spec, 0 if rows.empty else int(rows["depth"].max()))
+    layers = 0 if rows.empty else int(rows["depth"].max())
+    found["thresholds"] = rule_thresholds(spec, layers, "mode", "chain", "chance", "kinds")
     if rows.empty:
         return found | said("not testable", f"table has no rows of mode {spec['mode']!r}")
     depth = int(rows["depth"].max())
@@ -106,34 +113,6 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if unread := _unread(spec, drawn):
         return found | said("not testable", unread)
     return found | (_pattern(spec, drawn, effect) or _attribution(drawn, chain, contrasts, tokens))
-
-
-def variants(spec: Spec) -> dict[str, Spec]:
-    """The same claim under the other settings that its ``sensitivity`` names.
-
-    Args:
-        spec: Entry of claims.yaml.
-
-    Returns:
-        Name of the variant -> changed entry.
-    """
-    return {
-        name: copy.deepcopy(spec) | change for name, change in spec["sensitivity"]["rules"].items()
-    }
-
-
-def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
-    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
-    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
-    return {
-        "mode": spec["mode"],
-        "chain": spec["chain"],
-        "chance": spec["chance"],
-        "kinds": spec["kinds"],
-        "layers": depth,
-        **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
-        **{name: spec["common"][name] for name in names},
-    }
 
 
 def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,13 +4,19 @@ The questions come in this order: do both styles use the picture, does the longe
 what the picture brings, and does it help, harm or make no difference.
 """
 
-import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, by_image_and, require, said
+from visdepth_utils.rules.bounds import (
+    Bounded,
+    Resampled,
+    by_image_and,
+    require,
+    rule_thresholds,
+    said,
+)
 from visdepth_utils.rules.retained import SWEEP, Spec, columns_of, share_kept, usable
 
 NAN = float("nan")
@@ -37,7 +43,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
     sweep = _by_style(table[table["mode"] == spec["mode"]])
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
-    found["thresholds"] = thresholds(spec, 0 if sweep.empty else int(sweep["depth"].max()))
+    layers = 0 if sweep.empty else int(sweep["depth"].max())
+    found["thresholds"] = rule_thresholds(spec, layers, "mode", "score", "styles")
     for style in (long, short):
         if style not in set(sweep["task"]):
             return found | said("not testable", f"table has no style {style!r} in this mode")
@@ -74,33 +81,6 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if skipped:
         return found | said("not testable", f"the model cannot do it ({'; '.join(skipped)})")
     return found | _answer(spec, states, contrast)
-
-
-def variants(spec: Spec) -> dict[str, Spec]:
-    """The same claim under the other settings that its ``sensitivity`` names.
-
-    Args:
-        spec: Entry of claims.yaml.
-
-    Returns:
-        Name of the variant -> changed entry.
-    """
-    return {
-        name: copy.deepcopy(spec) | change for name, change in spec["sensitivity"]["rules"].items()
-    }
-
-
-def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
-    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
-    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
-    return {
-        "mode": spec["mode"],
-        "score": spec["score"],
-        "styles": spec["styles"],
-        "layers": depth,
-        **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
-        **{name: spec["common"][name] for name in names},
-    }
 
 
 def _by_style(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,13 +19,12 @@ from matplotlib.figure import Figure
 from visdepth_utils.bands import bands, draw, need
 from visdepth_utils.chains import words
 from visdepth_utils.plots import PANEL_INCHES, _finish, _style
+from visdepth_utils.plots_sweeps import DEPTH_AXIS, TASK_COLOURS
 from visdepth_utils.statistics import cluster_bootstrap
 
 __all__ = ["chains_page", "distance_curves", "score_by_compute", "token_changes"]
 
-STYLES = {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
 SIDES = {"edit": ("#7B3294", "chain"), "flip": ("#E69F00", "final answer")}
-DEPTH_AXIS = "layers that see the image (d)"
 COMPARED = {"sample", "image", "depth", "control", "edit", "edit_chance", "flip", "flip_chance"}
 FORCED = {"changed_chain", "changed_answer", "answer_kept"}
 
@@ -121,7 +120,7 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
     with _style():
         fig, axes = _two_panels()
         for i, (style, rows) in enumerate(sweep.groupby("style", sort=False)):
-            colour = STYLES.get(style, f"C{i}")
+            colour = TASK_COLOURS.get(style, f"C{i}")
             curve = bands(rows, "depth", "correct")
             draw(axes[0], curve, colour, style)
             cost = rows.groupby("depth")["token_layers"].mean()

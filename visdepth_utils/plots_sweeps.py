@@ -19,6 +19,8 @@ from visdepth_utils.plots import PANEL_INCHES, _finish, _style
 __all__ = ["kl_by_depth", "modes_compared", "retention_curves"]
 
 TASK_COLOURS = {"mcq": "#009E73", "vqa": "#56B4E9", "chart": "#CC79A7", "caption": "#7B3294"}
+TASK_COLOURS |= {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
+"""Of tasks, and of the styles of one task; the two are never in one figure."""
 MORE_COLOURS = ("#A6761D", "#1B7837", "#E7298A", "#000000")
 MODE_STYLES = {
     ("remove", "masked"): ("#0072B2", "remove: gone, positions kept", "-"),

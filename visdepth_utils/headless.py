@@ -22,9 +22,9 @@ from PIL import Image
 from visdepth_utils.files import write_text
 
 KERNEL = "python3"
-# The kernel talks to this process on this machine only; its advice on encryption is noise here. So is
-# its error about the interrupt by which every kernel is told to end, when that comes a moment early.
-# What happens in a cell does not come by this log. DEBUG=1 shows it.
+# The kernel talks to this process on this machine only; its advice on encryption is noise here.
+# So is its error about the interrupt by which a kernel is told to end, when that comes a moment
+# early. What happens in a cell does not come by this log. DEBUG=1 shows it.
 _KERNEL_ARGUMENTS = ["--log-level=" + ("WARN" if os.environ.get("DEBUG") else "CRITICAL")]
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

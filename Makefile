@@ -46,6 +46,7 @@ lab: $(STAMP) ## open JupyterLab on notebooks/
 bench: $(STAMP) ## time and memory of the measurements, as ratios to the plain forward pass
 	@$(PY) tests/benchmarks/bench_geometry.py
 	@$(PY) tests/benchmarks/bench_sweeps.py
+	@$(PY) tests/benchmarks/bench_recovery.py
 
 eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, without it, with another one
 	@$(PY) -m visdepth_utils eval-minivlm

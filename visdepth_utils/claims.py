@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5, c7
+from visdepth_utils.rules import c1, c3, c4, c5, c6, c7
 from visdepth_utils.rules.bounds import rule_variants
 from visdepth_utils.verdicts import VERDICTS, Verdict
 
@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "C3": c3.decide,
     "C4": c4.decide,
     "C5": c5.decide,
+    "C6": c6.decide,
     "C7": c7.decide,
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
@@ -42,6 +43,7 @@ VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C3": c3.variants,
     "C4": rule_variants,
     "C5": rule_variants,
+    "C6": rule_variants,
     "C7": rule_variants,
 }
 
@@ -105,8 +107,8 @@ def verdict(
         claim: Identifier, e.g. ``"C1"``.
         table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
             of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
-            ``chains.compare`` of a ``reasoning_sweep``; C7: ``truncation_sweep`` of several
-            styles).
+            ``chains.compare`` of a ``reasoning_sweep``; C6: ``recovery_sweep`` of the tasks; C7:
+            ``truncation_sweep`` of several styles).
         control: Name -> what it is compared with, on the same images (C1: the same measurement on
             untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
             ``"conditions"``). Without it, a pattern that is there is still "inconclusive".

@@ -22,6 +22,7 @@ def progress_line(stream: TextIO | None = None, every: float | None = None) -> P
 
     Returns:
         ``progress(done, total, label)``; the clock starts now, and again when the label changes.
+        What follows a comma in it, such as a loss, may change from call to call.
     """
     label_now: str | None = None
     start = last_call = time.monotonic()
@@ -32,8 +33,8 @@ def progress_line(stream: TextIO | None = None, every: float | None = None) -> P
         out = stream or sys.stdout
         kind = _kind(out)
         now = time.monotonic()
-        if label != label_now:
-            label_now, start, width = label, last_call, 0
+        if (step := label.partition(",")[0]) != label_now:
+            label_now, start, width = step, last_call, 0
         last_call = now
         finished = done >= total
         wait = {"terminal": 0.2, "notebook": 2.0, "log": 5.0}[kind] if every is None else every

@@ -8,16 +8,18 @@ The cut stays in force while training: no gradient flows through image tokens be
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from visdepth_utils.checkpoints import quiet
 from visdepth_utils.encoding import followed
 from visdepth_utils.files import atomic, write_text
 from visdepth_utils.interventions import truncated
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from visdepth_utils.tasks import Task
     from visdepth_utils.vlm import VLM
 
-__all__ = ["Distillation", "adapted", "distill"]
+__all__ = ["Distillation", "adapted", "distill", "training_facts"]
 
 Progress = Callable[[int, int, str], None]
+PRECISIONS = ("bfloat16", "float32")
+TARGET_ROWS = 64
+"""Samples at once while the full model speaks: often enough for progress, and fast on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Distillation:
         rate: Highest learning rate; warm-up over the first tenth, then a cosine to 0.
         steps: Optimiser steps.
         batch: Samples in a step.
+        precision: ``"bfloat16"`` runs the training's forward pass under autocast, which is faster;
+            or ``"float32"``. The adapter itself is kept in float32 either way.
         seed: Of the adapter's start and of the order.
         shuffled: Train with another sample's picture: a control that can learn everything but what
             is in the picture.
@@ -59,6 +66,7 @@ class Distillation:
     rate: float = 5e-4
     steps: int = 200
     batch: int = 16
+    precision: str = "bfloat16"
     seed: int = 0
     shuffled: bool = False
 
@@ -70,6 +78,7 @@ def distill(
     folder: str | Path,
     *,
     max_new_tokens: int | None = None,
+    targets: str | Path | None = None,
     save_every: int = 20,
     progress: Progress | None = None,
 ) -> Path:
@@ -81,6 +90,8 @@ def distill(
         settings: Of the training.
         folder: For the adapter, in peft's own format, the losses and the state to resume from.
         max_new_tokens: Budget of the full model's outputs; None for the task's.
+        targets: File of the full model's outputs, made where it is missing; None for one in the
+            folder. Trainings on the same samples can share it.
         save_every: Steps between states.
         progress: Called with (done, total, label); the label holds the loss.
 
@@ -88,30 +99,34 @@ def distill(
         The folder; ``adapted`` applies what is in it.
 
     Raises:
-        ValueError: Depth out of range, fewer samples than a batch, no budget, or a folder that
-            holds a training with other settings or samples.
+        ValueError: Depth out of range, unknown precision, fewer samples than a batch, no budget, or
+            a folder that holds a training with other settings or samples.
     """
     samples, budget = samples_and_budget(task, max_new_tokens)
     check_depths(vlm, [settings.depth], settings.mode)
+    if settings.precision not in PRECISIONS:
+        known = " or ".join(PRECISIONS)
+        raise ValueError(f"precision {settings.precision!r} is unknown: use {known}")
     if len(samples) < settings.batch:
         raise ValueError(
             f"{len(samples)} samples for steps of {settings.batch}: give more, or a smaller batch"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {
-        **asdict(settings),
-        "weights": vlm.weights_hash,
-        "samples": [sample.id for sample in samples],
-    }
-    _same_training(folder / "distillation.json", facts)
+    _same_training(folder / "distillation.json", training_facts(vlm, samples, settings))
     shown = with_other_image(samples, settings.seed) if settings.shuffled else samples
-    targets = _targets(vlm, samples, budget)
+    file = Path(targets) if targets else folder / "targets.json"
+    said = _kept_targets(vlm, samples, budget, file, progress)
     torch.manual_seed(settings.seed)
-    student = get_peft_model(vlm.model, _config(vlm, settings))
+    with quiet():
+        student = get_peft_model(vlm.model, lora_config(vlm, settings))
     try:
-        _train(vlm, student, shown, targets, settings, folder, save_every, progress)
-        student.save_pretrained(folder, save_embedding_layers=False)
+        losses = _train(vlm, student, shown, said, settings, folder, save_every, progress)
+        write_text(folder / "losses.json", json.dumps([round(x, 4) for x in losses]) + "\n")
+        student.peft_config["default"].base_model_name_or_path = vlm.name
+        with quiet():
+            student.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     finally:
         student.unload()
         vlm.model.requires_grad_(False)
@@ -135,7 +150,8 @@ def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {folder}: train one with distill")
-    student = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
+    with quiet():
+        student = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
     try:
         yield vlm
     finally:
@@ -143,7 +159,27 @@ def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
         vlm.model.requires_grad_(False)
 
 
-def _config(vlm: VLM, settings: Distillation) -> LoraConfig:
+def training_facts(vlm: VLM, samples: Sequence[Sample], settings: Distillation) -> dict[str, Any]:
+    """What a training is a function of; two with equal facts give the same adapter.
+
+    Args:
+        vlm: The full model.
+        samples: Training samples.
+        settings: Of the training.
+
+    Returns:
+        Plain values, as ``distillation.json`` keeps them.
+    """
+    ids = "\n".join(sample.id for sample in samples)
+    return {
+        **asdict(settings),
+        "weights": vlm.weights_hash,
+        "n_samples": len(samples),
+        "samples": hashlib.sha256(ids.encode()).hexdigest(),
+    }
+
+
+def lora_config(vlm: VLM, settings: Distillation) -> LoraConfig:
     """LoRA on every linear layer of the decoder, and nowhere else."""
     inside = {id(module) for layer in vlm.layers for module in layer.modules()}
     names = [
@@ -156,10 +192,32 @@ def _config(vlm: VLM, settings: Distillation) -> LoraConfig:
     )
 
 
-def _targets(vlm: VLM, samples: Sequence[Sample], budget: int) -> dict[str, list[int]]:
+def _kept_targets(
+    vlm: VLM, samples: Sequence[Sample], budget: int, file: Path, progress: Progress | None
+) -> dict[str, list[int]]:
+    """The targets, from the file if it has them: a training that was killed goes on with them."""
+    if file.is_file():
+        targets = json.loads(file.read_text(encoding="utf-8"))
+        if set(targets) == {sample.id for sample in samples}:
+            return targets
+        raise ValueError(f"{file} holds outputs for other samples: delete it, or name another file")
+    targets = _targets(vlm, samples, budget, progress)
+    write_text(file, json.dumps(targets) + "\n")
+    return targets
+
+
+def _targets(
+    vlm: VLM, samples: Sequence[Sample], budget: int, progress: Progress | None = None
+) -> dict[str, list[int]]:
     """Sample id -> what the full model says, with the token that ends it."""
     full = truncation_sweep(
-        vlm, samples, depths=[vlm.n_layers], max_new_tokens=budget, with_token_ids=True
+        vlm,
+        samples,
+        depths=[vlm.n_layers],
+        max_new_tokens=budget,
+        with_token_ids=True,
+        max_rows=TARGET_ROWS,
+        progress=progress and (lambda done, total, _: progress(done, total, "targets")),
     )
     ends = stop_ids(vlm)[:1]
     return {
@@ -177,10 +235,12 @@ def _train(
     folder: Path,
     save_every: int,
     progress: Progress | None,
-) -> None:
+) -> list[float]:
     """The steps that are left; the state is saved as one file, so that a kill loses no more."""
     weights = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.0)
+    half = settings.precision == "bfloat16"
+    autocast = torch.autocast(vlm.device.type, torch.bfloat16, enabled=half)
     state, losses = folder / "state.pt", []
     if state.is_file():
         saved = torch.load(state, weights_only=True, map_location=vlm.device)
@@ -191,12 +251,9 @@ def _train(
     for step in range(len(losses), settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * _schedule(step, settings.steps)
-        chosen = np.random.default_rng([settings.seed, step]).choice(
-            len(samples), settings.batch, replace=False
-        )
-        loss = answer_loss(
-            vlm, [samples[i] for i in chosen], targets, settings.depth, settings.mode
-        )
+        batch = [samples[i] for i in _chosen(len(samples), settings, step)]
+        with autocast:
+            loss = answer_loss(vlm, batch, targets, settings.depth, settings.mode)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -207,7 +264,17 @@ def _train(
                 kept = {"weights": [w.data for w in weights], "losses": losses}
                 torch.save(kept | {"optimiser": optimiser.state_dict()}, temporary)
         if progress:
-            progress(step + 1, settings.steps, f"distillation, loss {losses[-1]:.3f}")
+            recent = np.mean(losses[-10:])
+            progress(step + 1, settings.steps, f"distillation, loss {recent:.3f}")
+    return losses
+
+
+def _chosen(n: int, settings: Distillation, step: int) -> np.ndarray:
+    """Indices of a step's samples: all n in a random order, then all of them in another."""
+    per_round = n // settings.batch
+    order = np.random.default_rng([settings.seed, step // per_round]).permutation(n)
+    start = step % per_round * settings.batch
+    return order[start : start + settings.batch]
 
 
 def answer_loss(

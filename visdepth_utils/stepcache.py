@@ -29,6 +29,7 @@ NOT_MEASURING = frozenset(
         "plots",
         "plots_grid",
         "plots_reasoning",
+        "plots_recovery",
         "plots_sweeps",
         "progress",
         "provenance",

@@ -64,7 +64,7 @@ def test_training_changes_the_truncated_model_and_leaves_the_full_one(vlm, tmp_p
 
 
 def test_only_the_decoder_is_adapted(vlm, tmp_path):
-    config = recovery._config(vlm, SHORT)
+    config = recovery.lora_config(vlm, SHORT)
     assert config.target_modules
     modules = dict(vlm.model.named_modules())
     inside = {id(m) for layer in vlm.layers for m in layer.modules()}

@@ -30,6 +30,7 @@ COLUMNS = ("left", "center", "right")
 # second.
 TRAIN_SEEDS = range(0, 2**30)
 VALIDATION_SEEDS = range(2**30, 2**30 + 2**20)
+DISTILL_SEEDS = range(2**30 + 2**20, 2**30 + 2**21)
 HELD_OUT_SEEDS = range(2**31, 2**31 + 2**20)
 
 _SCALE = 4  # supersampling: edges are anti-aliased, so a bar's height is readable below one pixel

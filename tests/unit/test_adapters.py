@@ -1,0 +1,163 @@
+"""Adapters: shipped ones are found by what they were trained on, others are trained once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from tests import tiny
+from visdepth_utils import load_task, load_vlm, truncation_sweep
+from visdepth_utils.adapters import SHIPPED, TRAINED, adapter, recovery_sweep, state_settings
+from visdepth_utils.claims import claim_entry
+from visdepth_utils.minivlm.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
+from visdepth_utils.plots_recovery import recovery_dots, strategy_dots
+from visdepth_utils.recovery import Distillation, distill, training_facts
+from visdepth_utils.rules.c6 import cut_depth
+from visdepth_utils.strategies import decode
+from visdepth_utils.tasks import Task
+from visdepth_utils.training import training_samples
+
+SAMPLES = [tiny.sample(i) for i in range(8)]
+TASK = Task("vqa", SAMPLES, 4, "test")
+SHORT = Distillation(depth=1, steps=3, batch=2, rate=2e-2)
+
+
+def test_states_differ_by_one_thing():
+    assert state_settings(SHORT, "recovered", 3) == SHORT
+    assert state_settings(SHORT, "shuffled", 3) == replace(SHORT, shuffled=True)
+    assert state_settings(SHORT, "full trained", 3) == replace(SHORT, depth=3)
+    with pytest.raises(ValueError, match="unknown state 'full'"):
+        state_settings(SHORT, "full", 3)
+
+
+def test_an_adapter_is_trained_once_and_found_by_its_facts(llava, tmp_path, capsys):
+    options = {"max_new_tokens": 4, "shipped": tmp_path / "none"}
+    made = adapter(llava, SAMPLES, SHORT, tmp_path / "own", **options)
+    before = (made / "adapter_model.safetensors").read_bytes()
+    calls = []
+    again = adapter(
+        llava, SAMPLES, SHORT, tmp_path / "own", progress=lambda *a: calls.append(a), **options
+    )
+    assert again == made and not calls  # nothing was trained again
+    assert (made / "adapter_model.safetensors").read_bytes() == before
+    assert adapter(llava, SAMPLES[1:], SHORT, tmp_path / "own", **options) != made
+    capsys.readouterr()
+    shipped = tmp_path / "shipped" / "tiny"
+    shipped.mkdir(parents=True)
+    made.rename(shipped / "vqa-d1")
+    options["shipped"] = tmp_path / "shipped"
+    assert adapter(llava, SAMPLES, SHORT, tmp_path / "own", **options) == shipped / "vqa-d1"
+    assert "shipped in data/adapters/tiny" in capsys.readouterr().out
+    other = adapter(llava, SAMPLES, replace(SHORT, seed=1), tmp_path / "own", **options)
+    assert other.parent == tmp_path / "own"
+    config = json.loads((other / "adapter_config.json").read_text())
+    assert str(tmp_path) not in json.dumps(config)
+    assert config["base_model_name_or_path"] == llava.name
+
+
+def test_every_state_says_what_it_says_by_itself(llava, tmp_path):
+    folders = {}
+    for state in TRAINED:
+        settings = state_settings(SHORT, state, llava.n_layers)
+        folders[state] = distill(llava, SAMPLES, settings, tmp_path / state, max_new_tokens=4)
+    table = recovery_sweep(llava, TASK, 1, folders)
+    assert list(dict.fromkeys(table["state"])) == ["truncated", "full", *TRAINED]
+    depths = dict(zip(table["state"], table["depth"], strict=True))
+    last = llava.n_layers
+    assert depths == {
+        "truncated": 1,
+        "full": last,
+        "recovered": 1,
+        "shuffled": 1,
+        "full trained": last,
+    }
+    assert set(table["cut"]) == {1} and len(table) == 5 * len(SAMPLES)
+    said = table.pivot(index="sample", columns="state", values="output")
+    assert said["full"].tolist() == llava.generate(SAMPLES, 4)
+    plain = truncation_sweep(llava, TASK, depths=[1])
+    assert said["truncated"].tolist() == plain["output"].tolist()
+    assert recovery_sweep(llava, TASK, 1).equals(table[table["state"].isin(["truncated", "full"])])
+    with pytest.raises(ValueError, match="unknown state 'better'"):
+        recovery_sweep(llava, TASK, 1, {"better": folders["recovered"]})
+    decoded = pd.concat(
+        decode(llava, TASK, depth=d, strategies=("greedy", "beam")).assign(state=s)
+        for s, d in (("full", 3), ("truncated", 1))
+    )
+    for figure in (recovery_dots(table), strategy_dots(decoded)):
+        assert len(figure.axes) == 1 and figure.axes[0].get_title() == "vqa"
+    with pytest.raises(ValueError, match="several cuts"):
+        recovery_dots(pd.concat([table, table.assign(cut=2)]))
+
+
+def test_precision_is_a_choice_and_a_fact(llava, tmp_path):
+    whole = distill(llava, SAMPLES, replace(SHORT, precision="float32"), tmp_path / "a", **BUDGET)
+    half = distill(llava, SAMPLES, SHORT, tmp_path / "b", **BUDGET)
+    losses = [json.loads((f / "losses.json").read_text()) for f in (whole, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    with pytest.raises(ValueError, match="precision 'int8' is unknown"):
+        distill(llava, SAMPLES, replace(SHORT, precision="int8"), tmp_path / "c", **BUDGET)
+    saved = torch.load(half / "state.pt", weights_only=True)
+    assert all(weight.dtype == torch.float32 for weight in saved["weights"])
+
+
+BUDGET = {"max_new_tokens": 4}
+
+
+@pytest.mark.parametrize("task", ["caption", "chart", "vqa", "reason"])
+def test_training_pictures_are_in_no_held_out_set(task):
+    test = load_task(task, n=5)
+    made = training_samples(test, 40)
+    assert len({sample.id for sample in made}) == len({s.image_id for s in made}) == 40
+    kind = "charts" if task == "chart" else "shapes"
+    used = {scene_key(draw_scene(seed, kind)) for seed in HELD_OUT_SEEDS[:500]}
+    assert all(s.task == task and s.reference and len(s.images) == 1 for s in made)
+    numbers = [int(s.image_id.split("-")[1]) for s in made]
+    assert set(numbers) <= set(DISTILL_SEEDS)
+    assert not used & {scene_key(draw_scene(number, kind)) for number in numbers}
+    again = training_samples(test, 10)
+    assert [s.id for s in again] == [s.id for s in made[:10]]
+    assert not {s.id for s in training_samples(test, 40, seed=1)} & {s.id for s in made}
+
+
+def test_a_source_trains_on_its_other_pictures(worlds):
+    test = load_task("vqa", n=4, source=worlds)
+    made = training_samples(test, 99, source=worlds)
+    assert len(made) == 4  # two pictures are left, with two questions each
+    assert not {s.image_id for s in made} & {s.image_id for s in test.samples}
+    whole = load_task("vqa", source=worlds)
+    with pytest.raises(ValueError, match="none is left to train on"):
+        training_samples(whole, 99, source=worlds)
+
+
+def shipped() -> list[Path]:
+    return sorted(file.parent for file in SHIPPED.glob("*/*/distillation.json"))
+
+
+def test_shipped_adapters_are_those_of_the_claim():
+    """Facts of every shipped adapter, from the models and data as they are now."""
+    entry, found = claim_entry("C6"), {}
+    for folder in shipped():
+        facts = json.loads((folder / "distillation.json").read_text())
+        found.setdefault(folder.parent.name, {})[folder.name] = facts
+    assert {"base", "small"} <= set(found)
+    own = {k: v for k, v in entry["distill"].items() if k != "targets"}
+    for model, adapters in found.items():
+        vlm = load_vlm(f"data/minivlm/{model}")
+        depth = cut_depth(entry, vlm.n_layers)
+        settings = Distillation(depth=depth, mode=entry["mode"], **own)
+        for task in (entry["tasks"]["recovers"], entry["tasks"]["does not"]):
+            samples = training_samples(load_task(task, n=2), settings.steps * settings.batch)
+            wanted = {
+                json.dumps(training_facts(vlm, samples, state_settings(settings, s, vlm.n_layers)))
+                for s in TRAINED
+            }
+            assert wanted <= {json.dumps(facts) for facts in adapters.values()}, (model, task)
+
+
+def test_shipped_folders_hold_no_more_than_is_needed():
+    names = {"adapter_config.json", "adapter_model.safetensors", "distillation.json", "losses.json"}
+    for folder in shipped():
+        assert {file.name for file in folder.iterdir()} == names

@@ -31,14 +31,17 @@ NOT_MEASURING = frozenset(
         "plots_reasoning",
         "plots_recovery",
         "plots_sweeps",
+        "plots_verdicts",
         "progress",
         "provenance",
+        "replication",
         "report",
         "reproduce",
         "runs",
         "settings",
         "show",
         "stepcache",
+        "untrained",
         "verdicts",
     }
 )

@@ -1,0 +1,84 @@
+"""Verdicts of all models that have been run, side by side: from claims.json files alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from visdepth_utils.checkpoints import REPO
+from visdepth_utils.runs import read_claims, read_provenance
+
+__all__ = ["RECORDED", "all_verdicts", "record", "side_by_side"]
+
+RECORDED = REPO / "data" / "runs"
+"""Verdicts of runs on the embedded models, kept in the repository."""
+
+COLUMNS = ("claim", "model", "verdict", "effect", "lo", "hi", "control", "images", "run", "date")
+
+
+def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.DataFrame:
+    """Every verdict there is: of the runs in a results folder, and of those in the repository.
+
+    Args:
+        results: Folder of runs.
+        recorded: Folder of further runs; one that is also in ``results`` is taken from there.
+
+    Returns:
+        Columns ``claim, model, verdict, effect, lo, hi, control, images, run, date``, sorted by
+        claim and model, one row each: of several runs the one that was updated last.
+
+    Raises:
+        ValueError: If a claims.json is damaged.
+    """
+    folders = {f.parent.name: f.parent for f in sorted(Path(recorded).glob("*/claims.json"))}
+    folders |= {f.parent.name: f.parent for f in sorted(Path(results).glob("*/claims.json"))}
+    rows = []
+    for name, folder in folders.items():
+        updated = str(read_provenance(folder).get("updated", ""))
+        for entry in read_claims(folder):
+            low, high = entry.get("ci") or (None, None)
+            numbers = (entry.get("effect"), low, high, entry.get("control_effect"))
+            named = (entry["claim"], entry["model"], entry["verdict"])
+            rows.append((*named, *numbers, entry.get("n_images"), name, updated))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["claim", "model", "date"])
+    numbers = ["effect", "lo", "hi", "control"]
+    table[numbers] = table[numbers].astype(float)
+    return table.drop_duplicates(["claim", "model"], keep="last").reset_index(drop=True)
+
+
+def side_by_side(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Claims as rows, models as columns, verdicts as cells.
+
+    Args:
+        verdicts: ``all_verdicts``.
+
+    Returns:
+        The table; a dash where a claim was not run on a model.
+    """
+    wide = verdicts.pivot(index="claim", columns="model", values="verdict").fillna("-")
+    return wide.rename_axis(columns=None)
+
+
+def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
+    """Keep the verdicts of a run in the repository.
+
+    Args:
+        run: Its folder.
+        recorded: Where to.
+
+    Returns:
+        The folder they are in: ``claims.json`` and ``provenance.json``.
+
+    Raises:
+        FileNotFoundError: If the run has none.
+    """
+    run = Path(run)
+    target = Path(recorded) / run.name
+    for name in ("claims.json", "provenance.json"):
+        if not (run / name).is_file():
+            raise FileNotFoundError(f"{run} has no {name}: make one with make reproduce")
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / name, target / name)
+    return target

@@ -55,6 +55,16 @@ def _dispatch(argv: list[str]) -> int:
 
         print(verdict_text(_existing_run(options.run)))
         return 0
+    if options.command == "record":
+        from visdepth_utils.replication import record
+
+        print(f"kept in {record(_existing_run(options.run)).relative_to(REPO)}")
+        return 0
+    if options.command == "random-init":
+        from visdepth_utils.untrained import save_untrained
+
+        print(f"saved {save_untrained(options.model, options.folder)}")
+        return 0
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
@@ -83,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     show = commands.add_parser("verdicts", help="print the verdict table of a finished run")
     show.add_argument("run", help="its folder, or its name under results/")
+    keep = commands.add_parser("record", help="keep the verdicts of a run in data/runs/")
+    keep.add_argument("run", help="its folder, or its name under results/")
+    twin = commands.add_parser("random-init", help="save an untrained twin of a checkpoint")
+    twin.add_argument("model", help="checkpoint folder")
+    twin.add_argument("folder", nargs="?", help="default results/models/MODEL-random-init")
     fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")
     fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")

@@ -15,10 +15,12 @@ from visdepth_utils.checkpoints import REPO
 from visdepth_utils.claims import CLAIMS_FILE
 from visdepth_utils.files import write_text
 from visdepth_utils.progress import duration
+from visdepth_utils.replication import all_verdicts
 from visdepth_utils.runs import Run, annotate, read_provenance
 from visdepth_utils.settings import check_settings, run_folder
 
 DEFAULT_MODEL = "data/minivlm/base"
+READS_VERDICTS = "reads-verdicts"
 _STAMP = "visdepth"
 
 
@@ -185,6 +187,10 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
         "versions": provenance.versions(),
     }
+    if any(READS_VERDICTS in cell.metadata.get("tags", []) for cell in cells):
+        # It shows what other notebooks and runs have found, and is stale when that changes.
+        found = all_verdicts(run.folder.parent).drop(columns=["run", "date"])
+        parts["verdicts"] = found[found["claim"] != "C9"].to_csv(index=False)
     return hashlib.sha256(stepcache.canonical(parts).encode()).hexdigest()
 
 

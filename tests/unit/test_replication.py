@@ -1,0 +1,134 @@
+"""Verdicts of many models side by side: what is read, what agrees, what is drawn, what is kept."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from tests import tiny
+from visdepth_utils import load_vlm
+from visdepth_utils.__main__ import main
+from visdepth_utils.claims import claim_entry, verdict
+from visdepth_utils.plots_verdicts import effects_by_model
+from visdepth_utils.replication import RECORDED, all_verdicts, record, side_by_side
+from visdepth_utils.rules.c9 import replications
+from visdepth_utils.untrained import save_untrained
+
+
+def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):
+    """A results folder with the given verdicts."""
+    folder.mkdir(parents=True)
+    entries = [
+        {"claim": claim, "model": model, "verdict": said, "effect": effect, "ci": [0.4, 0.6]}
+        | {"control_effect": 0.1, "n_images": 48}
+        for claim, said in verdicts.items()
+    ]
+    (folder / "claims.json").write_text(json.dumps(entries))
+    (folder / "provenance.json").write_text(json.dumps({"updated": updated}))
+    return folder
+
+
+def table(**verdicts):
+    """Model -> verdicts of C1, C2, ... as a table."""
+    rows = [
+        {"claim": f"C{i}", "model": model.replace("_", "-"), "verdict": said}
+        for model, all_said in verdicts.items()
+        for i, said in enumerate(all_said, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_runs_are_read_and_the_latest_counts(tmp_path):
+    run(tmp_path / "results" / "a", "m/a", {"C1": "supported", "C3": "weaker"})
+    run(tmp_path / "results" / "a-2", "m/a", {"C1": "not supported"}, "2026-02-01")
+    run(tmp_path / "kept" / "a", "m/a", {"C1": "inconclusive"}, "2027-01-01")  # of the same name
+    run(tmp_path / "kept" / "b", "m/b", {"C1": "supported"}, effect=None)
+    found = all_verdicts(tmp_path / "results", tmp_path / "kept")
+    assert found[["claim", "model", "verdict"]].values.tolist() == [
+        ["C1", "m/a", "not supported"],
+        ["C1", "m/b", "supported"],
+        ["C3", "m/a", "weaker"],
+    ]
+    assert found["effect"].isna().tolist() == [False, True, False]
+    wide = side_by_side(found)
+    assert wide.loc["C3", "m/b"] == "-" and wide.loc["C1", "m/a"] == "not supported"
+    empty = all_verdicts(tmp_path / "nothing", tmp_path / "nothing")
+    assert empty.empty and list(empty.columns) == list(found.columns)
+    figure = effects_by_model(found, columns=2)
+    assert [ax.get_title() for ax in figure.axes] == ["C1", "C3"]
+    with pytest.raises(ValueError, match="has no rows"):
+        effects_by_model(empty)
+
+
+def test_votes_are_counted():
+    counts = replications(table(a=["x", "y"], b=["x", "z"], c=["x"])).set_index("claim")
+    assert counts.loc["C1"].tolist() == [3, "x", 3, True]
+    assert counts.loc["C2"].tolist() == [2, "y", 1, False]
+
+
+YES, NO, OPEN = "supported", "not supported", "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said", "effect"),
+    [
+        ([YES] * 8, [YES] * 8, "supported", 1.0),
+        ([YES] * 8, [NO] * 8, "not supported", 0.0),
+        ([YES] * 8, [YES] * 4 + [NO] * 4, "inconclusive", 0.5),
+        ([YES] * 3, [YES] * 3, "not testable", None),
+        ([YES] * 8, [OPEN] * 8, "not testable", None),  # undecided is no vote
+    ],
+)
+def test_known_truths(a, b, said, effect):
+    v = verdict("C9", table(a=a, b=b))
+    assert v.verdict == said
+    if effect is not None:
+        assert v.effect == effect and v.ci[0] <= effect <= v.ci[1]
+
+
+def test_bounds_are_exact_and_untrained_models_only_a_control():
+    v = verdict("C9", table(a=[YES] * 8, b=[YES] * 8))
+    assert v.ci == pytest.approx((0.025 ** (1 / 8), 1.0))
+    both = table(a=[YES] * 8, b=[YES] * 8, a_random_init=[NO] * 6 + [YES] * 2)
+    w = verdict("C9", both)
+    assert (w.verdict, w.effect, w.control_effect) == ("supported", 1.0, 0.25)
+    alone = verdict("C9", table(a=[YES] * 8, a_random_init=[YES] * 8))
+    assert alone.verdict == "not testable"
+    assert "C9" not in set(verdict("C9", table(a=[YES] * 9, b=[YES] * 9)).details["claim"])
+
+
+def test_a_run_is_kept(tmp_path):
+    source = run(tmp_path / "x", "m/a", {"C1": "supported"})
+    kept = record(source, tmp_path / "kept")
+    assert (kept / "claims.json").read_text() == (source / "claims.json").read_text()
+    (source / "provenance.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no provenance.json"):
+        record(source, tmp_path / "other")
+
+
+def test_recorded_runs_were_judged_by_the_thresholds_of_today():
+    runs = sorted(RECORDED.glob("*/claims.json"))
+    assert runs
+    for file in runs:
+        for entry in json.loads(file.read_text()):
+            spec = claim_entry(entry["claim"])
+            for name, margin in spec.get("margins", {}).items():
+                if f"margin_{name}" in entry["thresholds"]:
+                    assert entry["thresholds"][f"margin_{name}"] == margin["value"], (file, entry)
+
+
+def test_an_untrained_twin_has_the_shape_and_not_the_weights(llava_path, tmp_path, capsys):
+    target = tmp_path / "tiny-random-init"
+    assert main(["random-init", str(llava_path), str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    twin, own = load_vlm(target), load_vlm(llava_path)
+    mine, theirs = own.model.state_dict(), twin.model.state_dict()
+    assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
+    name = "lm_head.weight"
+    assert not (mine[name] == theirs[name]).any()
+    sample = tiny.sample(0)
+    assert twin.encode([sample]).inputs["input_ids"].equal(own.encode([sample]).inputs["input_ids"])
+    with pytest.raises(ValueError, match="is there already"):
+        save_untrained(llava_path, target)
+    with pytest.raises(ValueError, match="is no folder"):
+        save_untrained("owner/name", tmp_path / "x")

@@ -132,7 +132,7 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
     return config
 
 
-def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
+def read_processor(name: str, where: str, template: str = "", **hub: object) -> ProcessorMixin:
     """Read the processor, with left padding and the PIL image backend.
 
     transformers prefers torchvision where it is installed, and the two resize differently; pinning
@@ -141,6 +141,7 @@ def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
     Args:
         name: How the user named the checkpoint.
         where: Folder or hub id from ``locate``.
+        template: Chat template of a family whose checkpoints come without one.
         **hub: ``revision``, ``trust_remote_code``.
 
     Returns:
@@ -161,6 +162,8 @@ def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if not (processor.chat_template or tokenizer.chat_template):
+            processor.chat_template = template or None
         if not (processor.chat_template or tokenizer.chat_template):
             raise ValueError("its processor has no chat template: save one as chat_template.jinja")
     return processor

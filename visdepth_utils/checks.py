@@ -10,7 +10,7 @@ from PIL import Image
 
 from visdepth_utils.capture import capture
 from visdepth_utils.datasets import Sample
-from visdepth_utils.encoding import non_text_ids
+from visdepth_utils.encoding import not_text
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -31,13 +31,15 @@ def check(vlm: VLM) -> None:
     )
     words = "what is in the picture ?"
     shown = Sample("probe", "probe", (Image.fromarray(pixels),), words, "", "", "probe")
-    blind = Sample("probe-blind", "", (), f"{words} {words}", "", "", "probe")
+    second = shown.images if vlm.family.needs_image else ()
+    blind = Sample("probe-blind", "", second, f"{words} {words}", "", "", "probe")
 
-    known = getattr(vlm.processor, "image_token_id", vlm.image_token_id)
-    if known != vlm.image_token_id or known == vlm.tokenizer.unk_token_id:
+    named = [getattr(vlm.processor, "image_token_id", vlm.image_token_id)]
+    known = getattr(vlm.processor, "image_token_ids", named)
+    if vlm.image_token_id not in known or vlm.image_token_id == vlm.tokenizer.unk_token_id:
         raise ValueError(
-            f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, {known} in "
-            f"the processor, and {vlm.tokenizer.unk_token_id} is an unknown word: "
+            f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, "
+            f"{' or '.join(map(str, known))} in the processor, and {vlm.tokenizer.unk_token_id} is an unknown word: "
             "config.json and tokenizer do not belong together, fetch the checkpoint again"
         )
     enc = vlm.encode([shown, blind])
@@ -61,9 +63,7 @@ def check(vlm: VLM) -> None:
         )
 
     ids, attended = enc.inputs["input_ids"], enc.inputs["attention_mask"].bool()
-    rest = (
-        attended & torch.isin(ids, non_text_ids(vlm).to(ids.device)) & (ids != vlm.image_token_id)
-    )
+    rest = attended & not_text(vlm, ids) & (ids != vlm.image_token_id)
     overlap = int((enc.is_image & enc.is_text).sum())
     covered, total = int((enc.is_image | enc.is_text | rest).sum()), int(attended.sum())
     if overlap or covered != total or not enc.is_text.any(-1).all():

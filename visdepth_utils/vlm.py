@@ -180,7 +180,7 @@ def load_vlm(
 
     config = read_config(str(path_or_id), where, **hub)
     family = family_of(config.model_type, str(path_or_id))
-    processor = read_processor(str(path_or_id), where, **hub)
+    processor = read_processor(str(path_or_id), where, family.template, **hub)
     settings = ""
     if random_init:
         settings = f"random_init={random_init} init_std={init_std} seed={seed}"

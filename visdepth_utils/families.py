@@ -71,6 +71,7 @@ _FAMILIES = (
     Family(
         "llava_onevision",
         structural_tokens=("<video>",),
+        nested_images=True,  # several images of one sample are not tiled
         caveat="image_newline vectors sit inside the image span and count as image",
     ),
     Family("internvl", structural_tokens=("<img>", "</img>")),

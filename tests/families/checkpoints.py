@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Checkpoint:
         per_image: What stands in it for each image.
         structural: Tokens of an image that are neither image nor text.
         size: Image tokens of a picture, by (width, height).
+        several: Image tokens of each picture where a sample shows several; None for ``size``.
     """
 
     title: str
@@ -90,7 +91,8 @@ class Checkpoint:
     said: str
     per_image: str = ""
     structural: tuple[str, ...] = ()
-    size: Callable[[int, int], int] = field(default=lambda w, h: 4)
+    size: Callable[[int, int], int] = lambda w, h: 4
+    several: int | None = None
 
     def write(self, folder: Path) -> Path:
         """Write the folder.
@@ -212,7 +214,7 @@ def _tiles(w: int, h: int) -> int:
 
 
 def _split(w: int, h: int) -> int:
-    """Idefics: the longer side becomes two tiles."""
+    """Idefics, Aya: tiles of half the longer side, and an overview."""
     return 4 * (5 if w == h else 3)
 
 
@@ -311,6 +313,7 @@ CHECKPOINTS = {
         },
         said="user {images} \n {prompt} assistant \n",
         size=_anyres,
+        several=5,
     ),
     "qwen2_vl": Checkpoint(
         title="Qwen2-VL",
@@ -398,7 +401,7 @@ CHECKPOINTS = {
             },
             **_qwen_ids(ids),
         },
-        tokens=QWEN,
+        tokens=replace(QWEN, bytes=True),
         image_token="<|image_pad|>",
         template=QWEN3_5,
         images=_qwen_images(4),
@@ -634,6 +637,6 @@ CHECKPOINTS = {
         },
         said="{images} {prompt}",
         structural=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "TILE_1"),
-        size=_tiles,
+        size=_split,
     ),
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3_5Tokenizer
 
 from tests.tiny import WORDS
 
@@ -29,6 +30,7 @@ class Tokens:
         named: Those that the processor asks the tokenizer for by name.
         special: The other special ones.
         added: Added tokens that are not special.
+        bytes: Byte pairs, for a family whose tokenizer class knows nothing else.
     """
 
     pad: str
@@ -38,9 +40,12 @@ class Tokens:
     named: dict[str, str] = field(default_factory=dict)
     special: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    bytes: bool = False
 
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """Word-level, runs of line feeds being words; ``<unk>`` is for what it does not know."""
+        if self.bytes:
+            return self._of_bytes()
         given = (self.pad, "<unk>", *([self.bos] if self.bos else []), self.eos)
         names = dict.fromkeys((*given, *self.named.values(), *self.special))
         known = dict.fromkeys((*names, *self.added, *BLANKS, *TEMPLATE_WORDS, *WORDS))
@@ -66,6 +71,25 @@ class Tokens:
             extra_special_tokens=list(self.special),
             **self.named,
             model_input_names=["input_ids", "attention_mask"],
+        )
+
+    def _of_bytes(self) -> Qwen3_5Tokenizer:
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        texts = [f"{word}\n {word}" for word in (*TEMPLATE_WORDS, *WORDS)]
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, show_progress=False, initial_alphabet=alphabet
+        )
+        core.train_from_iterator(texts, trainer)
+        model = json.loads(core.to_str())["model"]
+        return Qwen3_5Tokenizer(
+            vocab=model["vocab"],
+            merges=[tuple(pair) for pair in model["merges"]],
+            pad_token=self.pad,
+            unk_token=self.pad,
+            eos_token=self.eos,
+            extra_special_tokens=list(self.special),
         )
 
 

@@ -198,8 +198,7 @@ def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
     A reference within the prompt's text would be part of that prefix.
     """
     references = [
-        vlm.tokenizer(sample.reference, add_special_tokens=False)["input_ids"]
-        for sample in samples
+        vlm.tokenizer(sample.reference, add_special_tokens=False)["input_ids"] for sample in samples
     ]
     return followed(vlm, encode(vlm, samples), references)
 

@@ -20,8 +20,8 @@ class Family:
         required_keys: Processor outputs without which the forward pass is silently wrong.
         positions: ``"1d"``: position ids are counted from the attention mask and passed explicitly,
             so that left padding changes nothing; ``"model"``: the model must compute its own.
-        blank_borders: The processor writes line feeds round images or between their rows; where they
-            touch a structural token they are structural as well.
+        blank_borders: The processor writes line feeds round images or between their rows; they
+            count as structural where they touch an image.
         nested_images: The processor wants one list of images per sample instead of one flat list.
         needs_image: The processor takes no sample without an image.
         template: Chat template where the hub's checkpoints have none.

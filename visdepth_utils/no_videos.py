@@ -42,7 +42,7 @@ class NoVideos(PushToHubMixin):
 
 @cache
 def _pixtral() -> tuple[ModuleType, type[ProcessorMixin]]:
-    """transformers' package of Pixtral, and its processor with the PIL backend's helper."""
+    """The package of Pixtral in transformers, and its processor with the PIL backend's helper."""
     package = importlib.import_module("transformers.models.pixtral")
     path = f"{package.__name__}.image_processing_"
     helper = importlib.import_module(f"{path}pil_pixtral")

@@ -23,12 +23,12 @@ from tests.families.templates import (
     IDEFICS,
     INTERNVL,
     LLAVA,
+    LLAVA_NEXT,
     MISTRAL,
     ONEVISION,
     QWEN2,
     QWEN3,
     QWEN3_5,
-    LLAVA_NEXT,
 )
 from tests.families.words import Tokens
 from visdepth_utils.checkpoints import quiet

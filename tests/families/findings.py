@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -179,10 +179,7 @@ def truncation(name: str) -> Finding:
         for each in SAMPLES if mode == "remove" else SAMPLES[1:]:
             full = naive.run(vlm, ones[each.id])[-1]
             for depth in depths:
-
-                def logits_of(enc: Encoded, depth: int = depth, mode: str = mode) -> torch.Tensor:
-                    return naive.truncate(vlm, vlm.family.model_type, enc, depth, mode)[-1]
-
+                logits_of = partial(_truncated, vlm, depth, mode)
                 row = table.loc[(each.id, depth)]
                 said, first = _answer(vlm, logits_of, ones[each.id], STEPS)
                 where = (mode, each.id, depth)
@@ -207,13 +204,7 @@ def grid(name: str) -> Finding:
             inputs, where = naive.layer_inputs(vlm, one), replaceable(one, modality)[0]
             full = naive.run(vlm, one)[-1]
             for donor, layer in table.loc[each.id].index:
-
-                def logits_of(enc: Encoded, donor: int = donor, layer: int = layer) -> torch.Tensor:
-                    more = enc.is_image.shape[1] - len(where)
-                    here = torch.nn.functional.pad(where, (0, more))
-                    put = torch.nn.functional.pad(inputs[donor], (0, 0, 0, more))
-                    return naive.substitute(vlm, enc, layer, here, put)[-1]
-
+                logits_of = partial(_substituted, vlm, layer, where, inputs[donor])
                 row = table.loc[(each.id, donor, layer)]
                 said, first = _answer(vlm, logits_of, one, 2)
                 at = (modality, each.id, donor, layer)
@@ -314,6 +305,21 @@ def _answer(
         if len(said) < steps:
             logits = logits_of(_longer(vlm, enc, said))
     return said, first
+
+
+def _truncated(vlm: VLM, depth: int, mode: str, enc: Encoded) -> torch.Tensor:
+    """Logits of the next token with the image gone from a layer on."""
+    return naive.truncate(vlm, vlm.family.model_type, enc, depth, mode)[-1]
+
+
+def _substituted(
+    vlm: VLM, layer: int, where: torch.Tensor, states: torch.Tensor, enc: Encoded
+) -> torch.Tensor:
+    """Logits of the next token with states of a prompt put in, whatever was said after it."""
+    more = enc.is_image.shape[1] - len(where)
+    here = torch.nn.functional.pad(where, (0, more))
+    put = torch.nn.functional.pad(states, (0, 0, 0, more))
+    return naive.substitute(vlm, enc, layer, here, put)[-1]
 
 
 def _apart(one: torch.Tensor, two: torch.Tensor) -> float:

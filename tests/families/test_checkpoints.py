@@ -1,4 +1,4 @@
-"""Checkpoints of every family in hub format, loaded from a folder: what can be measured, exactly."""
+"""A checkpoint of every family in hub format, loaded from its folder: what can be measured."""
 
 import re
 from pathlib import Path

@@ -108,7 +108,7 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
                     "HF_HUB_OFFLINE is set and it is not in the cache: give a folder, or unset it"
                 )
         if "num2words" in str(error):
-            mend = "pip install 'visdepth-utils[smolvlm]'"
+            mend = "pip install num2words"
         if "torchvision" in str(error).lower():
             mend = "install torchvision, which the processor of this family needs"
         raise ValueError(f"cannot load {name!r} ({first[:300]}); {mend}") from error

@@ -38,13 +38,13 @@ def hooked(vlm: VLM, visitor: Visitor) -> Iterator[None]:
     def before(index: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             state = args[0] if args else kwargs["hidden_states"]
-            visitor(index, state.detach().float())
+            visitor(index, state.detach().to(vlm.device).float())
 
         return hook
 
     def after_last(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
         state = output[0] if isinstance(output, tuple) else output
-        visitor(vlm.n_layers, state.detach().float())
+        visitor(vlm.n_layers, state.detach().to(vlm.device).float())
 
     try:
         for index, layer in enumerate(vlm.layers):

@@ -30,6 +30,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def quiet() -> Iterator[None]:
     """Keep transformers' bars and warnings out of notebooks; what matters is checked instead."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    placing = logging.get_logger("accelerate")
+    placing_level = placing.level
+    placing.setLevel(logging.ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -38,6 +41,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        placing.setLevel(placing_level)
         if bars:
             logging.enable_progress_bar()
 
@@ -103,6 +107,8 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
                 mend = (
                     "HF_HUB_OFFLINE is set and it is not in the cache: give a folder, or unset it"
                 )
+        if "num2words" in str(error):
+            mend = "pip install num2words"
         if "torchvision" in str(error).lower():
             mend = "install torchvision, which the processor of this family needs"
         raise ValueError(f"cannot load {name!r} ({first[:300]}); {mend}") from error
@@ -132,7 +138,7 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
     return config
 
 
-def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
+def read_processor(name: str, where: str, template: str = "", **hub: object) -> ProcessorMixin:
     """Read the processor, with left padding and the PIL image backend.
 
     transformers prefers torchvision where it is installed, and the two resize differently; pinning
@@ -141,6 +147,7 @@ def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
     Args:
         name: How the user named the checkpoint.
         where: Folder or hub id from ``locate``.
+        template: Chat template of a family whose checkpoints come without one.
         **hub: ``revision``, ``trust_remote_code``.
 
     Returns:
@@ -162,6 +169,8 @@ def read_processor(name: str, where: str, **hub: object) -> ProcessorMixin:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if not (processor.chat_template or tokenizer.chat_template):
+            processor.chat_template = template or None
+        if not (processor.chat_template or tokenizer.chat_template):
             raise ValueError("its processor has no chat template: save one as chat_template.jinja")
     return processor
 
@@ -176,7 +185,7 @@ def read_model(
         where: Folder or hub id from ``locate``.
         dtype: Of the weights in memory, or ``"auto"`` for that of the file.
         attn: Attention implementation.
-        **hub: ``revision``, ``trust_remote_code``.
+        **hub: ``revision``, ``trust_remote_code``; where to place and how to round the weights.
 
     Returns:
         The model in eval mode.
@@ -233,6 +242,22 @@ def draw_model(
         kwargs = {} if dtype == "auto" else {"dtype": dtype}
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn, **kwargs)
     return model.eval()
+
+
+def drawn_bytes(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
+    """Memory that ``draw_model`` takes, without drawing anything.
+
+    Args:
+        config: Of the checkpoint.
+        dtype: Of the weights.
+
+    Returns:
+        Bytes of all weights.
+    """
+    kwargs = {} if dtype == "auto" else {"dtype": dtype}
+    with quiet(), torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, **kwargs)
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def copy_decoder(source: PreTrainedModel, target: PreTrainedModel) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 
 from visdepth_utils.capture import capture
 from visdepth_utils.datasets import Sample
-from visdepth_utils.encoding import non_text_ids
+from visdepth_utils.encoding import not_text
+from visdepth_utils.placement import weights_here
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -26,19 +27,21 @@ def check(vlm: VLM) -> None:
     Raises:
         ValueError: Names the check and both numbers.
     """
-    pixels = (
-        np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)[..., None].repeat(3, axis=2)
-    )
+    slope = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    picture = Image.fromarray(slope[..., None].repeat(3, axis=2))
     words = "what is in the picture ?"
-    shown = Sample("probe", "probe", (Image.fromarray(pixels),), words, "", "", "probe")
-    blind = Sample("probe-blind", "", (), f"{words} {words}", "", "", "probe")
+    shown = Sample("probe", "probe", (picture,), words, "", "", "probe")
+    second = shown.images if vlm.family.needs_image else ()
+    blind = Sample("probe-blind", "", second, f"{words} {words}", "", "", "probe")
 
-    known = getattr(vlm.processor, "image_token_id", vlm.image_token_id)
-    if known != vlm.image_token_id or known == vlm.tokenizer.unk_token_id:
+    named = [getattr(vlm.processor, "image_token_id", vlm.image_token_id)]
+    known = getattr(vlm.processor, "image_token_ids", named)
+    if vlm.image_token_id not in known or vlm.image_token_id == vlm.tokenizer.unk_token_id:
         raise ValueError(
-            f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, {known} in "
-            f"the processor, and {vlm.tokenizer.unk_token_id} is an unknown word: "
-            "config.json and tokenizer do not belong together, fetch the checkpoint again"
+            f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, "
+            f"{' or '.join(map(str, known))} in the processor, and {vlm.tokenizer.unk_token_id} is "
+            "an unknown word: config.json and tokenizer do not belong together, "
+            "fetch the checkpoint again"
         )
     enc = vlm.encode([shown, blind])
     text_keys = {
@@ -48,9 +51,9 @@ def check(vlm: VLM) -> None:
         "token_type_ids",
         "mm_token_type_ids",
     }
-    features = vlm.model.get_image_features(
-        **{k: v for k, v in enc.inputs.items() if k not in text_keys}
-    )
+    pixels = {k: v for k, v in enc.inputs.items() if k not in text_keys}
+    with weights_here(vlm.model):
+        features = vlm.model.get_image_features(**pixels)
     features = getattr(features, "pooler_output", features)
     n_features = sum(part.shape[:-1].numel() for part in features)
     n_places = int(enc.is_image.sum())
@@ -61,9 +64,7 @@ def check(vlm: VLM) -> None:
         )
 
     ids, attended = enc.inputs["input_ids"], enc.inputs["attention_mask"].bool()
-    rest = (
-        attended & torch.isin(ids, non_text_ids(vlm).to(ids.device)) & (ids != vlm.image_token_id)
-    )
+    rest = attended & not_text(vlm, ids) & (ids != vlm.image_token_id)
     overlap = int((enc.is_image & enc.is_text).sum())
     covered, total = int((enc.is_image | enc.is_text | rest).sum()), int(attended.sum())
     if overlap or covered != total or not enc.is_text.any(-1).all():

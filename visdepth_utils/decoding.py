@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from visdepth_utils.layercall import run_layer
-from visdepth_utils.prefill import Prefill, head, rotary_angles, window
+from visdepth_utils.prefill import Prefill, embed, head, rotary_angles, window
 from visdepth_utils.replay import Replayed, Rows, closed_rank
 
 
@@ -110,7 +110,8 @@ class _Shelf:
         needed = self.seen[:, list(rows), : self.used].any(1).any(0).nonzero()[:, 0]
         room = self.seen.shape[2] - self.used
         columns = torch.cat([needed, torch.arange(self.used, self.used + room).to(needed)])
-        self.keys, self.values = self.keys[:, :, columns], self.values[:, :, columns]
+        there = columns.to(self.keys.device)
+        self.keys, self.values = self.keys[:, :, there], self.values[:, :, there]
         self.seen = self.seen[:, :, columns]
         self.age = None if self.age is None else self.age[:, :, columns]
         self.used = len(needed)
@@ -174,7 +175,7 @@ def _step(
     vlm, ahead = pre.vlm, step + 1
     starts = torch.tensor(list(rows.starts), device=tokens.device)
     n_samples = len(tokens)
-    hidden = vlm.model.get_input_embeddings()(tokens)
+    hidden = embed(vlm, tokens)
     plain = pre.positions[..., -1:] + ahead
     closed = None if rows.closed is None else rows.closed[:, -1:] + ahead
     angles: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}

@@ -67,6 +67,33 @@ def non_text_ids(vlm: VLM) -> torch.Tensor:
     return torch.tensor(sorted(ids))
 
 
+def not_text(vlm: VLM, ids: torch.Tensor) -> torch.Tensor:
+    """Where there is no text.
+
+    Args:
+        vlm: Whose tokenizer and family are asked.
+        ids: int64 (B, S).
+
+    Returns:
+        Bool (B, S): the ids of ``non_text_ids``, and white space that touches an image's image or
+        structural tokens, directly or through its like, in families whose processor writes it.
+    """
+    never = torch.isin(ids, non_text_ids(vlm).to(ids.device))
+    if not vlm.family.blank_borders:
+        return never
+    tokenizer, known = vlm.tokenizer, vlm.tokenizer.get_vocab()
+    own = [known[token] for token in vlm.family.structural_tokens if token in known]
+    inside = torch.isin(ids, torch.tensor([vlm.image_token_id, *own], device=ids.device))
+    spaces = [i for i in ids.unique().tolist() if tokenizer.decode([i]).isspace()]
+    blank = torch.isin(ids, torch.tensor(spaces, dtype=ids.dtype, device=ids.device))
+    while True:
+        edge = torch.nn.functional.pad(inside, (1, 1))
+        grown = inside | (blank & (edge[:, :-2] | edge[:, 2:]))
+        if torch.equal(grown, inside):
+            return never | inside
+        inside = grown
+
+
 def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) -> Encoded:
     """Apply the chat template, tokenise, pad on the left, and mark image and text.
 
@@ -84,9 +111,17 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
     """
     if not samples:
         raise ValueError("no samples to encode: give at least one")
+    if with_reference and not vlm.family.causal_prefix:
+        return _answered(vlm, samples)
     texts = [_text(vlm, sample, with_reference) for sample in samples]
     images = [[_rgb(image, sample) for image in sample.images] for sample in samples]
     flat = [image for row in images for image in row]
+    if vlm.family.needs_image and not all(images):
+        blind = next(s.id for s, row in zip(samples, images, strict=True) if not row)
+        raise ValueError(
+            f"sample {blind!r} has no image, and {vlm.family.model_type} takes none without: "
+            "give every sample an image"
+        )
     bos = vlm.tokenizer.bos_token
     batch = vlm.processor(
         text=texts,
@@ -157,15 +192,26 @@ def followed(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encode
     )
 
 
+def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
+    """Prompts with their references behind them, where a prefix is read in both directions.
+
+    A reference within the prompt's text would be part of that prefix.
+    """
+    references = [
+        vlm.tokenizer(sample.reference, add_special_tokens=False)["input_ids"] for sample in samples
+    ]
+    return followed(vlm, encode(vlm, samples), references)
+
+
 def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...]) -> Encoded:
     """Keep what the model takes, add position ids where they are plain counts, derive the masks."""
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     is_image = (ids == vlm.image_token_id) & attended
-    is_text = attended & ~torch.isin(ids, non_text_ids(vlm))
+    is_text = attended & ~not_text(vlm, ids)
     if vlm.family.positions == "1d":
         # Without them a bare forward counts padding too, while generate does not.
         batch["position_ids"] = (attended.long().cumsum(-1) - 1).clamp(min=0)
-    accepted = set(inspect.signature(vlm.model.forward).parameters)
+    accepted = set(inspect.signature(vlm.model.forward).parameters) - {"labels"}
     if "token_type_ids" not in vlm.family.required_keys:
         accepted.discard("token_type_ids")
     inputs = {
@@ -178,12 +224,13 @@ def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...
 
 def _text(vlm: VLM, sample: Sample, with_reference: bool) -> str:
     """The templated prompt of one sample, with its reference if asked for."""
-    token = getattr(vlm.processor, "image_token", None)
-    if token and token in sample.prompt + sample.reference * with_reference:
-        raise ValueError(
-            f"sample {sample.id!r}: its text contains the image placeholder {token!r}: "
-            "remove it, images are placed by the chat template"
-        )
+    own = vlm.tokenizer.convert_ids_to_tokens(vlm.image_token_id)
+    for token in {getattr(vlm.processor, "image_token", None) or own, own}:
+        if token in sample.prompt + sample.reference * with_reference:
+            raise ValueError(
+                f"sample {sample.id!r}: its text contains the image placeholder {token!r}: "
+                "remove it, images are placed by the chat template"
+            )
     content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
     text = vlm.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True

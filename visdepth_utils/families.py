@@ -20,7 +20,11 @@ class Family:
         required_keys: Processor outputs without which the forward pass is silently wrong.
         positions: ``"1d"``: position ids are counted from the attention mask and passed explicitly,
             so that left padding changes nothing; ``"model"``: the model must compute its own.
+        blank_borders: The processor writes line feeds round images or between their rows; they
+            count as structural where they touch an image.
         nested_images: The processor wants one list of images per sample instead of one flat list.
+        needs_image: The processor takes no sample without an image.
+        template: Chat template where the hub's checkpoints have none.
         causal_prefix: False where image and prompt see each other in both directions.
         injection_layers: Decoder layers after which visual features are added again (DeepStack).
         mixed_attention: Attention differs between layers (sliding windows, dictionaries of masks).
@@ -33,7 +37,10 @@ class Family:
     structural_tokens: tuple[str, ...] = ()
     required_keys: tuple[str, ...] = ()
     positions: str = "1d"
+    blank_borders: bool = False
     nested_images: bool = False
+    needs_image: bool = False
+    template: str = ""
     causal_prefix: bool = True
     injection_layers: tuple[int, ...] = ()
     mixed_attention: bool = False
@@ -47,15 +54,24 @@ _IDEFICS_TOKENS = (
     "<global-img>",
     *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)),
 )
+_PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
+_IMAGES_FIRST = (
+    "{% for m in messages %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}<image>{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
+    "{% endfor %}"
+)
 
 _FAMILIES = (
-    Family("llava"),
+    # Pixtral's checkpoints are of this type too; other tokenizers do not know its tokens.
+    Family("llava", structural_tokens=_PIXTRAL_TOKENS),
     Family(
         "llava_next", caveat="image_newline vectors sit inside the image span and count as image"
     ),
     Family(
         "llava_onevision",
         structural_tokens=("<video>",),
+        nested_images=True,  # several images of one sample are not tiled
         caveat="image_newline vectors sit inside the image span and count as image",
     ),
     Family("internvl", structural_tokens=("<img>", "</img>")),
@@ -92,12 +108,14 @@ _FAMILIES = (
     Family(
         "idefics3",
         structural_tokens=_IDEFICS_TOKENS,
+        blank_borders=True,
         nested_images=True,
         caveat="an image is many spans with row tags between them",
     ),
     Family(
         "smolvlm",
         structural_tokens=_IDEFICS_TOKENS,
+        blank_borders=True,
         nested_images=True,
         caveat="an image is many spans with row tags between them",
     ),
@@ -105,6 +123,7 @@ _FAMILIES = (
         "gemma3",
         structural_tokens=("<start_of_image>", "<end_of_image>"),
         required_keys=("token_type_ids",),
+        blank_borders=True,
         nested_images=True,
         mixed_attention=True,
         caveat="attention is bidirectional inside an image and mostly in sliding windows",
@@ -113,10 +132,24 @@ _FAMILIES = (
         "paligemma",
         required_keys=("token_type_ids",),
         positions="model",
+        needs_image=True,
+        template=_IMAGES_FIRST,
         causal_prefix=False,
         caveat="image and prompt see each other in both directions",
     ),
-    Family("mistral3", structural_tokens=("[IMG_BREAK]", "[IMG_END]")),
+    Family("mistral3", structural_tokens=_PIXTRAL_TOKENS),
+    Family(
+        "aya_vision",
+        structural_tokens=(
+            "<|START_OF_IMG|>",
+            "<|END_OF_IMG|>",
+            "<|IMG_LINE_BREAK|>",
+            "TILE_GLOBAL",
+            *(f"TILE_{i}" for i in range(1, 13)),
+        ),
+        mixed_attention=True,
+        caveat="three of four layers look back over a sliding window only",
+    ),
 )
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}

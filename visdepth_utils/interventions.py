@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 
 from visdepth_utils.prefill import mask_for, refuse_unmaskable, rotary_angles, window
 from visdepth_utils.variants import check_depths, first_positions, image_spans
@@ -40,9 +41,10 @@ def edited(vlm: VLM, edit: Edit) -> Iterator[None]:
 
     def before(layer: int) -> Callable[..., tuple[tuple, dict]]:
         def hook(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            kwargs = dict(kwargs)
+            # Of a spread model, what a layer is called with may lie where the one before it ran.
+            kwargs = send_to_device(dict(kwargs), vlm.device, skip_keys="past_key_values")
             hidden = args[0] if args else kwargs.pop("hidden_states")
-            return (edit(layer, hidden, kwargs), *args[1:]), kwargs
+            return (edit(layer, hidden.to(vlm.device), kwargs), *args[1:]), kwargs
 
         return hook
 

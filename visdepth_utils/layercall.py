@@ -62,7 +62,7 @@ def run_layer(
         use_cache=True,
         **pre.extra[layer],
     )
-    return out[0] if isinstance(out, tuple) else out
+    return (out[0] if isinstance(out, tuple) else out).to(hidden.device)
 
 
 def keys_of(

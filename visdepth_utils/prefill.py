@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import DynamicCache
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Index:
         shape[0], shape[dim] = self.at.shape
         wanted = list(values.shape)
         wanted[dim] = len(self)
-        return values.gather(dim, self.at.view(shape).expand(wanted))
+        return values.gather(dim, self.at.to(values.device).view(shape).expand(wanted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,14 +150,15 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
     decoder = vlm.model.get_decoder()
 
     def before(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        states.append(index.take(args[0] if args else kwargs["hidden_states"]))
-        calls.append(kwargs)
+        states.append(index.take(args[0] if args else kwargs["hidden_states"]).to(vlm.device))
+        calls.append(send_to_device(kwargs, vlm.device, skip_keys="past_key_values"))
 
     def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
-        outputs[len(calls) - 1] = index.take(output[0] if isinstance(output, tuple) else output)
+        state = output[0] if isinstance(output, tuple) else output
+        outputs[len(calls) - 1] = index.take(state).to(vlm.device)
 
     def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+        positions.append((args[1] if len(args) > 1 else kwargs["position_ids"]).to(vlm.device))
 
     cache = DynamicCache()  # without a config: sliding layers must keep all keys
     with contextlib.ExitStack() as stack:
@@ -172,7 +174,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
     found = Prefill(
         vlm=vlm,
         enc=enc,
-        logits=out.logits[:, -1].float(),
+        logits=out.logits[:, -1].to(vlm.device).float(),
         kept=keep,
         states=states,
         keys=[layer.keys for layer in cache.layers],
@@ -210,7 +212,13 @@ def refuse_unmaskable(vlm: VLM) -> None:
 
 def head(vlm: VLM, state: torch.Tensor) -> torch.Tensor:
     """Logits (..., V) in fp32 of states (..., D) that come out of the last layer."""
-    return vlm.model.get_output_embeddings()(vlm.model.get_decoder().norm(state)).float()
+    logits = vlm.model.get_output_embeddings()(vlm.model.get_decoder().norm(state))
+    return logits.to(state.device).float()
+
+
+def embed(vlm: VLM, ids: torch.Tensor) -> torch.Tensor:
+    """What the decoder takes for token ids, (..., D)."""
+    return vlm.model.get_input_embeddings()(ids).to(ids.device)
 
 
 def mask_for(vlm: VLM, allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -232,9 +240,11 @@ def window(vlm: VLM, layer: int) -> int | None:
 def rotary_angles(vlm: VLM, positions: torch.Tensor, layer: int, like: torch.Tensor) -> Angles:
     """Rotary embedding of position ids (..., B, T) as this layer would get it."""
     rotary = vlm.model.get_decoder().rotary_emb
+    kind = ()
     if "layer_type" in inspect.signature(rotary.forward).parameters:
-        return rotary(like, positions, vlm.model.get_decoder().config.layer_types[layer])
-    return rotary(like, positions)
+        kind = (vlm.model.get_decoder().config.layer_types[layer],)
+    cos, sin = rotary(like, positions, *kind)
+    return cos.to(like.device), sin.to(like.device)
 
 
 def _masks(vlm: VLM, enc: Encoded, calls: list[dict[str, Any]]) -> list[torch.Tensor]:
@@ -269,7 +279,7 @@ def _check(found: Prefill) -> None:
                 f"window attention would show it: {vlm.family.model_type} cannot be rerun by layer"
             )
     if bool(found.kept[:, -1].all()):
-        embedded = vlm.model.get_input_embeddings()(found.enc.inputs["input_ids"][:, -1])
+        embedded = embed(vlm, found.enc.inputs["input_ids"][:, -1])
         if not torch.allclose(embedded, found.states[0][:, -1], rtol=1e-3, atol=1e-5):
             raise ValueError(
                 f"{vlm.name}: the input of its first layer is not the word embedding: "

@@ -23,6 +23,7 @@ from visdepth_utils.checkpoints import quiet
 from visdepth_utils.encoding import followed
 from visdepth_utils.files import atomic, write_text
 from visdepth_utils.interventions import truncated
+from visdepth_utils.placement import has_offloaded
 from visdepth_utils.sweeps import stop_ids, truncation_sweep
 from visdepth_utils.tasks import samples_and_budget, with_other_image
 from visdepth_utils.variants import check_depths
@@ -99,14 +100,19 @@ def distill(
         The folder; ``adapted`` applies what is in it.
 
     Raises:
-        ValueError: Depth out of range, unknown precision, fewer samples than a batch, no budget, or
-            a folder that holds a training with other settings or samples.
+        ValueError: Depth out of range, fewer samples than a batch, unknown precision, no budget,
+            offloaded weights, or a folder that holds a training with other settings or samples.
     """
     samples, budget = samples_and_budget(task, max_new_tokens)
     check_depths(vlm, [settings.depth], settings.mode)
     if settings.precision not in PRECISIONS:
         known = " or ".join(PRECISIONS)
         raise ValueError(f"precision {settings.precision!r} is unknown: use {known}")
+    if has_offloaded(vlm.model):
+        raise ValueError(
+            f"{vlm.name} has weights that lie offloaded on CPU or disk, which cannot be trained: "
+            "load it with a device_map that spreads it over accelerators only"
+        )
     if len(samples) < settings.batch:
         raise ValueError(
             f"{len(samples)} samples for steps of {settings.batch}: give more, or a smaller batch"

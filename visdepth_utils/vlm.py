@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from visdepth_utils.checkpoints import (
     copy_decoder,
     draw_model,
+    drawn_bytes,
     locate,
     quiet,
     read_config,
@@ -22,6 +23,17 @@ from visdepth_utils.checks import check
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
 from visdepth_utils.families import Family, family_of
+from visdepth_utils.placement import (
+    DeviceMap,
+    check_fetched,
+    check_memory,
+    check_placement,
+    home,
+    offload_folder,
+    on_cpu_only,
+    reading_options,
+    spread,
+)
 
 Progress = Callable[[int, int, str], None]
 
@@ -35,7 +47,7 @@ class VLM:
         processor: Its processor (left padding, PIL images).
         family: Facts about its family.
         image_token_id: Id of the placeholder that image features replace.
-        device: Where it runs.
+        device: Where it runs; of a model spread over several, where it takes its inputs.
         dtype: Of weights and states.
         name: For tables and figures.
         weights_hash: Sha256 over the weights' files and the random initialisation, if any.
@@ -134,6 +146,8 @@ def load_vlm(
     seed: int = 0,
     attn: str = "sdpa",
     trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    load_in_4bit: bool = False,
 ) -> VLM:
     """Load a vision language model and check on a tiny image that it can be measured.
 
@@ -150,14 +164,20 @@ def load_vlm(
         seed: Of the re-drawing.
         attn: ``"sdpa"`` or ``"eager"``; others take no per-layer mask.
         trust_remote_code: Passed on.
+        device_map: For a model larger than one device, instead of ``device``: ``"auto"`` or a dict
+            of module names spreads its weights over GPUs, CPU and disk (accelerate). Results are
+            those of one device; an untrained control is drawn in memory first.
+        load_in_4bit: Weights in NF4 (bitsandbytes, extra ``4bit``). The model that is measured is
+            then the rounded one.
 
     Returns:
         The checked model.
 
     Raises:
         FileNotFoundError: No such folder.
-        ValueError: Not a vision language checkpoint of a known family in safetensors, or a check
-            failed.
+        MemoryError: No memory to draw an untrained control.
+        ValueError: Not a vision language checkpoint of a known family in safetensors, a placement
+            that this machine cannot serve, or a check failed.
     """
     if attn not in ("sdpa", "eager"):
         raise ValueError(f"attn={attn!r} takes no mask per layer: use 'sdpa' or 'eager'")
@@ -167,39 +187,58 @@ def load_vlm(
         raise ValueError(
             f"init_std={init_std} has no effect on trained weights: set random_init too"
         )
+    if load_in_4bit and random_init:
+        raise ValueError("load_in_4bit rounds trained weights: draw a control without it")
+    check_placement(device, device_map, load_in_4bit)
     where = locate(path_or_id)
     name = "/".join(Path(where).parts[-2:])
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     target = torch.device(
         ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     )
-    if dtype == "auto" and target.type == "cpu":
+    on_cpu = target.type == "cpu" if device_map is None else on_cpu_only(device_map)
+    if dtype == "auto" and on_cpu:
         dtype = torch.float32
     elif dtype != "auto" and isinstance(dtype, str):
         dtype = _dtype(dtype)
 
     config = read_config(str(path_or_id), where, **hub)
     family = family_of(config.model_type, str(path_or_id))
-    processor = read_processor(str(path_or_id), where, **hub)
+    processor = read_processor(str(path_or_id), where, family.template, **hub)
     settings = ""
     if random_init:
         settings = f"random_init={random_init} init_std={init_std} seed={seed}"
+        copies = 2 if random_init == "decoder" else 1
+        check_memory(copies * drawn_bytes(config, dtype), str(path_or_id))
         model = drawn = draw_model(config, dtype, attn, init_std, seed)
         name += " (random decoder)" if random_init == "decoder" else " (random init)"
-    if random_init is not True:
-        model = read_model(str(path_or_id), where, dtype, attn, **hub)
-    if random_init == "decoder":
-        copy_decoder(drawn, model)
-        del drawn
+    with offload_folder() as (folder, owners):
+        if random_init is not True:
+            options = (
+                {} if random_init else reading_options(device_map, load_in_4bit, target, folder)
+            )
+            model = read_model(str(path_or_id), where, dtype, attn, **options, **hub)
+        if random_init == "decoder":
+            copy_decoder(drawn, model)
+            del drawn
+        if random_init and device_map is not None:
+            model = spread(model, device_map, folder)
+        if device_map is not None:
+            check_fetched(model)
+            owners.append(model)
+    if device_map is None and not load_in_4bit:
+        model = model.to(target)
     vlm = VLM(
-        model=model.to(target).requires_grad_(False),
+        model=model.requires_grad_(False),
         processor=processor,
         family=family,
         image_token_id=config.image_token_id,
-        device=target,
+        device=home(model, target),
         dtype=model.dtype,
-        name=name,
-        weights_hash=weights_hash(where, settings, revision=revision),
+        name=name + " (4 bit)" * load_in_4bit,
+        weights_hash=weights_hash(
+            where, settings + " load_in_4bit" * load_in_4bit, revision=revision
+        ),
     )
     check(vlm)
     return vlm

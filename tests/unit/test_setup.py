@@ -18,7 +18,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = [name for name in PROJECT["optional-dependencies"] if name != "similarity"]
+APART = ("similarity", "4bit")  # each installed by who wants it
+EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in APART]
 """What make installs; the sentence encoder is for those who ask for it."""
 REQUIREMENTS = [
     Requirement(line)

@@ -1,0 +1,642 @@
+"""Tiny random checkpoints of every family, written as they lie on the hub, to be loaded from there.
+
+A folder holds config.json, safetensors, the family's own processor with its image processor, a chat
+template in the family's style and a tokenizer with the family's special tokens. Only the sizes and
+the weights are ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as T
+
+from tests.families.models import MROPE, QWEN_TOWER, SIGLIP, TEXT, WIDTH
+from tests.families.templates import (
+    AYA,
+    GEMMA,
+    IDEFICS,
+    INTERNVL,
+    LLAVA,
+    LLAVA_NEXT,
+    MISTRAL,
+    ONEVISION,
+    QWEN2,
+    QWEN3,
+    QWEN3_5,
+)
+from tests.families.words import Tokens
+from visdepth_utils.checkpoints import quiet
+
+Ids = Callable[[str], int]
+"""Token -> id."""
+
+CLIP = {
+    "model_type": "clip_vision_model",
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 16,
+}
+PIXTRAL_TOWER = {
+    "model_type": "pixtral",
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "head_dim": 8,
+}
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+SQUARE = {"height": 16, "width": 16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How a family's checkpoint is made, and what it must be read as.
+
+    Attributes:
+        title: As people call it.
+        config: Parts of config.json that are not in every one.
+        kind: Class of the config.
+        tokens: Special tokens.
+        image_token: What image features replace.
+        template: chat_template.jinja; empty where the hub's checkpoints have none.
+        images: preprocessor_config.json.
+        processor: processor_config.json.
+        said: The text of a prompt with one image, its special and structural tokens left out.
+        per_image: What stands in it for each image.
+        structural: Tokens of an image that are neither image nor text.
+        size: Image tokens of a picture, by (width, height).
+        several: Image tokens of each picture where a sample shows several; None for ``size``.
+    """
+
+    title: str
+    kind: type[T.PreTrainedConfig]
+    config: Callable[[Ids], dict[str, Any]]
+    tokens: Tokens
+    image_token: str
+    template: str
+    images: dict[str, Any]
+    processor: dict[str, Any]
+    said: str
+    per_image: str = ""
+    structural: tuple[str, ...] = ()
+    size: Callable[[int, int], int] = lambda w, h: 4
+    several: int | None = None
+
+    def write(self, folder: Path) -> Path:
+        """Write the folder.
+
+        Args:
+            folder: Is made.
+
+        Returns:
+            It.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        words = self.tokens.tokenizer()
+        with quiet():
+            _model(self, words).save_pretrained(folder)
+            words.save_pretrained(folder)
+        for name, content in (("preprocessor", self.images), ("processor", self.processor)):
+            (folder / f"{name}_config.json").write_text(json.dumps(content, indent=1))
+        if self.template:
+            (folder / "chat_template.jinja").write_text(self.template)
+        return folder
+
+
+def _model(made: Checkpoint, words: T.PreTrainedTokenizerFast) -> T.PreTrainedModel:
+    """Random weights, wide enough that image, mask and positions move the logits."""
+    ids = words.convert_tokens_to_ids
+    given = made.config(ids)
+    given["text_config"] = {
+        **TEXT,
+        "vocab_size": len(words),
+        "pad_token_id": ids(made.tokens.pad),
+        "bos_token_id": ids(made.tokens.bos) if made.tokens.bos else None,
+        "eos_token_id": ids(made.tokens.eos),
+        **given["text_config"],
+    }
+    torch.manual_seed(1)
+    model = T.AutoModelForImageTextToText.from_config(made.kind(**given))
+    for name, parameter in model.named_parameters():  # norms and the like keep their ones
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.3 * parameter.shape[-1] ** -0.5)
+        elif "norm" not in name and name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    # Behind a prompt, an image token would be an image: the head does not say it.
+    never = [ids(token) for token in words.all_special_tokens if token != made.tokens.eos]
+    untied = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    with torch.no_grad():
+        rows = never if untied else [ids(made.image_token)]
+        model.get_output_embeddings().weight[rows] = 0
+    return model
+
+
+def _qwen_ids(ids: Ids) -> dict[str, int]:
+    return {
+        "image_token_id": ids("<|image_pad|>"),
+        "video_token_id": ids("<|video_pad|>"),
+        "vision_start_token_id": ids("<|vision_start|>"),
+        "vision_end_token_id": ids("<|vision_end|>"),
+    }
+
+
+def _qwen_grid(patch: int) -> Callable[[int, int], int]:
+    """Pictures here are small multiples of a merged patch, so none is resized."""
+    return lambda w, h: (w // (2 * patch)) * (h // (2 * patch))
+
+
+def _qwen_images(patch: int) -> dict[str, Any]:
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": patch,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "size": {"shortest_edge": 64, "longest_edge": 4096},
+    }
+
+
+QWEN = Tokens(
+    pad="<|endoftext|>",
+    eos="<|im_end|>",
+    special=(
+        *("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+        *("<|image_pad|>", "<|video_pad|>"),
+    ),
+)
+CHATML_TOKENS = Tokens(
+    pad="<|endoftext|>", eos="<|im_end|>", special=("<|im_start|>", "<image>", "<video>")
+)
+LLAMA = Tokens(pad="<pad>", bos="<s>", eos="</s>", adds_bos=True, special=("<image>",))
+TEKKEN = Tokens(
+    pad="<pad>",
+    bos="<s>",
+    eos="</s>",
+    adds_bos=True,
+    special=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+)
+ROWS = tuple(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7))
+IDEFICS_TOKENS = Tokens(
+    pad="<|end_of_text|>",
+    bos="<|im_start|>",
+    eos="<end_of_utterance>",
+    special=("<fake_token_around_image>", "<image>"),
+    added=("<global-img>", *ROWS),
+)
+VISION = ("<|vision_start|>", "<|vision_end|>")
+TALK = "user \n {images} {prompt} \n assistant \n"
+SPOKEN = f"system \n You are a helpful assistant. \n {TALK}"
+
+
+def _anyres(w: int, h: int) -> int:
+    """An overview of 4 tokens, and the unpadded part of the best grid with a newline per row."""
+    if w == h:
+        return 4 + 16 + 4
+    wide, high = (4, 2) if w > h else (2, 4)
+    return 4 + wide * high + high
+
+
+def _tiles(w: int, h: int) -> int:
+    """Tiles in the grid of the picture's shape, and an overview where there are several."""
+    n = {1.0: 1, 2.0: 2, 0.5: 2}[w / h]
+    return 4 * (n + (n > 1))
+
+
+def _split(w: int, h: int) -> int:
+    """Idefics, Aya: tiles of half the longer side, and an overview."""
+    return 4 * (5 if w == h else 3)
+
+
+def _merged(patch: int) -> Callable[[int, int], int]:
+    """Pixtral: the longer side at most 32 pixels, in merged patches."""
+
+    def size(w: int, h: int) -> int:
+        scale = max(w, h, 32) / 32
+        return -(-int(w / scale) // patch) * -(-int(h / scale) // patch)
+
+    return size
+
+
+CHECKPOINTS = {
+    "llava": Checkpoint(
+        title="LLaVA-1.5",
+        kind=T.LlavaConfig,
+        config=lambda ids: {
+            "vision_config": CLIP,
+            "text_config": {"model_type": "llama"},
+            "image_token_index": ids("<image>"),
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+        },
+        tokens=LLAMA,
+        image_token="<image>",
+        template=LLAVA,
+        images={
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 16},
+            "crop_size": SQUARE,
+        },
+        processor={
+            "processor_class": "LlavaProcessor",
+            "patch_size": 8,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+        said="USER: {images} {prompt} ASSISTANT:",
+        per_image="\n ",
+    ),
+    "llava_next": Checkpoint(
+        title="LLaVA-NeXT",
+        kind=T.LlavaNextConfig,
+        config=lambda ids: {
+            "vision_config": CLIP,
+            "text_config": {"model_type": "mistral", "sliding_window": None},
+            "image_token_index": ids("<image>"),
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default",
+            "image_grid_pinpoints": PINPOINTS,
+        },
+        tokens=LLAMA,
+        image_token="<image>",
+        template=LLAVA_NEXT,
+        images={
+            "image_processor_type": "LlavaNextImageProcessor",
+            "size": {"shortest_edge": 16},
+            "crop_size": SQUARE,
+            "image_grid_pinpoints": PINPOINTS,
+        },
+        processor={
+            "processor_class": "LlavaNextProcessor",
+            "patch_size": 8,
+            "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1,
+        },
+        said="[INST] {images} {prompt} [/INST]",
+        per_image="\n ",
+        size=_anyres,
+    ),
+    "llava_onevision": Checkpoint(
+        title="LLaVA-OneVision",
+        kind=T.LlavaOnevisionConfig,
+        config=lambda ids: {
+            "vision_config": SIGLIP,
+            "text_config": {"model_type": "qwen2"},
+            "image_token_index": ids("<image>"),
+            "video_token_index": ids("<video>"),
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            "image_grid_pinpoints": PINPOINTS,
+        },
+        tokens=CHATML_TOKENS,
+        image_token="<image>",
+        template=ONEVISION,
+        images={
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "size": SQUARE,
+            "image_grid_pinpoints": PINPOINTS,
+        },
+        processor={
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": "full",
+        },
+        said="user {images} \n {prompt} assistant \n",
+        size=_anyres,
+        several=5,
+    ),
+    "qwen2_vl": Checkpoint(
+        title="Qwen2-VL",
+        kind=T.Qwen2VLConfig,
+        config=lambda ids: {
+            "vision_config": {
+                **QWEN_TOWER,
+                "embed_dim": 16,
+                "hidden_size": WIDTH,
+                "mlp_ratio": 1,
+            },
+            "text_config": {"rope_parameters": MROPE},
+            "tie_word_embeddings": True,
+            **_qwen_ids(ids),
+        },
+        tokens=QWEN,
+        image_token="<|image_pad|>",
+        template=QWEN2,
+        images=_qwen_images(4),
+        processor={"processor_class": "Qwen2VLProcessor"},
+        said=SPOKEN,
+        structural=VISION,
+        size=_qwen_grid(4),
+    ),
+    "qwen2_5_vl": Checkpoint(
+        title="Qwen2.5-VL",
+        kind=T.Qwen2_5_VLConfig,
+        config=lambda ids: {
+            "vision_config": {
+                **QWEN_TOWER,
+                "out_hidden_size": WIDTH,
+                "window_size": 16,
+                "fullatt_block_indexes": [2],
+            },
+            "text_config": {"rope_parameters": MROPE},
+            **_qwen_ids(ids),
+        },
+        tokens=QWEN,
+        image_token="<|image_pad|>",
+        template=QWEN2,
+        images=_qwen_images(4),
+        processor={"processor_class": "Qwen2_5_VLProcessor"},
+        said=SPOKEN,
+        structural=VISION,
+        size=_qwen_grid(4),
+    ),
+    "qwen3_vl": Checkpoint(
+        title="Qwen3-VL",
+        kind=T.Qwen3VLConfig,
+        config=lambda ids: {
+            "vision_config": {
+                **QWEN_TOWER,
+                "out_hidden_size": WIDTH,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 1, 2],
+            },
+            "text_config": {"rope_parameters": MROPE, "num_hidden_layers": 6},
+            **_qwen_ids(ids),
+        },
+        tokens=QWEN,
+        image_token="<|image_pad|>",
+        template=QWEN3,
+        images=_qwen_images(4),
+        processor={"processor_class": "Qwen3VLProcessor"},
+        said=TALK,
+        structural=VISION,
+        size=_qwen_grid(4),
+    ),
+    "qwen3_5": Checkpoint(
+        title="Qwen3.5",
+        kind=T.Qwen3_5Config,
+        config=lambda ids: {
+            "vision_config": {
+                **QWEN_TOWER,
+                "out_hidden_size": WIDTH,
+                "num_position_embeddings": 16,
+            },
+            "text_config": {
+                "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0},
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "layer_types": ["linear_attention", "full_attention"] * 2,
+            },
+            **_qwen_ids(ids),
+        },
+        tokens=replace(QWEN, bytes=True),
+        image_token="<|image_pad|>",
+        template=QWEN3_5,
+        images=_qwen_images(4),
+        processor={"processor_class": "Qwen3VLProcessor"},
+        said=f"{TALK} <think> \n\n </think> \n\n",
+        structural=VISION,
+        size=_qwen_grid(4),
+    ),
+    "internvl": Checkpoint(
+        title="InternVL",
+        kind=T.InternVLConfig,
+        config=lambda ids: {
+            "vision_config": {
+                "image_size": [32, 32],
+                "patch_size": [8, 8],
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            "text_config": {"model_type": "qwen2"},
+            "image_token_id": ids("<IMG_CONTEXT>"),
+            "image_seq_length": 4,
+        },
+        tokens=Tokens(
+            pad="<|endoftext|>",
+            eos="<|im_end|>",
+            named={
+                "start_image_token": "<img>",
+                "end_image_token": "</img>",
+                "context_image_token": "<IMG_CONTEXT>",
+                "video_token": "<video>",
+            },
+            special=("<|im_start|>",),
+        ),
+        image_token="<IMG_CONTEXT>",
+        template=INTERNVL,
+        images={
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": 32, "width": 32},
+            "max_patches": 4,
+        },
+        processor={"processor_class": "InternVLProcessor", "image_seq_length": 4},
+        said=TALK,
+        per_image="\n ",
+        structural=("<img>", "</img>"),
+        size=_tiles,
+    ),
+    "idefics3": Checkpoint(
+        title="Idefics3",
+        kind=T.Idefics3Config,
+        config=lambda ids: {
+            "vision_config": {**SIGLIP, "model_type": "idefics3_vision", "patch_size": 4},
+            "text_config": {"model_type": "llama"},
+            "image_token_id": ids("<image>"),
+            "scale_factor": 2,
+            "pad_token_id": ids("<|end_of_text|>"),
+        },
+        tokens=IDEFICS_TOKENS,
+        image_token="<image>",
+        template=IDEFICS,
+        images={
+            "image_processor_type": "Idefics3ImageProcessor",
+            "size": {"longest_edge": 32},
+            "max_image_size": {"longest_edge": 16},
+        },
+        processor={"processor_class": "Idefics3Processor", "image_seq_len": 4},
+        said="User: {images} {prompt} \n Assistant:",
+        structural=("<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "\n", "\n\n"),
+        size=_split,
+    ),
+    "smolvlm": Checkpoint(
+        title="SmolVLM2",
+        kind=T.SmolVLMConfig,
+        config=lambda ids: {
+            "vision_config": {**SIGLIP, "model_type": "smolvlm_vision", "patch_size": 4},
+            "text_config": {"model_type": "llama"},
+            "image_token_id": ids("<image>"),
+            "scale_factor": 2,
+            "pad_token_id": ids("<|end_of_text|>"),
+        },
+        tokens=IDEFICS_TOKENS,
+        image_token="<image>",
+        template=IDEFICS,
+        images={
+            "image_processor_type": "SmolVLMImageProcessor",
+            "size": {"longest_edge": 32},
+            "max_image_size": {"longest_edge": 16},
+        },
+        processor={"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
+        said="User: {images} {prompt} \n Assistant:",
+        structural=("<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "\n", "\n\n"),
+        size=_split,
+    ),
+    "gemma3": Checkpoint(
+        title="Gemma 3",
+        kind=T.Gemma3Config,
+        config=lambda ids: {
+            "vision_config": {**SIGLIP, "patch_size": 4},
+            "text_config": {
+                "query_pre_attn_scalar": 8,
+                "sliding_window": 7,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "image_token_index": ids("<image_soft_token>"),
+            "boi_token_index": ids("<start_of_image>"),
+            "eoi_token_index": ids("<end_of_image>"),
+            "mm_tokens_per_image": 4,
+        },
+        tokens=Tokens(
+            pad="<pad>",
+            bos="<bos>",
+            eos="<end_of_turn>",
+            adds_bos=True,
+            named={
+                "boi_token": "<start_of_image>",
+                "eoi_token": "<end_of_image>",
+                "image_token": "<image_soft_token>",
+            },
+            special=("<start_of_turn>",),
+        ),
+        image_token="<image_soft_token>",
+        template=GEMMA,
+        images={"image_processor_type": "Gemma3ImageProcessor", "size": SQUARE},
+        processor={"processor_class": "Gemma3Processor", "image_seq_length": 4},
+        said="user {images} {prompt} \n model \n",
+        structural=("<start_of_image>", "<end_of_image>", "\n\n", "\n\n\n"),
+    ),
+    "paligemma": Checkpoint(
+        title="PaliGemma",
+        kind=T.PaliGemmaConfig,
+        config=lambda ids: {
+            "vision_config": {**SIGLIP, "projection_dim": WIDTH},
+            "text_config": {"model_type": "gemma"},
+            "image_token_index": ids("<image>"),
+            "projection_dim": WIDTH,
+            "hidden_size": WIDTH,
+        },
+        tokens=Tokens(pad="<pad>", bos="<bos>", eos="<eos>", adds_bos=True, special=("<image>",)),
+        image_token="<image>",
+        template="",
+        images={
+            "image_processor_type": "SiglipImageProcessor",
+            "size": SQUARE,
+            "image_seq_length": 4,
+        },
+        processor={"processor_class": "PaliGemmaProcessor"},
+        said="{images} {prompt} \n",
+    ),
+    "mistral3": Checkpoint(
+        title="Mistral 3",
+        kind=T.Mistral3Config,
+        config=lambda ids: {
+            "vision_config": PIXTRAL_TOWER,
+            "text_config": {"model_type": "mistral", "sliding_window": None},
+            "image_token_index": ids("[IMG]"),
+            "spatial_merge_size": 2,
+            "vision_feature_layer": -1,
+        },
+        tokens=TEKKEN,
+        image_token="[IMG]",
+        template=MISTRAL,
+        images={
+            "image_processor_type": "PixtralImageProcessor",
+            "size": {"longest_edge": 32},
+            "patch_size": 4,
+        },
+        processor={"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2},
+        said="{images} {prompt}",
+        structural=("[IMG_BREAK]", "[IMG_END]"),
+        size=_merged(8),
+    ),
+    "pixtral": Checkpoint(
+        title="Pixtral",
+        kind=T.LlavaConfig,
+        config=lambda ids: {
+            "vision_config": PIXTRAL_TOWER,
+            "text_config": {"model_type": "mistral", "sliding_window": None},
+            "image_token_index": ids("[IMG]"),
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        tokens=TEKKEN,
+        image_token="[IMG]",
+        template=MISTRAL,
+        images={
+            "image_processor_type": "PixtralImageProcessor",
+            "size": {"longest_edge": 32},
+            "patch_size": 4,
+        },
+        processor={"processor_class": "PixtralProcessor", "patch_size": 4},
+        said="{images} {prompt}",
+        structural=("[IMG_BREAK]", "[IMG_END]"),
+        size=_merged(4),
+    ),
+    "aya_vision": Checkpoint(
+        title="Aya Vision",
+        kind=T.AyaVisionConfig,
+        config=lambda ids: {
+            "vision_config": SIGLIP | {"patch_size": 4},
+            "text_config": {
+                "model_type": "cohere2",
+                "sliding_window": 7,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+            },
+            "image_token_index": ids("<|IMG_PATCH|>"),
+            "vision_feature_layer": -1,
+        },
+        tokens=Tokens(
+            pad="<PAD>",
+            bos="<BOS_TOKEN>",
+            eos="<|END_OF_TURN_TOKEN|>",
+            adds_bos=True,
+            special=(
+                *("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+                *("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>"),
+                "<image>",
+            ),
+            added=("TILE_GLOBAL", *(f"TILE_{i}" for i in range(1, 13))),
+        ),
+        image_token="<|IMG_PATCH|>",
+        template=AYA,
+        images={
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": SQUARE,
+            "max_patches": 4,
+        },
+        processor={
+            "processor_class": "AyaVisionProcessor",
+            "patch_size": 4,
+            "img_size": 16,
+            "downsample_factor": 2,
+        },
+        said="{images} {prompt}",
+        structural=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "TILE_1"),
+        size=_split,
+    ),
+}

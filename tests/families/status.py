@@ -1,0 +1,82 @@
+"""Write docs/families.md from what the checks find: ``python -m tests.families.status``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import transformers
+
+from tests.families.checkpoints import CHECKPOINTS
+from tests.families.findings import CHECKS, EXACT, finding, loaded
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+HEAD = """# Families of models
+
+Which Hugging Face models can be measured, and how exactly. Written by
+`python -m tests.families.status` from what the tests find with transformers {version}; a test fails
+when this page is not what they find.
+
+For every family the tests write a tiny random checkpoint as it lies on the hub (config,
+safetensors, the family's own processor, a chat template in its style, a tokenizer with its special
+tokens), load it with `load_vlm` and measure samples with one and two pictures of different shapes
+in one padded batch.
+
+- **exactly**: equal to naive runs of the untouched model, one per sample, depth, pair of layers and
+  token: divergences and states within 1e-5 (states behind linear attention, which sums in chunks,
+  within 5e-4), answers token for token.
+- **refused**: `ValueError` with the reason; nothing is approximated in silence.
+
+| | what is checked |
+| --- | --- |
+| masks | as many image tokens as image features; text is what was said; row tags, breaks, line feeds, begin and end of an image are neither |
+| keys | inputs without which a model is silently wrong are there, and demanded |
+| states | capture and geometry: states of a padded batch are those of its samples alone |
+| truncation | `truncation_sweep` in all modes at all depths |
+| grid | `substitution_grid`, image and text states |
+| generation | batched, alone, and token by token |
+| distillation | trained, stored, loaded, taken off again |
+
+"""  # noqa: E501
+
+
+def rows() -> list[list[str]]:
+    """One row per family: name, class, and what each check found."""
+    found = []
+    for name, made in CHECKPOINTS.items():
+        outcomes = [finding(name, check).outcome for check in CHECKS]
+        found.append([made.title, f"`{type(loaded(name).model).__name__}`", *outcomes])
+    return found
+
+
+def notes() -> list[str]:
+    """What is refused, or is different in a family, by its name."""
+    out = []
+    for name, made in CHECKPOINTS.items():
+        reasons: dict[str, list[str]] = {}
+        for check in CHECKS:
+            if note := finding(name, check).note:
+                reasons.setdefault(note, []).append(check)
+        parts = [f"{' and '.join(checks)}: {note}" for note, checks in reasons.items()]
+        caveat = loaded(name).family.caveat
+        if text := "; ".join([*([caveat] if caveat else []), *parts]):
+            out.append(f"- **{made.title}**: {text}.")
+    return out
+
+
+def page() -> str:
+    """The page as the checks have it now."""
+    head = ["family", "class", *CHECKS]
+    table = [head, ["---"] * len(head), *rows()]
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    total = sum(set(row[2:]) == {EXACT} for row in rows())
+    summary = f"{len(CHECKPOINTS)} families, {total} of them exact throughout."
+    version = transformers.__version__
+    return "\n".join([HEAD.format(version=version) + summary, "", *lines, "", *notes(), ""])
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5, c7
+from visdepth_utils.rules import c1, c3, c4, c5, c7, c8
 from visdepth_utils.rules.bounds import rule_variants
 from visdepth_utils.verdicts import VERDICTS, Verdict
 
@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "C4": c4.decide,
     "C5": c5.decide,
     "C7": c7.decide,
+    "C8": c8.decide,
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C1": c1.variants,
@@ -43,6 +44,7 @@ VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C4": rule_variants,
     "C5": rule_variants,
     "C7": rule_variants,
+    "C8": c8.variants,
 }
 
 
@@ -106,10 +108,11 @@ def verdict(
         table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
             of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
             ``chains.compare`` of a ``reasoning_sweep``; C7: ``truncation_sweep`` of several
-            styles).
+            styles; C8: of single-token tasks).
         control: Name -> what it is compared with, on the same images (C1: the same measurement on
             untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
-            ``"conditions"``). Without it, a pattern that is there is still "inconclusive".
+            ``"conditions"``; C8: that and ``"times"`` from ``time_by_depth``). Without it, a
+            pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
 

@@ -27,6 +27,7 @@ NOT_MEASURING = frozenset(
         "files",
         "headless",
         "plots",
+        "plots_costs",
         "plots_grid",
         "plots_reasoning",
         "plots_sweeps",
@@ -38,6 +39,7 @@ NOT_MEASURING = frozenset(
         "settings",
         "show",
         "stepcache",
+        "tradeoff",
         "verdicts",
     }
 )

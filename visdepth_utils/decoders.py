@@ -6,16 +6,19 @@ how many rows are image tokens. So a model whose weights are not at hand can be 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from visdepth_utils.checkpoints import quiet
+from visdepth_utils.costs import predicted_costs, shape_of
 from visdepth_utils.families import FAMILIES
 from visdepth_utils.vlm import VLM
 
-__all__ = ["SIZES", "materialised", "random_decoder", "text_config"]
+__all__ = ["SIZES", "materialised", "predicted_sizes", "random_decoder", "text_config"]
 
 
 def _size(kind: str, layers: int, width: int, heads: int, kv: int, inner: int, words: int) -> dict:
@@ -52,6 +55,28 @@ def text_config(name: str) -> PreTrainedConfig:
     if name not in SIZES:
         raise ValueError(f"no sizes for {name!r}: there are {', '.join(SIZES)}")
     return AutoConfig.for_model(**SIZES[name])
+
+
+def predicted_sizes(image_tokens: Sequence[int], other_tokens: int) -> pd.DataFrame:
+    """What dropping the image at half of the depth would save on each of ``SIZES``.
+
+    Args:
+        image_tokens: Counts to predict for.
+        other_tokens: All other tokens of the prompt.
+
+    Returns:
+        One row per decoder and count: ``decoder, image tokens``, and the shares of the whole
+        model's cost that are left, ``prefill`` (FLOPs), ``decode`` (bytes read per token), ``kv``.
+    """
+    rows = []
+    for name in SIZES:
+        shape = shape_of(text_config(name))
+        for count in image_tokens:
+            half = predicted_costs(shape, count, other_tokens, [shape.layers // 2]).iloc[0]
+            kinds = (("prefill", "prefill"), ("decode", "decode_bytes"), ("kv", "kv"))
+            left = {kind: half[f"{column}_ratio"] for kind, column in kinds}
+            rows.append({"decoder": name, "image tokens": count, **left})
+    return pd.DataFrame(rows)
 
 
 def random_decoder(

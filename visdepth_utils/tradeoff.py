@@ -136,6 +136,7 @@ def ratios_by_repetition(times: pd.DataFrame) -> pd.DataFrame:
         ValueError: A missing column, or a repetition without the whole model.
     """
     require(times, TIMES, "times", "timing.time_by_depth")
+    times = times.reset_index(drop=True)
     keys = [name for name in ("decoder", "image_tokens", "repetition") if name in times]
     last = times.groupby(keys[:-1])["depth"].transform("max")
     whole = times[(times["depth"] == last) & ~times["again"].astype(bool)].set_index(keys)

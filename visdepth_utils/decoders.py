@@ -35,7 +35,7 @@ def _size(kind: str, layers: int, width: int, heads: int, kv: int, inner: int, w
 
 
 SIZES: dict[str, dict[str, Any]] = {
-    "reference": _size("llama", 8, 384, 6, 2, 1024, 4096),
+    "reference": _size("llama", 6, 384, 6, 2, 1024, 4096),
     "Qwen2.5-VL-3B": _size("qwen2", 36, 2048, 16, 2, 11008, 151936) | {"tie_word_embeddings": True},
     "Qwen2.5-VL-7B": _size("qwen2", 28, 3584, 28, 4, 18944, 152064),
     "LLaVA-1.5-7B": _size("llama", 32, 4096, 32, 32, 11008, 32064),

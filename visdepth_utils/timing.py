@@ -58,8 +58,8 @@ def time_by_depth(
 ) -> pd.DataFrame:
     """Time prefill and decoding of one prompt at each depth, rows really dropped.
 
-    Each repetition runs every depth once and the whole model twice, in an order drawn anew, after
-    one run of each that is not counted.
+    Each repetition runs every depth once and the whole model twice, in an order drawn anew. Before
+    the first, the smallest depth and the whole model run once without being counted.
 
     Args:
         vlm: Whose decoder is timed.
@@ -97,7 +97,7 @@ def time_by_depth(
         "dtype": str(vlm.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-    for depth in asked:
+    for depth in {asked[0], vlm.n_layers}:
         _once(vlm, enc, embedded, depth, 1)
     rows = []
     for repetition in range(repeats):

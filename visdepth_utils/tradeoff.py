@@ -145,7 +145,7 @@ def ratios_by_repetition(times: pd.DataFrame) -> pd.DataFrame:
             "times need the whole model once in every repetition (and once more as 'again'): "
             "pass what timing.time_by_depth returns"
         )
-    joined = times.join(whole[["prefill_s", "decode_s", "kv_bytes"]], on=keys, rsuffix="_whole")
+    joined = times.join(whole[["prefill_s", "decode_s", "kv_bytes"]].add_suffix("_whole"), on=keys)
     return times.assign(
         prefill_ratio=joined["prefill_s"] / joined["prefill_s_whole"],
         decode_ratio=joined["decode_s"] / joined["decode_s_whole"],

@@ -37,6 +37,7 @@ TARGETS = [
     "test",
     "lab",
     "bench",
+    "bench-gpu",
     "eval-minivlm",
     "train-minivlm",
     "worlds",

@@ -168,6 +168,10 @@ def _answer(
             f"each depth that may save {1 - most:.0%} (up to {max(pays)} of {last}) loses {points}"
         )
         return said("not supported", f"{why} or more")
+    if cut < last and bounds[cut][0] <= most < bounds[cut][1]:
+        low, high = (f"{bound:.2f}" for bound in bounds[cut])
+        why = f"takes {low} to {high} of the prefill's time: the clock does not tell if {most:g}"
+        return said("inconclusive", f"a cut at depth {cut} of {last} keeps answers, but {why}")
     return said("inconclusive", "intervals too wide to tell whether a cut that saves keeps answers")
 
 

@@ -23,7 +23,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CLEAN_RESULTS := $(CURDIR)/build/results
 
-.PHONY: help reproduce test lab bench eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: help reproduce test lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ bench: $(STAMP) ## time and memory of the measurements, as ratios to the plain f
 	@$(PY) tests/benchmarks/bench_geometry.py
 	@$(PY) tests/benchmarks/bench_sweeps.py
 	@$(PY) tests/benchmarks/bench_recovery.py
+
+bench-gpu: $(STAMP) ## time and memory at the true sizes of real models, random weights; needs a CUDA device
+	@$(PY) tests/benchmarks/bench_physical.py
 
 eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, without it, with another one
 	@$(PY) -m visdepth_utils eval-minivlm

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5, c6, c7, c9
+from visdepth_utils.rules import c1, c3, c4, c5, c6, c7, c8, c9
 from visdepth_utils.rules.bounds import rule_variants
 from visdepth_utils.verdicts import VERDICTS, Verdict
 
@@ -37,6 +37,7 @@ RULES: dict[str, Rule] = {
     "C5": c5.decide,
     "C6": c6.decide,
     "C7": c7.decide,
+    "C8": c8.decide,
     "C9": c9.decide,
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
@@ -46,6 +47,7 @@ VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C5": rule_variants,
     "C6": rule_variants,
     "C7": rule_variants,
+    "C8": c8.variants,
     "C9": lambda entry: {},
 }
 
@@ -110,10 +112,12 @@ def verdict(
         table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
             of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
             ``chains.compare`` of a ``reasoning_sweep``; C6: ``recovery_sweep`` of the tasks; C7:
-            ``truncation_sweep`` of several styles; C9: ``replication.all_verdicts``).
+            ``truncation_sweep`` of several styles; C8: of single-token tasks; C9:
+            ``replication.all_verdicts``).
         control: Name -> what it is compared with, on the same images (C1: the same measurement on
             untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
-            ``"conditions"``). Without it, a pattern that is there is still "inconclusive".
+            ``"conditions"``; C8: that and ``"times"`` from ``time_by_depth``). Without it, a
+            pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
 

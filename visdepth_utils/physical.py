@@ -115,7 +115,7 @@ def greedy(
     """
     if len(enc.is_image) != 1:
         raise ValueError(f"{len(enc.is_image)} samples: rows are dropped one sample at a time")
-    decoder, embed = vlm.model.get_decoder(), vlm.model.get_input_embeddings()
+    embed = vlm.model.get_input_embeddings()
     cache = DynamicCache()  # without a config: sliding layers must keep all keys
     positions: list[torch.Tensor] = []
 
@@ -123,7 +123,9 @@ def greedy(
         positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
 
     with truncated_physically(vlm, enc, depth):
-        handle = decoder.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True)
+        handle = vlm.model.get_decoder().rotary_emb.register_forward_pre_hook(
+            rotary, with_kwargs=True
+        )
         try:
             out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         finally:
@@ -131,12 +133,33 @@ def greedy(
         first = out.logits[0, -1].float()
         ids = [int(first.argmax())]
         while ids[-1] not in stop and len(ids) < max_new_tokens:
-            out = decoder(
-                inputs_embeds=embed(torch.tensor([ids[-1:]], device=vlm.device)),
-                position_ids=positions[0][..., -1:] + len(ids),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = vlm.model.get_output_embeddings()(out.last_hidden_state[0, -1])
+            token = embed(torch.tensor([ids[-1:]], device=vlm.device))
+            logits = decoder_step(vlm, token, positions[0][..., -1:] + len(ids), cache)
             ids.append(int(logits.argmax()))
     return ids[:-1] if ids[-1] in stop else ids, first, cache
+
+
+def decoder_step(
+    vlm: VLM, embedded: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Run the decoder and its head on embedded tokens, the vision tower apart.
+
+    Args:
+        vlm: The model.
+        embedded: (1, T, D), what goes into layer 0.
+        positions: Position ids (..., 1, T).
+        cache: Of the tokens before; grows by T.
+
+    Returns:
+        Logits (V,) of the last token.
+    """
+    out = vlm.model.get_decoder()(
+        inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return vlm.model.get_output_embeddings()(out.last_hidden_state[0, -1])
+
+
+def held_bytes(cache: DynamicCache) -> int:
+    """Bytes of memory that the keys and values of all layers occupy."""
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    return sum(part.untyped_storage().nbytes() for part in parts)

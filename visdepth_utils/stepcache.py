@@ -27,6 +27,7 @@ NOT_MEASURING = frozenset(
         "files",
         "headless",
         "plots",
+        "plots_costs",
         "plots_grid",
         "plots_reasoning",
         "plots_recovery",
@@ -41,6 +42,7 @@ NOT_MEASURING = frozenset(
         "settings",
         "show",
         "stepcache",
+        "tradeoff",
         "untrained",
         "verdicts",
     }

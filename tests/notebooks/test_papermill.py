@@ -65,6 +65,7 @@ def qwen_checkpoint(tmp_path_factory):
         ("04", "C4", "the model cannot do it"),
         ("05", "C5", "names a final answer in 0% of its outputs"),
         ("07", "C7", "the model cannot do it"),
+        ("08", "C8", "the model cannot do it"),
     ],
 )
 def test_a_model_that_cannot_answer_is_not_testable(

@@ -38,6 +38,7 @@ TARGETS = [
     "test",
     "lab",
     "bench",
+    "bench-gpu",
     "eval-minivlm",
     "train-minivlm",
     "worlds",

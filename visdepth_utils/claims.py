@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5, c7
+from visdepth_utils.rules import c1, c2, c3, c4, c5, c7
 from visdepth_utils.rules.bounds import rule_variants
 from visdepth_utils.verdicts import VERDICTS, Verdict
 
@@ -32,6 +32,7 @@ CLAIMS_FILE = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
 Rule = Callable[[dict[str, Any], pd.DataFrame, dict[str, pd.DataFrame]], dict[str, Any]]
 RULES: dict[str, Rule] = {
     "C1": c1.decide,
+    "C2": c2.decide,
     "C3": c3.decide,
     "C4": c4.decide,
     "C5": c5.decide,
@@ -39,6 +40,7 @@ RULES: dict[str, Rule] = {
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C1": c1.variants,
+    "C2": c2.variants,
     "C3": c3.variants,
     "C4": rule_variants,
     "C5": rule_variants,
@@ -103,12 +105,12 @@ def verdict(
 
     Args:
         claim: Identifier, e.g. ``"C1"``.
-        table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
-            of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
-            ``chains.compare`` of a ``reasoning_sweep``; C7: ``truncation_sweep`` of several
-            styles).
-        control: Name -> what it is compared with, on the same images (C1: the same measurement on
-            untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
+        table: Measurements on the trained model (C1: ``layer_geometry``; C2:
+            ``text_geometry`` and ``placed_geometry``; C3: ``substitution_grid`` of image and text
+            states, its controls among the rows; C4: ``truncation_sweep``; C5: ``chains.compare`` of
+            a ``reasoning_sweep``; C7: ``truncation_sweep`` of several styles).
+        control: Name -> what it is compared with, on the same images (C1, C2: the same measurement
+            on untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
             ``"conditions"``). Without it, a pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.

@@ -179,7 +179,7 @@ def token_geometry(
                 )
         _reduce(vlm, enc, tracks)
         rows += [row for track in tracks for row in track.rows]
-        done += len(enc)
+        done += len(enc.samples)
         if progress:
             progress(done, total, "geometry")
     return pd.DataFrame(rows, columns=list(COLUMNS))

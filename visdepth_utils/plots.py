@@ -209,9 +209,8 @@ def _control(
     grey = CONTROL_GREYS[i % len(CONTROL_GREYS)]
     ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=grey, alpha=0.12, lw=0)
     dashes = CONTROL_DASHES[i % len(CONTROL_DASHES)]
-    ax.plot(
-        rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=f"{name}, {tokens}"
-    )
+    label = name if name.startswith(tokens) else f"{name}, {tokens}"
+    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=label)
 
 
 def _nulls(ax: Axes, metric: str) -> None:

@@ -68,9 +68,13 @@ _NOISE = (
 
 
 def early_change(margins: float) -> Shape:
-    """All three measures change by so many margins within the first layers; dimension falls."""
+    """All three measures change by so many margins up to layer 3, then stay; dimension falls."""
+
+    def until(start: float, size: float) -> Curve:
+        return lambda z: start + size * np.clip((z - 1 / 11) / (2 / 11), 0, 1)
+
     e, d, c = (margins * unit for unit in MARGINS)
-    return plateau(0.8, 0.8 - e), plateau(3.5 + d, 3.5), plateau(92 + c, 92)
+    return until(0.8, -e), until(3.5 + d, -d), until(92 + c, -c)
 
 
 def late_change(margins: float) -> Shape:

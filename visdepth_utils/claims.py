@@ -6,7 +6,9 @@ knows a model.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,7 @@ def verdict(
     control: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
     model: str = "",
     path: str | Path | None = None,
+    p_value: bool = True,
 ) -> Verdict:
     """Decide a claim on one model by its pre-registered rule.
 
@@ -114,6 +117,7 @@ def verdict(
             ``"conditions"``). Without it, a pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
+        p_value: Give a supported claim its p value, which asks the rule some more times.
 
     Returns:
         The verdict.
@@ -121,7 +125,11 @@ def verdict(
     Raises:
         ValueError: Unknown claim, or a table that lacks a column, a metric or the same images.
     """
-    return _decide(claim, claim_entry(claim, path), table, control, model)
+    entry = claim_entry(claim, path)
+    found = _decide(claim, entry, table, control, model)
+    if found.verdict == "supported" and p_value:
+        found = replace(found, p=_smallest_alpha(claim, entry, table, control))
+    return found
 
 
 def sensitivity(
@@ -162,6 +170,28 @@ def sensitivity(
         }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _smallest_alpha(
+    claim: str,
+    entry: dict[str, Any],
+    table: pd.DataFrame,
+    control: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+) -> float:
+    """Smallest 1 - level at which a supported claim still is, to a tenth and rounded up."""
+    common = entry["common"]
+
+    def holds(alpha: float) -> bool:
+        spec = {**entry, "common": {**common, "level": 1 - alpha}}
+        return _decide(claim, spec, table, control, "").verdict == "supported"
+
+    low, high = 2 / common["resamples"], 1 - common["level"]
+    if holds(low):
+        return low
+    while high / low > 1.1:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _decide(

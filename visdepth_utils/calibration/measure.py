@@ -22,8 +22,8 @@ __all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_ta
 
 RESAMPLES = 400
 """Bootstrap resamples in place of the registered number, for time: bounds are a little coarser."""
-SIMULATIONS = {"C1": 200, "C2": 100, "C3": 100, "C4": 100, "C5": 40, "C7": 200}
-POOLED = 40
+SIMULATIONS = {"C1": 100, "C2": 60, "C3": 60, "C4": 60, "C5": 24, "C7": 100}
+POOLED = 24
 """Simulations whose rows together give an effect without noise: the truth, for coverage."""
 MAX_FALSE, MIN_POWER, CHANCE = 0.05, 0.9, 0.01
 COLUMNS = ("claim", "world", "simulations", "supported", "wanted", "truth", "coverage")

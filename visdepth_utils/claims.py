@@ -6,7 +6,9 @@ knows a model.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.rules import c1, c3, c4, c5, c6, c7, c8, c9
+from visdepth_utils.rules import c1, c2, c3, c4, c5, c6, c7, c8, c9
 from visdepth_utils.rules.bounds import rule_variants
 from visdepth_utils.verdicts import VERDICTS, Verdict
 
@@ -32,6 +34,7 @@ CLAIMS_FILE = Path(__file__).resolve().parent.parent / "data" / "claims.yaml"
 Rule = Callable[[dict[str, Any], pd.DataFrame, dict[str, pd.DataFrame]], dict[str, Any]]
 RULES: dict[str, Rule] = {
     "C1": c1.decide,
+    "C2": c2.decide,
     "C3": c3.decide,
     "C4": c4.decide,
     "C5": c5.decide,
@@ -42,6 +45,7 @@ RULES: dict[str, Rule] = {
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "C1": c1.variants,
+    "C2": c2.variants,
     "C3": c3.variants,
     "C4": rule_variants,
     "C5": rule_variants,
@@ -104,22 +108,24 @@ def verdict(
     control: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
     model: str = "",
     path: str | Path | None = None,
+    p_value: bool = True,
 ) -> Verdict:
     """Decide a claim on one model by its pre-registered rule.
 
     Args:
         claim: Identifier, e.g. ``"C1"``.
-        table: Measurements on the trained model (C1: ``layer_geometry``; C3: ``substitution_grid``
-            of image and text states, its controls among the rows; C4: ``truncation_sweep``; C5:
-            ``chains.compare`` of a ``reasoning_sweep``; C6: ``recovery_sweep`` of the tasks; C7:
-            ``truncation_sweep`` of several styles; C8: of single-token tasks; C9:
-            ``replication.all_verdicts``).
-        control: Name -> what it is compared with, on the same images (C1: the same measurement on
-            untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
+        table: Measurements on the trained model (C1: ``layer_geometry``; C2: ``text_geometry`` and
+            ``placed_geometry``; C3: ``substitution_grid`` of image and text states, its controls
+            among the rows; C4: ``truncation_sweep``; C5: ``chains.compare`` of a
+            ``reasoning_sweep``; C6: ``recovery_sweep`` of the tasks; C7: ``truncation_sweep`` of
+            several styles; C8: of single-token tasks; C9: ``replication.all_verdicts``).
+        control: Name -> what it is compared with, on the same images (C1, C2: the same measurement
+            on untrained models; C4: ``"conditions"`` from ``evaluate`` and ``"token_kl"``; C7:
             ``"conditions"``; C8: that and ``"times"`` from ``time_by_depth``). Without it, a
             pattern that is there is still "inconclusive".
         model: Name for the record.
         path: Claims file; None for data/claims.yaml.
+        p_value: Give a supported claim its p value, which asks the rule some more times.
 
     Returns:
         The verdict.
@@ -127,7 +133,11 @@ def verdict(
     Raises:
         ValueError: Unknown claim, or a table that lacks a column, a metric or the same images.
     """
-    return _decide(claim, claim_entry(claim, path), table, control, model)
+    entry = claim_entry(claim, path)
+    found = _decide(claim, entry, table, control, model)
+    if found.verdict == "supported" and p_value:
+        found = replace(found, p=_smallest_alpha(claim, entry, table, control))
+    return found
 
 
 def sensitivity(
@@ -168,6 +178,28 @@ def sensitivity(
         }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _smallest_alpha(
+    claim: str,
+    entry: dict[str, Any],
+    table: pd.DataFrame,
+    control: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+) -> float:
+    """Smallest 1 - level at which a supported claim still is, to a tenth and rounded up."""
+    common = entry["common"]
+
+    def holds(alpha: float) -> bool:
+        spec = {**entry, "common": {**common, "level": 1 - alpha}}
+        return _decide(claim, spec, table, control, "").verdict == "supported"
+
+    low, high = 2 / common["resamples"], 1 - common["level"]
+    if holds(low):
+        return low
+    while high / low > 1.1:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def _decide(

@@ -8,7 +8,7 @@ Gram matrices, and float64 copies of one sample at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ahead")
 """Metrics by default; ``"id_gride"`` is one more."""
+
+Batch = tuple["Encoded", dict[str, torch.Tensor]]
+"""Encoded samples, and group of tokens -> mask, bool (B, S)."""
 
 COLUMNS = ("sample", "image", "modality", "layer", "metric", "value", "n_tokens", "note")
 
@@ -93,34 +96,92 @@ def layer_geometry(
     Raises:
         ValueError: Unknown metric, modality, sinks or variant; n0, draws or cka_gap out of range.
     """
-    options = _options(vlm, variants)
     _check_names(modalities, ("image", "text"), "modalities")
+    samples = list(getattr(task, "samples", task))
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(samples), batch_size):
+            enc = vlm.encode(samples[start : start + batch_size], with_reference=True)
+            yield enc, {modality: enc.mask(modality) for modality in modalities}
+
+    return token_geometry(
+        vlm,
+        batches(),
+        total=len(samples),
+        metrics=metrics,
+        n0=n0,
+        draws=draws,
+        seed=seed,
+        sinks=sinks,
+        cka_gap=cka_gap,
+        progress=progress,
+        **variants,
+    )
+
+
+def token_geometry(
+    vlm: VLM,
+    batches: Iterable[Batch],
+    *,
+    total: int,
+    metrics: Sequence[str] = METRICS,
+    n0: int = 64,
+    draws: int = 20,
+    seed: int = 0,
+    sinks: str = "drop",
+    cka_gap: int = 2,
+    progress: Callable[[int, int, str], None] | None = None,
+    **variants: Any,
+) -> pd.DataFrame:
+    """As ``layer_geometry``, for any groups of tokens of batches that are encoded already.
+
+    Args:
+        vlm: The model.
+        batches: Encoded samples, and group -> which of their tokens it holds, bool (B, S). Groups
+            may overlap; their names stand in the column ``modality``.
+        total: Number of samples, for the progress.
+        metrics: As in ``layer_geometry``, as all that follow.
+        n0: Tokens per draw.
+        draws: Number of draws.
+        seed: Of the draws.
+        sinks: ``"drop"`` or ``"keep"``; the median is that of the group.
+        cka_gap: Layers ahead.
+        progress: Called with (done, total, label).
+        **variants: Options of the measures.
+
+    Returns:
+        The same table.
+
+    Raises:
+        ValueError: Unknown metric, sinks or variant; n0, draws or cka_gap out of range.
+    """
+    options = _options(vlm, variants)
     _check_names(metrics, (*METRICS, "id_gride"), "metrics")
     _check_names([sinks], ("drop", "keep"), "sinks")
     if not 1 <= cka_gap <= vlm.n_layers:
         raise ValueError(f"cka_gap={cka_gap} must be 1..{vlm.n_layers}, the layers of {vlm.name}")
-    samples = list(getattr(task, "samples", task))
     rows: list[tuple] = []
-    for start in range(0, len(samples), batch_size):
-        enc = vlm.encode(samples[start : start + batch_size], with_reference=True)
+    done = 0
+    for enc, groups in batches:
         norms = _norms(vlm, enc) if sinks == "drop" else None
         tracks = []
         for b, sample in enumerate(enc.samples):
-            for modality in modalities:
-                where = np.flatnonzero(enc.mask(modality)[b].cpu().numpy())
+            for name, mask in groups.items():
+                where = np.flatnonzero(mask[b].cpu().numpy())
                 n_sinks = 0
                 if norms is not None and len(where):
                     sink = sink_mask(norms[:, b, where], **options["sinks"])
                     where, n_sinks = where[~sink], int(sink.sum())
-                head = (sample.id, sample.image_id, modality)
-                subsets = token_draws(len(where), n0, draws, (sample.id, modality, seed))
+                head = (sample.id, sample.image_id, name)
+                subsets = token_draws(len(where), n0, draws, (sample.id, name, seed))
                 tracks.append(
                     Track(head, b, where, subsets, n0, n_sinks, metrics, cka_gap, options)
                 )
         _reduce(vlm, enc, tracks)
         rows += [row for track in tracks for row in track.rows]
+        done += len(enc.samples)
         if progress:
-            progress(min(start + batch_size, len(samples)), len(samples), "geometry")
+            progress(done, total, "geometry")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

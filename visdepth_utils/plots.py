@@ -18,8 +18,8 @@ __all__ = ["COLOURS", "accuracy_bars", "depth_curves", "layer_axis_name"]
 COLOURS = {"image": "#0072B2", "text": "#D55E00"}
 """Modality -> colour, the same in every figure."""
 
-CONTROL_DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2))
-CONTROL_GREYS = ("#5a5a5a", "#8a8a8a", "#a8a8a8")
+CONTROL_DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (2, 2))
+CONTROL_GREYS = ("#5a5a5a", "#8a8a8a", "#a8a8a8", "#202020")
 CONDITIONS = {"full": "#0072B2", "blind": "#999999", "other": "#E69F00"}
 CONDITION_NAMES = {"full": "its own picture", "blind": "no picture", "other": "another picture"}
 
@@ -49,6 +49,7 @@ def depth_curves(
     *,
     metrics: Sequence[str] = ("entropy", "id_twonn", "curvature"),
     controls: Mapping[str, pd.DataFrame] | None = None,
+    control_tokens: str = "image",
     stabilises: Mapping[str, float] | None = None,
     early: float | None = None,
     title: str = "",
@@ -58,7 +59,8 @@ def depth_curves(
     Args:
         bands: Columns ``modality, layer, metric, mean, lo, hi`` (``statistics.layer_bands``).
         metrics: Which metrics, in order of the panels.
-        controls: Name -> table like ``bands``; only its image tokens are drawn.
+        controls: Name -> table like ``bands``; only one type of its tokens is drawn.
+        control_tokens: Which type.
         stabilises: Metric -> layer l* of the image tokens, marked by a triangle and a line.
         early: Last layer that counts as early; the panel is shaded up to it.
         title: Heading of the figure.
@@ -85,7 +87,7 @@ def depth_curves(
                     0, early, color="#000000", alpha=0.05, lw=0, label="early third of the decoder"
                 )
             for i, (name, table) in enumerate((controls or {}).items()):
-                _control(ax, table, metric, name, i)
+                _control(ax, table, metric, name, i, control_tokens)
             for modality, colour in COLOURS.items():
                 _band(ax, bands, metric, modality, colour)
             _nulls(ax, metric)
@@ -197,15 +199,18 @@ def _band(ax: Axes, table: pd.DataFrame, metric: str, modality: str, colour: str
     )
 
 
-def _control(ax: Axes, table: pd.DataFrame, metric: str, name: str, i: int) -> None:
+def _control(
+    ax: Axes, table: pd.DataFrame, metric: str, name: str, i: int, tokens: str = "image"
+) -> None:
     """One control: grey, broken, no markers, so that it never looks like a result."""
-    rows = _rows(table, metric, "image")
+    rows = _rows(table, metric, tokens)
     if rows.empty:
         return
     grey = CONTROL_GREYS[i % len(CONTROL_GREYS)]
     ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=grey, alpha=0.12, lw=0)
     dashes = CONTROL_DASHES[i % len(CONTROL_DASHES)]
-    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=f"{name}, image")
+    label = name if name.startswith(tokens) else f"{name}, {tokens}"
+    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=label)
 
 
 def _nulls(ax: Axes, metric: str) -> None:

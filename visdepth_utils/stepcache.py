@@ -26,6 +26,7 @@ NOT_MEASURING = frozenset(
         "claims",
         "files",
         "headless",
+        "multiplicity",
         "plots",
         "plots_costs",
         "plots_grid",

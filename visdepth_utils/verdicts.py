@@ -40,6 +40,8 @@ class Verdict:
         controls: One row per control, with the contrast to it.
         effect_label: What the effect is; shown behind it.
         control_label: Name of the line with the control effect, and what is said behind it.
+        p: Smallest 1 - level at which the rule still says "supported" (``p_value`` in claims.yaml);
+            NaN for any other verdict.
     """
 
     claim: str
@@ -57,6 +59,7 @@ class Verdict:
     controls: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
     effect_label: str = ""
     control_label: tuple[str, str] = ("control", "the largest of the controls")
+    p: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of claims.json: plain values only, NaN as None."""
@@ -68,6 +71,7 @@ class Verdict:
             "effect": _number(self.effect),
             "effect_label": self.effect_label,
             "ci": [_number(bound) for bound in self.ci],
+            "p": _number(self.p),
             "n_images": self.n_images,
             "control_effect": _number(self.control_effect),
             "control_label": ", ".join(self.control_label),

@@ -111,6 +111,27 @@ class VLM:
         Returns:
             One answer per sample, without special tokens, stripped.
         """
+        answers: list[str] = []
+        for start in range(0, len(samples), batch_size):
+            new = self.continued(self.encode(samples[start : start + batch_size]), max_new_tokens)
+            answers += [
+                text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            ]
+            if progress:
+                progress(len(answers), len(samples), "generate")
+        return answers
+
+    @torch.no_grad()
+    def continued(self, enc: Encoded, max_new_tokens: int) -> torch.Tensor:
+        """Continue encoded prompts greedily; see ``generate``.
+
+        Args:
+            enc: B prompts.
+            max_new_tokens: Budget of one answer.
+
+        Returns:
+            Token ids (B, at most the budget), padded behind the one that ends an answer.
+        """
         stop = self.model.generation_config.eos_token_id
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -121,18 +142,9 @@ class VLM:
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.tokenizer.eos_token_id if stop is None else stop,
         )
-        answers: list[str] = []
-        for start in range(0, len(samples), batch_size):
-            enc = self.encode(samples[start : start + batch_size])
-            with quiet():
-                ids = self.model.generate(**enc.inputs, generation_config=config)
-            new = ids[:, enc.inputs["input_ids"].shape[1] :]
-            answers += [
-                text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
-            ]
-            if progress:
-                progress(len(answers), len(samples), "generate")
-        return answers
+        with quiet():
+            ids = self.model.generate(**enc.inputs, generation_config=config)
+        return ids[:, enc.inputs["input_ids"].shape[1] :]
 
 
 def load_vlm(

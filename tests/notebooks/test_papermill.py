@@ -61,6 +61,7 @@ def qwen_checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "claim", "reason"),
     [
+        ("02", "C2", "fewer than n0=32"),
         ("03", "C3", "no better than with another picture"),
         ("04", "C4", "the model cannot do it"),
         ("05", "C5", "names a final answer in 0% of its outputs"),

@@ -6,77 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from visdepth_utils.calibration.curves import LAYERS, SHAPES, plateau
+from visdepth_utils.calibration.curves import image_table as simulate
 from visdepth_utils.claims import VERDICTS, Verdict, claim_entry, load_claims, sensitivity, verdict
-
-LAYERS = 12
-
-
-def plateau(start, end, scale=0.06):
-    return lambda z: end + (start - end) * np.exp(-z / scale)
-
-
-def drift(start, end):
-    return lambda z: start + (end - start) * z
-
-
-def jump(start, end):
-    return lambda z: np.where(z < 0.8, start, end)
-
-
-def flat(level):
-    return lambda z: level + 0 * z
-
-
-def slows(z):
-    return 0.1 + 0.5 * np.exp(-z * 12)
-
-
-# (entropy, log intrinsic dimension, curvature in degrees) over depth z in [0, 1]
-SHAPES = {
-    "plateau": (plateau(0.7, 0.9), plateau(3.8, 3.2), plateau(130, 92)),
-    "drift": (drift(0.7, 0.45), drift(3.8, 3.2), drift(110, 92)),
-    "jump": (jump(0.7, 0.9), jump(3.8, 3.2), jump(110, 92)),
-    "flat": (flat(0.7), flat(3.5), flat(91)),
-    # What a random decoder can do: entropy and dimension settle at once, curvature never moves.
-    "look-alike": (plateau(0.7, 0.9), plateau(4.2, 3.8), flat(91)),
-    "expands": (plateau(0.7, 0.9), plateau(3.2, 3.8), plateau(130, 92)),
-}
-
-
-def simulate(shape, *, n=48, noise=1.0, seed=0, speed=slows, questions=1):
-    """A table like layer_geometry's, image tokens only; every image has its own level."""
-    rng = np.random.default_rng(seed)
-    entropy, dimension, curvature = SHAPES[shape]
-    parts = []
-    for name, fn, first, last, sd, spread in (
-        ("entropy", entropy, 0, LAYERS + 1, 0.02, 0.03),
-        ("id_twonn", lambda z: np.exp(dimension(z)), 0, LAYERS + 1, 0.12, 0.15),
-        ("id_mle", lambda z: np.exp(dimension(z)), 0, LAYERS + 1, 0.05, 0.15),
-        ("curvature", curvature, 1, LAYERS, 1.5, 2.0),
-        ("update_ratio", speed, 0, LAYERS, 0.02, 0.0),
-        ("cka_ahead", lambda z: 1 - speed(z), 0, LAYERS - 1, 0.02, 0.0),
-    ):
-        layers = np.arange(first, last)
-        error = rng.normal(size=(n * questions, len(layers))) * sd * noise
-        error += np.repeat(rng.normal(size=(n, 1)) * spread, questions, axis=0)
-        mean = fn(layers / (LAYERS - 1))
-        values = mean * np.exp(error) if name.startswith("id_") else mean + error
-        sample, column = np.indices(values.shape)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "sample": [f"s{i}" for i in sample.ravel()],
-                    "image": [f"i{i // questions}" for i in sample.ravel()],
-                    "modality": "image",
-                    "layer": layers[column.ravel()],
-                    "metric": name,
-                    "value": values.ravel(),
-                    "n_tokens": 64,
-                    "note": "",
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
 
 
 def decide(shape, control="drift", **options):

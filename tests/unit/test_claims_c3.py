@@ -6,72 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from visdepth_utils.calibration.grids import LAYERS, NOT_AT_ALL, SAME, always, up_to
+from visdepth_utils.calibration.grids import grid_table as simulate
 from visdepth_utils.claims import claim_entry, sensitivity, verdict
-
-LAYERS = (1, 3, 5, 7, 9, 11)  # 12 layers, every second one, counted back from the last
-KINDS = (("image", ""), ("text", ""), ("image", "noise"))
-
-
-def always(index, loss):
-    """The same interchange index and loss at every gap."""
-    return lambda gap: (index, loss)
-
-
-def up_to(gap_max, near, far):
-    return lambda gap: near if gap <= gap_max else far
-
-
-SAME, NOT_AT_ALL = always(0.97, 0.0), always(0.1, 0.6)
-TEXT = {"text": lambda gap: (0.3 - 0.1 * gap, 0.5)}
-NOISE = {"noise": always(0.5, 0.3)}
-
-
-def simulate(
-    image=SAME,
-    *,
-    text=TEXT["text"],
-    noise=NOISE["noise"],
-    n=100,
-    accuracy=0.95,
-    other=0.2,
-    unread=(11,),
-    spread=0.3,
-    concentrated=False,
-    seed=0,
-):
-    """A table like substitution_grid's, image and text; a loss falls on pairs or whole images."""
-    rng = np.random.default_rng(seed)
-    plain = rng.random(n) < accuracy
-    guess = rng.random(n) < other
-    level = np.exp(rng.normal(0, spread, n))
-    unlucky = rng.random(n)
-    parts = []
-
-    def add(modality, donor, layer, control, kl, correct):
-        rows = {"modality": modality, "donor": donor, "layer": layer, "control": control}
-        rows |= {"kl": kl, "correct": correct.astype(float), "rescaled": False}
-        names = {"sample": [f"s{i}" for i in range(n)], "image": [f"i{i}" for i in range(n)]}
-        parts.append(pd.DataFrame(names | rows))
-
-    for layer in LAYERS:
-        read = layer not in unread
-        strange = (3.0 if read else 0.002) * level * np.exp(rng.normal(0, spread, n))
-        for modality in ("image", "text"):
-            add(modality, layer, layer, "", np.zeros(n), plain)
-        add("image", layer, layer, "other image", strange, guess if read else plain)
-        for donor in LAYERS:
-            if donor == layer:
-                continue
-            for (modality, control), shape in zip(KINDS, (image, text, noise), strict=True):
-                if shape is None:
-                    continue
-                index, loss = shape(abs(donor - layer))
-                size = 3.0 if read or modality == "text" else 0.002
-                kl = (1 - index) * size * level * np.exp(rng.normal(0, spread, n))
-                lucky = unlucky if concentrated else rng.random(n)
-                lost = lucky < (loss if read or modality == "text" else 0)
-                add(modality, donor, layer, control, kl, plain & ~lost)
-    return pd.concat(parts, ignore_index=True)
 
 
 def decide(*args, **options):

@@ -6,102 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from visdepth_utils.calibration.truncated import (
+    ALIKE,
+    DEPENDS,
+    LAYERS,
+    LENGTH,
+    REVERSED,
+    Z,
+    needs,
+)
+from visdepth_utils.calibration.truncated import sweep_tables as simulate
 from visdepth_utils.claims import claim_entry, sensitivity, verdict
-
-LAYERS = 12
-GUESS = {"mcq": 0.25, "vqa": 0.1, "chart": 0.1, "caption": 0.05}  # right without a picture
-Z = np.arange(LAYERS + 1) / LAYERS
-TOKENS = {"mcq": 1, "vqa": 2, "chart": 2, "caption": 30}
-
-
-def needs(share, height=0.9):
-    """A token flips while fewer layers than this share of the depth see the image."""
-    return height / (1 + np.exp(25 * (Z - share))) * (Z < 1)
-
-
-EARLY, LATE, MIDDLE = needs(0.2), needs(0.75), needs(0.4)
-FRAGILE = needs(0.6, 0.12)  # little per token, much over thirty of them
-
-
-def simulate(
-    hazards, *, n=48, words=6, guess=None, accuracy=0.95, harm=3.0, other=None, seed=0, spread=0.3
-):
-    """(truncation_sweep, {"conditions", "token_kl"}): captions are phrases of ``words`` tokens.
-
-    ``harm``: nats per unit of hazard, a number or task -> number. ``other``: score with another
-    picture, by default that of guessing.
-    """
-    rng = np.random.default_rng(seed)
-    guesses = GUESS if guess is None else dict.fromkeys(TOKENS, guess)
-    level = np.exp(rng.normal(0, spread, n))[:, None]
-    sweep, conditions, tokens = [], [], []
-    for task, length in TOKENS.items():
-        guess = guesses[task]
-        names = [f"{'c' if task == 'chart' else 'i'}{i}" for i in range(n)]
-        hazard = hazards.get(task, hazards["vqa"])
-        p = np.clip(hazard[None] * level, 0, 0.97)  # (image, depth)
-        flips = rng.random((n, LAYERS + 1, length)) < p[..., None]
-        flips[:, -1] = False
-        per = words if task == "caption" else length
-        phrases = ~flips.reshape(n, LAYERS + 1, -1, per).any(-1)
-        able = rng.random((n, 1, phrases.shape[-1])) < accuracy
-        lucky = rng.random(phrases.shape) < guess
-        score = np.where(phrases, able, lucky).mean(-1)
-        scale = harm[task] if isinstance(harm, dict) else harm
-        kl = scale * p[..., None] * rng.exponential(1, flips.shape)
-        kl[:, -1] = 0
-        image, depth = np.indices(score.shape)
-        sweep.append(
-            pd.DataFrame(
-                {
-                    "sample": [f"{task}-{i}" for i in image.ravel()],
-                    "image": [names[i] for i in image.ravel()],
-                    "task": task,
-                    "mode": "remove",
-                    "depth": depth.ravel(),
-                    "correct": score.ravel(),
-                    "chrf_full": score.ravel(),
-                    "same": ~flips.any(-1).ravel(),
-                }
-            )
-        )
-        image, depth, token = np.indices(flips.shape)
-        tokens.append(
-            pd.DataFrame(
-                {
-                    "sample": [f"{task}-{i}" for i in image.ravel()],
-                    "image": [names[i] for i in image.ravel()],
-                    "task": task,
-                    "mode": "remove",
-                    "depth": depth.ravel(),
-                    "token": token.ravel(),
-                    "kl": kl.ravel(),
-                    "same_top1": ~flips.ravel(),
-                }
-            )
-        )
-        for condition in ("full", "blind", "other"):
-            chance = {"full": accuracy, "blind": guess, "other": guess if other is None else other}
-            hits = rng.random((n, phrases.shape[-1])) < chance[condition]
-            conditions.append(
-                pd.DataFrame(
-                    {
-                        "sample": [f"{task}-{i}" for i in range(n)],
-                        "image": names,
-                        "task": task,
-                        "condition": condition,
-                        "score": hits.mean(-1),
-                    }
-                )
-            )
-    tables = {"conditions": pd.concat(conditions), "token_kl": pd.concat(tokens)}
-    return pd.concat(sweep, ignore_index=True), tables
-
-
-DEPENDS = {"mcq": EARLY, "vqa": EARLY, "caption": LATE}
-ALIKE = {"mcq": MIDDLE, "vqa": MIDDLE, "caption": MIDDLE}
-REVERSED = {"mcq": LATE, "vqa": LATE, "caption": EARLY}
-LENGTH = {"mcq": FRAGILE, "vqa": FRAGILE, "caption": FRAGILE}
 
 
 def decide(hazards, **options):

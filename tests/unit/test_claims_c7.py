@@ -2,46 +2,12 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
+from visdepth_utils.calibration.styles import early, even, late
+from visdepth_utils.calibration.styles import styles_tables as simulate
 from visdepth_utils.claims import claim_entry, sensitivity, verdict
-
-DEPTHS = np.arange(9)
-
-
-def simulate(kept, full=None, *, n=96, blind=0.1, other=0.03, seed=0, mode="remove"):
-    """Right answers with probability blind + kept(d) * (full - blind), each question by itself."""
-    rng = np.random.default_rng(seed)
-    full = full or {"direct": 0.8, "short": 0.9, "long": 1.0}
-    rows, conditions = [], []
-    for style, curve in kept.items():
-        for i in range(n):
-            draw = rng.random()
-            common = {"sample": f"s{i}-{style}", "image": f"i{i}", "task": "reason"}
-            for d in DEPTHS:
-                p = blind + curve(d / DEPTHS[-1]) * (full[style] - blind)
-                row = {"style": style, "mode": mode, "depth": d, "correct": float(draw < p)}
-                rows.append(
-                    common | row | {"token_layers": 10.0 * d + (50 if style == "long" else 0)}
-                )
-            for name, p in (("blind", blind), ("other", other)):
-                row = {"style": style, "condition": name, "score": float(rng.random() < p)}
-                conditions.append(common | row)
-    return pd.DataFrame(rows), {"conditions": pd.DataFrame(conditions)}
-
-
-def early(z):
-    return min(1.0, 2 * z)
-
-
-def late(z):
-    return max(0.0, 2 * z - 1)
-
-
-def even(z):
-    return z
 
 
 def decide(*args, **options):

@@ -114,7 +114,7 @@ def settling(
         left_lo=float(lower[at]),
         left_hi=float(upper[at]),
         layer=int(layers[np.argmax(upper <= margin)]),
-        shows=_both(settled, falls),
+        shows=both(settled, falls),
         share=float(share),
         shares=shares,
     )
@@ -152,7 +152,7 @@ def reflected(
     return float(best[0]), (float(best[1]), float(best[2]))
 
 
-def _both(a: Any, b: Any) -> bool | None:
+def both(a: Any, b: Any) -> bool | None:
     """And, where None is "not decided"."""
     return False if a is False or b is False else None if a is None or b is None else True
 

@@ -1,0 +1,205 @@
+"""Tables like ``layer_geometry``'s whose curves over depth are known (C1, C2)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["LAYERS", "SHAPES", "TEXTS", "Curve", "curves_table", "image_table", "text_table"]
+
+LAYERS = 12
+Curve = Callable[[Any], Any]
+"""Depth z from 0 to 1 -> mean of a measure; dimensions on the log scale."""
+Shape = tuple[Curve, Curve, Curve]
+"""Matrix entropy, log intrinsic dimension, curvature in degrees."""
+
+
+def plateau(start: float, end: float, scale: float = 0.06) -> Curve:
+    """Changes at once and then stays."""
+    return lambda z: end + (start - end) * np.exp(-z / scale)
+
+
+def drift(start: float, end: float) -> Curve:
+    """Changes evenly over the whole depth."""
+    return lambda z: start + (end - start) * z
+
+
+def jump(start: float, end: float) -> Curve:
+    """Changes near the end only."""
+    return lambda z: np.where(z < 0.8, start, end)
+
+
+def flat(level: float) -> Curve:
+    """Never changes."""
+    return lambda z: level + 0 * z
+
+
+def slows(z: Any) -> Any:
+    """Size of updates of a representation that comes to rest."""
+    return 0.1 + 0.5 * np.exp(-z * 12)
+
+
+def goes_on(z: Any) -> Any:
+    """Size of updates of one that does not."""
+    return 0.45 + 0.15 * np.exp(-z * 12)
+
+
+SHAPES: dict[str, Shape] = {
+    "plateau": (plateau(0.7, 0.9), plateau(3.8, 3.2), plateau(130, 92)),
+    "drift": (drift(0.7, 0.45), drift(3.8, 3.2), drift(110, 92)),
+    "jump": (jump(0.7, 0.9), jump(3.8, 3.2), jump(110, 92)),
+    "flat": (flat(0.7), flat(3.5), flat(91)),
+    # What a random decoder can do: entropy and dimension settle at once, curvature never moves.
+    "look-alike": (plateau(0.7, 0.9), plateau(4.2, 3.8), flat(91)),
+    "expands": (plateau(0.7, 0.9), plateau(3.2, 3.8), plateau(130, 92)),
+}
+MARGINS = (0.05, float(np.log(1.15)), 5.0)
+"""Of the three measures in claims.yaml (a test compares them): units of simulated change."""
+_NOISE = (
+    ("entropy", 0, LAYERS + 1, 0.02, 0.03),
+    ("id_twonn", 0, LAYERS + 1, 0.12, 0.15),
+    ("id_mle", 0, LAYERS + 1, 0.05, 0.15),
+    ("curvature", 1, LAYERS, 1.5, 2.0),
+    ("update_ratio", 0, LAYERS, 0.02, 0.0),
+    ("cka_ahead", 0, LAYERS - 1, 0.02, 0.0),
+)
+"""Metric, first and last layer, noise of a value, spread of the images' own levels."""
+
+
+def early_change(margins: float) -> Shape:
+    """All three measures change by so many margins up to layer 3, then stay; dimension falls."""
+
+    def until(start: float, size: float) -> Curve:
+        return lambda z: start + size * np.clip((z - 1 / 11) / (2 / 11), 0, 1)
+
+    e, d, c = (margins * unit for unit in MARGINS)
+    return until(0.8, -e), until(3.5 + d, -d), until(92 + c, -c)
+
+
+def late_change(margins: float) -> Shape:
+    """All three measures change by so many margins over the last two thirds, evenly."""
+
+    def after(start: float, size: float) -> Curve:
+        return lambda z: start + size * np.clip((z - 3 / 11) / (8 / 11), 0, 1)
+
+    e, d, c = (margins * unit for unit in MARGINS)
+    return after(0.6, e), after(3.2, d), after(92, c)
+
+
+def curves_table(
+    shape: Shape,
+    *,
+    n: int = 48,
+    noise: float = 1.0,
+    seed: int = 0,
+    speed: Curve = slows,
+    questions: int = 1,
+    modality: str = "image",
+) -> pd.DataFrame:
+    """A table like layer_geometry's, one type of tokens; every image has its own level.
+
+    Args:
+        shape: Mean curves.
+        n: Images.
+        noise: Factor on the noise of a value, 1 as in real runs.
+        seed: Of the noise.
+        speed: Update ratio, and 1 - CKA, by depth.
+        questions: Samples of each image.
+        modality: Name of the type.
+
+    Returns:
+        The columns of ``layer_geometry``.
+    """
+    rng = np.random.default_rng(seed)
+    entropy, dimension, curvature = shape
+
+    def points(z: Any) -> Any:
+        return np.exp(dimension(z))
+
+    means = {"entropy": entropy, "id_twonn": points, "id_mle": points, "curvature": curvature}
+    means |= {"update_ratio": speed, "cka_ahead": lambda z: 1 - speed(z)}
+    parts = []
+    for name, first, last, sd, spread in _NOISE:
+        layers = np.arange(first, last)
+        error = rng.normal(size=(n * questions, len(layers))) * sd * noise
+        error += np.repeat(rng.normal(size=(n, 1)) * spread, questions, axis=0)
+        mean = means[name](layers / (LAYERS - 1))
+        values = mean * np.exp(error) if name.startswith("id_") else mean + error
+        sample, column = np.indices(values.shape)
+        names = {
+            "sample": [f"s{i}" for i in sample.ravel()],
+            "image": [f"i{i // questions}" for i in sample.ravel()],
+            "modality": modality,
+        }
+        rest = {"layer": layers[column.ravel()], "metric": name, "value": values.ravel()}
+        parts.append(pd.DataFrame({**names, **rest, "n_tokens": 64, "note": ""}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def image_table(shape: str, **options: Any) -> pd.DataFrame:
+    """``curves_table`` of a shape by its name."""
+    return curves_table(SHAPES[shape], **options)
+
+
+# Image and text curves, and text in the image's places.
+TEXTS: Mapping[str, tuple[Shape, Shape, Shape]] = {
+    "text keeps changing": (early_change(3), late_change(4), late_change(4)),
+    "both keep changing": (late_change(4), late_change(4), late_change(4)),
+    "text changes more": (late_change(3), late_change(7), late_change(7)),
+    "both settle": (early_change(3), early_change(4), early_change(4)),
+    "neither changes": (SHAPES["flat"],) * 3,
+    "image keeps changing": (late_change(4), early_change(3), early_change(3)),
+    "position only": (early_change(3), late_change(4), early_change(3)),
+    "both jump at the end": (SHAPES["jump"],) * 3,
+}
+
+
+def text_table(
+    shapes: str | tuple[Shape, Shape, Shape],
+    *,
+    seed: int = 0,
+    n: int = 48,
+    noise: float = 1.0,
+    text_noise: float | None = None,
+    text_speed: Curve = goes_on,
+    shuffled: bool = True,
+    placed: bool = True,
+) -> pd.DataFrame:
+    """A table like ``text_geometry``'s and ``placed_geometry``'s, one below the other.
+
+    Args:
+        shapes: Image, text, and text in the image's places; or a name of TEXTS.
+        seed: Of the noise.
+        n: Images.
+        noise: As in ``curves_table``.
+        text_noise: The same for text; None for that of the image.
+        text_speed: Update ratio of text by depth.
+        shuffled: With shuffled labels (both a mixture of image and text).
+        placed: With text in the image's places.
+
+    Returns:
+        The columns of ``layer_geometry``.
+    """
+    image, text, in_place = TEXTS[shapes] if isinstance(shapes, str) else shapes
+    text_noise = noise if text_noise is None else text_noise
+
+    def mixed(a: Curve, b: Curve) -> Curve:
+        return lambda z: (a(z) + b(z)) / 2
+
+    mixture: Shape = tuple(mixed(a, b) for a, b in zip(image, text, strict=True))  # type: ignore
+    groups: list[tuple[str, Shape, float, Curve]] = [
+        ("image", image, noise, slows),
+        ("text", text, text_noise, text_speed),
+    ]
+    if placed:
+        groups.append(("text in the image's places", in_place, text_noise, text_speed))
+    if shuffled:
+        groups += [(f"shuffled {kind}", mixture, noise, slows) for kind in ("image", "text")]
+    return pd.concat(
+        [
+            curves_table(shape, n=n, noise=sd, seed=[seed, i], speed=speed, modality=name)
+            for i, (name, shape, sd, speed) in enumerate(groups)
+        ],
+        ignore_index=True,
+    )

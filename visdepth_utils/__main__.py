@@ -50,14 +50,33 @@ def _dispatch(argv: list[str]) -> int:
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
         return reproduce(given, options.out, options.notebooks)
-    if options.command == "verdicts":
-        from visdepth_utils.report import verdict_text
-
-        print(verdict_text(_existing_run(options.run)))
-        return 0
+    if options.command in ("verdicts", "report", "compare", "readme"):
+        return _on_runs(options)
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
+
+
+def _on_runs(options: argparse.Namespace) -> int:
+    """Commands on finished runs: they show or compare, and measure nothing."""
+    folders = [_existing_run(name) for name in options.runs]
+    if options.command == "verdicts":
+        from visdepth_utils.verdict_table import verdict_text
+
+        print(verdict_text(*folders))
+    elif options.command == "report":
+        from visdepth_utils.report import notebooks_of, write_report
+
+        print(write_report(*folders, notebooks_of(*folders)))
+    elif options.command == "compare":
+        from visdepth_utils.compare import comparison_text
+
+        print(comparison_text(*folders))
+    else:
+        from visdepth_utils.readme import update_readme
+
+        print("\n".join(str(file) for file in update_readme(*folders)))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,8 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
-    show = commands.add_parser("verdicts", help="print the verdict table of a finished run")
-    show.add_argument("run", help="its folder, or its name under results/")
+    for name, count, text in (
+        ("verdicts", 1, "print the verdict table of a finished run"),
+        ("report", 1, "write report.html of a run again, from what the run has"),
+        ("compare", 2, "which verdicts and numbers of two runs differ, and whether beyond noise"),
+        ("readme", 1, "write the run's verdicts and figure into README.md"),
+    ):
+        known = commands.add_parser(name, help=text)
+        known.add_argument("runs", nargs=count, metavar="RUN", help="folder, or name in results/")
     fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")
     fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")

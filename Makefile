@@ -23,13 +23,16 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CLEAN_RESULTS := $(CURDIR)/build/results
 
-.PHONY: help reproduce test lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: help reproduce report test lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= choose
 	@$(PY) -m visdepth_utils reproduce $(options)
+
+report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
+	@$(PY) -m visdepth_utils report '$(or $(RUN),base-quick)'
 
 # Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
 test: export HF_HUB_OFFLINE := 1

@@ -50,16 +50,8 @@ def _dispatch(argv: list[str]) -> int:
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
         return reproduce(given, options.out, options.notebooks)
-    if options.command == "verdicts":
-        from visdepth_utils.report import verdict_text
-
-        print(verdict_text(_existing_run(options.run)))
-        return 0
-    if options.command == "record":
-        from visdepth_utils.replication import record
-
-        print(f"kept in {record(_existing_run(options.run)).relative_to(REPO)}")
-        return 0
+    if options.command in ("verdicts", "report", "compare", "readme", "record"):
+        return _on_runs(options)
     if options.command == "random-init":
         from visdepth_utils.untrained import save_untrained
 
@@ -68,6 +60,32 @@ def _dispatch(argv: list[str]) -> int:
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
+
+
+def _on_runs(options: argparse.Namespace) -> int:
+    """Commands on finished runs: they show or compare, and measure nothing."""
+    folders = [_existing_run(name) for name in options.runs]
+    if options.command == "verdicts":
+        from visdepth_utils.verdict_table import verdict_text
+
+        print(verdict_text(*folders))
+    elif options.command == "report":
+        from visdepth_utils.report import notebooks_of, write_report
+
+        print(write_report(*folders, notebooks_of(*folders)))
+    elif options.command == "compare":
+        from visdepth_utils.compare import comparison_text
+
+        print(comparison_text(*folders))
+    elif options.command == "record":
+        from visdepth_utils.replication import record
+
+        print(f"kept in {record(*folders).relative_to(REPO)}")
+    else:
+        from visdepth_utils.readme import update_readme
+
+        print("\n".join(str(file) for file in update_readme(*folders)))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,10 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
-    show = commands.add_parser("verdicts", help="print the verdict table of a finished run")
-    show.add_argument("run", help="its folder, or its name under results/")
-    keep = commands.add_parser("record", help="keep the verdicts of a run in data/runs/")
-    keep.add_argument("run", help="its folder, or its name under results/")
+    for name, count, text in (
+        ("verdicts", 1, "print the verdict table of a finished run"),
+        ("report", 1, "write report.html of a run again, from what the run has"),
+        ("compare", 2, "which verdicts and numbers of two runs differ, and whether beyond noise"),
+        ("readme", 1, "write the run's verdicts and figure into README.md"),
+        ("record", 1, "keep the verdicts of a run in data/runs/"),
+    ):
+        known = commands.add_parser(name, help=text)
+        known.add_argument("runs", nargs=count, metavar="RUN", help="folder, or name in results/")
     twin = commands.add_parser("random-init", help="save an untrained twin of a checkpoint")
     twin.add_argument("model", help="checkpoint folder")
     twin.add_argument("folder", nargs="?", help="default results/models/MODEL-random-init")

@@ -1,10 +1,12 @@
-"""Files that are whole or not there: atomic writes, and a lock for read-modify-write."""
+"""Files that are whole or not there: atomic writes, a lock for read-modify-write, readable JSON."""
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -56,6 +58,33 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def rows_text(entries: Sequence[dict[str, Any]]) -> str:
+    """JSON of a list of entries that can be read and compared line by line.
+
+    Args:
+        entries: Plain values; no NaN.
+
+    Returns:
+        The text. Each value of an entry begins a line; a list of tables' rows has one row per line.
+    """
+    return "[" + ",".join(f"\n  {_entry_text(entry)}" for entry in entries) + "\n]\n"
+
+
+def _entry_text(entry: dict[str, Any]) -> str:
+    """One entry, indented by two."""
+    lines = []
+    for name, value in entry.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            rows = ",\n".join(f"      {json.dumps(row, allow_nan=False)}" for row in value)
+            text = f"[\n{rows}\n    ]"
+        elif isinstance(value, list):
+            text = json.dumps(value, allow_nan=False)
+        else:
+            text = json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n    ")
+        lines.append(f"    {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n  }"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.runs import Run, annotate, read_provenance
 from visdepth_utils.settings import check_settings, run_folder
+from visdepth_utils.verdict_table import verdict_text
 
 DEFAULT_MODEL = "data/minivlm/base"
 READS_VERDICTS = "reads-verdicts"
@@ -93,13 +94,14 @@ def reproduce(
         outcome = _execute(run, source, parameters, stream)
         if outcome.error:
             broken[source.stem] = outcome.error
+            annotate(folder, notebooks={source.stem: {"error": outcome.error}})
             _say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
             if outcome.details and os.environ.get("DEBUG"):
                 _say(stream, outcome.details)
         else:
             _say(stream, f"{head}: done in {duration(outcome.seconds)}")
-    page = report.write_report(folder, [source.stem for source in sources], broken)
-    _say(stream, "\n" + report.verdict_text(folder, broken))
+    page = report.write_report(folder, [source.stem for source in sources])
+    _say(stream, "\n" + verdict_text(folder, broken))
     for name, error in broken.items():
         _say(stream, f"broken: {name}: {error}")
     ran = len(sources) - reused - len(broken)

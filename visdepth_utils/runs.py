@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from visdepth_utils import provenance, stepcache
+from visdepth_utils import explorer, provenance, stepcache
 from visdepth_utils.claims import VERDICTS
-from visdepth_utils.files import atomic, locked, write_text
+from visdepth_utils.files import atomic, locked, rows_text, write_text
 from visdepth_utils.progress import Progress, progress_line
 from visdepth_utils.settings import Settings, check_settings, resolved_device, run_folder
 
@@ -173,6 +173,21 @@ class Run:
             ):
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
 
+    def explorer(
+        self, table: pd.DataFrame, samples: Sequence[Any], tokens: pd.DataFrame | None = None
+    ) -> None:
+        """Keep outputs by depth and their pictures for the explorer of the report.
+
+        Args:
+            table: See ``explorer.keep_outputs``, as below.
+            samples: Where prompts and pictures come from.
+            tokens: What is measured token by token, if there is such a table.
+
+        Raises:
+            ValueError: See there.
+        """
+        explorer.keep_outputs(self.folder, table, samples, tokens)
+
     def record(self, verdict: Any) -> None:
         """Merge a verdict into claims.json; the one of the same claim and model is replaced.
 
@@ -219,7 +234,7 @@ class Run:
                 [new] if new else []
             )
             entries.sort(key=lambda item: (item["claim"], item["model"]))
-            write_text(file, json.dumps(entries, indent=2, allow_nan=False) + "\n")
+            write_text(file, rows_text(entries))
 
     def note(self) -> None:
         """Bring provenance.json up to date with the settings, the machine and what is installed."""

@@ -1,6 +1,7 @@
 """What a verdict is: its words, its fields, and how it is shown."""
 
 import html
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,7 @@ class Verdict:
     p: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of claims.json: plain values only, NaN as None."""
+        """The entry of claims.json: plain values only, NaN as None, tables as lists of rows."""
         return {
             "claim": self.claim,
             "statement": self.statement,
@@ -78,6 +79,8 @@ class Verdict:
             "thresholds": self.thresholds,
             "notebook": self.notebook,
             "reason": self.reason,
+            "details": _rows(self.details),
+            "controls": _rows(self.controls),
         }
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -123,6 +126,11 @@ class Verdict:
 def _number(value: float) -> float | None:
     """JSON has no NaN."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table without its index, NaN and infinity as None."""
+    return json.loads(table.to_json(orient="records", double_precision=15))
 
 
 def _interval(ci: tuple[float, float]) -> str:

@@ -10,10 +10,11 @@ import nbformat
 import pytest
 
 from visdepth_utils import __main__ as command
-from visdepth_utils import headless, report, stepcache
+from visdepth_utils import headless, stepcache
 from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
 from visdepth_utils.runs import Run, read_claims, read_provenance
 from visdepth_utils.settings import check_settings
+from visdepth_utils.verdict_table import effect_text
 
 PARAMETERS = (
     'model = ""\nsource = None\nn_samples = 4\nseed = 0\ndevice = "auto"\n'
@@ -342,4 +343,4 @@ def test_live_output_is_rewritten_in_place_only_in_a_terminal() -> None:
 def test_effects_are_rounded_and_gaps_are_dashes(
     effect: object, interval: object, text: str
 ) -> None:
-    assert report._effect(effect, interval) == text
+    assert effect_text(effect, interval) == text

@@ -35,6 +35,7 @@ PINS = dict(line.split("==") for line in PIN_LINES)
 TARGETS = [
     "help",
     "reproduce",
+    "report",
     "test",
     "lab",
     "bench",
@@ -123,7 +124,8 @@ def test_the_package_holds_its_template() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     patterns = tool["setuptools"]["package-data"]["visdepth_utils"]
     held = {file for pattern in patterns for file in (ROOT / "visdepth_utils").glob(pattern)}
-    assert ROOT / "visdepth_utils" / "report.html.j2" in held
+    names = {file.name for file in held}
+    assert names == {"report.html.j2", "report.css", "explorer.js"}
 
 
 def test_licence_and_citation() -> None:

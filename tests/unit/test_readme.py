@@ -1,0 +1,147 @@
+"""The README's verdicts: written by a command, and those of the committed notebooks."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+from PIL import Image
+
+from visdepth_utils.files import rows_text
+from visdepth_utils.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
+
+ROOT = Path(__file__).resolve().parents[2]
+ENTRY = {
+    "claim": "C4",
+    "model": "minivlm/base",
+    "verdict": "weaker",
+    "effect": 0.1934,
+    "effect_label": "retention",
+    "ci": [0.1556, 0.2249],
+    "n_images": 96,
+    "control_effect": 0.0226,
+    "control_label": "control, the largest of the tasks",
+    "reason": "a | b",
+}
+ROW = (
+    "| C4 What truncation costs depends on the task | **weaker**: a \\| b "
+    "| 0.19 [0.16, 0.22] (retention) | 0.02 control (the largest of the tasks) | 96 |"
+)
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def stored_verdicts() -> dict[str, dict[str, str]]:
+    """Claim -> lines of the verdict as the committed notebooks show it."""
+    found = {}
+    for file in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        for cell in nbformat.read(file, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                lines = str(output.get("data", {}).get("text/plain", "")).splitlines()
+                if head := re.fullmatch(r"(C\d+): ([A-Z ]+)", lines[0] if lines else ""):
+                    facts = {line[:10].strip(): line[10:].strip() for line in lines[1:]}
+                    found[head[1]] = {"verdict": head[2].lower(), **facts}
+    return found
+
+
+def readme_rows() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text()
+    block = text.partition(START)[2].partition(STOP)[0].strip()
+    return [cells(row) for row in block.splitlines()]
+
+
+def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
+    stored = stored_verdicts()
+    head, _, *rows = readme_rows()
+    assert len(stored) >= 5
+    assert [row[0].split()[0] for row in rows] == sorted(stored), "python -m visdepth_utils readme"
+    for claim, verdict, effect, control, images in rows:
+        facts = stored[claim.split()[0]]
+        assert verdict.replace("\\|", "|") == f"**{facts['verdict']}**: {facts['reason']}"
+        assert effect == facts["effect"]
+        (name,) = set(facts) - {"verdict", "model", "claim", "effect", "images", "reason"}
+        value, _, note = facts[name].partition(" (")
+        assert control == f"{value} {name} ({note}"
+        assert images == facts["images"]
+        assert head[1] == f"verdict on `{facts['model']}`"
+
+
+def test_the_figure_is_there_and_small() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert f"]({PICTURE.as_posix()})" in text
+    assert (ROOT / PICTURE).stat().st_size < 80_000
+    with Image.open(ROOT / PICTURE) as image:
+        assert image.width >= 800
+
+
+def test_a_table_by_hand() -> None:
+    assert markdown_table([ENTRY]).splitlines()[-1] == ROW
+    bare = {**ENTRY, "effect": None, "ci": [None, None], "control_effect": None}
+    row = cells(markdown_table([bare]).splitlines()[-1])
+    assert row[2:4] == [
+        "not measured (retention)",
+        "not measured control (the largest of the tasks)",
+    ]
+
+
+def make_run(folder: Path, *entries: dict) -> Path:
+    (folder / "figures").mkdir(parents=True)
+    (folder / "claims.json").write_text(rows_text(entries))
+    fig, axis = plt.subplots(figsize=(12, 4))
+    axis.plot([0, 1])
+    fig.savefig(folder / "figures" / f"{FIGURE}.png", dpi=150)
+    plt.close(fig)
+    return folder
+
+
+def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ENTRY)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n\n{START}\nold\n{STOP}\n\nafter\n")
+    assert update_readme(run, readme) == [readme, tmp_path / PICTURE]
+    once = readme.read_text()
+    assert once == f"before\n\n{START}\n\n{markdown_table([ENTRY])}\n\n{STOP}\n\nafter\n"
+    picture = (tmp_path / PICTURE).read_bytes()
+    update_readme(run, readme)
+    assert readme.read_text() == once
+    assert (tmp_path / PICTURE).read_bytes() == picture
+    with Image.open(tmp_path / PICTURE) as image:
+        assert image.width == 1000
+
+
+@pytest.mark.parametrize(
+    ("entries", "text", "message"),
+    [
+        ([ENTRY], "no marks", "lacks the lines"),
+        ([ENTRY], f"{STOP}{START}", "lacks the lines"),
+        ([ENTRY, {**ENTRY, "model": "other"}], f"{START}{STOP}", "holds 2"),
+        ([], f"{START}{STOP}", "holds 0"),
+    ],
+)
+def test_what_cannot_be_written_leaves_the_file(
+    tmp_path: Path, entries: list[dict], text: str, message: str
+) -> None:
+    run = make_run(tmp_path / "run", *entries)
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        update_readme(run, readme)
+    assert readme.read_text() == text
+    (run / "figures" / f"{FIGURE}.png").unlink()
+    readme.write_text(f"{START}{STOP}")
+    with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
+        update_readme(run, readme)
+
+
+def test_rows_are_one_line_each_and_json() -> None:
+    entries = [{"claim": "C1", "ci": [0.1, None], "rows": [{"a": 1.5}, {"a": None}], "none": []}]
+    text = rows_text(entries)
+    assert json.loads(text) == entries
+    assert '      {"a": 1.5},\n      {"a": null}\n' in text
+    assert json.loads(rows_text([])) == []
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        rows_text([{"a": float("nan")}])

@@ -46,6 +46,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def model_name(path_or_id: str | Path) -> str:
+    """How tables and verdicts call a model: the last two parts of its folder, or its hub id."""
+    return "/".join(Path(locate(path_or_id)).parts[-2:])
+
+
 def locate(path_or_id: str | Path) -> str:
     """Tell a folder from a hub id, before anything is loaded.
 

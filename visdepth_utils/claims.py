@@ -26,6 +26,7 @@ __all__ = [
     "Verdict",
     "claim_entry",
     "load_claims",
+    "not_testable",
     "sensitivity",
     "verdict",
 ]
@@ -138,6 +139,41 @@ def verdict(
     if found.verdict == "supported" and p_value:
         found = replace(found, p=_smallest_alpha(claim, entry, table, control))
     return found
+
+
+def not_testable(
+    notebook: str, reason: str, model: str, path: str | Path | None = None
+) -> list[Verdict]:
+    """Verdicts on the claims of a notebook whose measurement could not be made.
+
+    Args:
+        notebook: Name without ending.
+        reason: One line.
+        model: Name for the record.
+        path: As for ``load_claims``.
+
+    Returns:
+        One per claim of the notebook, all "not testable"; none for a notebook without a claim.
+    """
+    return [
+        Verdict(
+            claim=name,
+            statement=entry["statement"],
+            model=model,
+            verdict="not testable",
+            effect=float("nan"),
+            ci=(float("nan"), float("nan")),
+            n_images=0,
+            control_effect=float("nan"),
+            thresholds={},
+            notebook=notebook,
+            reason=reason,
+            effect_label=entry.get("effect_label", ""),
+            control_label=(entry["control_label"]["name"], entry["control_label"]["note"]),
+        )
+        for name, entry in load_claims(path)["claims"].items()
+        if entry["notebook"] == notebook
+    ]
 
 
 def sensitivity(

@@ -1,16 +1,19 @@
 """Rows of a data set become Samples: the embedded worlds, or any folder of the same layout."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from PIL import Image
+
+from visdepth_utils.pictures import BadRow, upright_rgb
 
 WORLDS = Path(__file__).resolve().parent.parent / "data" / "worlds"
 """The embedded data sets, beside the package in the repository."""
+WORLD_TASKS = ("mcq", "vqa", "chart", "caption", "reason")
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class Sample:
     Attributes:
         id: Unique within its task.
         image_id: Names the picture(s); the unit of resampling in every confidence interval.
-        images: RGB pictures; empty for a blind sample.
+        images: RGB pictures; empty for a blind sample. Those of large data sets are decoded at each
+            access (``pictures.Pictures``).
         prompt: What the user asks, without chat template.
         reference: The full expected text (for chains: with its steps).
         answer: The short final answer that is scored.
@@ -28,11 +32,13 @@ class Sample:
         kind: Type of question, e.g. ``"colour"`` or ``"count"``.
         style: ``"direct"``, ``"short"`` or ``"long"``.
         choices: Answer options; empty for an open question.
+        references: All accepted texts, where there are several (five captions).
+        rule: Scoring rule, where it is not the one of the task's name.
     """
 
     id: str
     image_id: str
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     prompt: str
     reference: str
     answer: str
@@ -40,6 +46,13 @@ class Sample:
     kind: str = ""
     style: str = "direct"
     choices: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    rule: str = ""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """Every text that an output is compared with; the best one counts."""
+        return self.references or (self.reference,)
 
     def labels(self) -> dict[str, str]:
         """What every measured row says of its sample: ``sample, image, task, kind, style``."""
@@ -53,6 +66,19 @@ class Sample:
 
 
 LABELS = ("sample", "image", "task", "kind", "style")
+
+
+class MissingTask(ValueError):
+    """The data has no such task: what needs it cannot be tested, and nothing is broken."""
+
+
+def is_worlds(folder: Path) -> bool:
+    """Whether a folder has the layout of the embedded worlds: pictures in a table of their own."""
+    return (folder / "images.parquet").is_file() or any(
+        "image_id" in pq.read_schema(folder / f"{name}.parquet").names
+        for name in WORLD_TASKS
+        if (folder / f"{name}.parquet").is_file()
+    )
 
 
 def read_worlds(
@@ -69,15 +95,16 @@ def read_worlds(
         The rows in file order, and the folder they came from.
 
     Raises:
-        FileNotFoundError: If the folder or the table is missing.
+        MissingTask: If the folder has no table of that name.
         ValueError: If a column is missing or no row has the style.
     """
-    folder = Path(source).expanduser() if source else WORLDS
+    folder = Path(source) if source else WORLDS
     table = folder / f"{name}.parquet"
     if not table.is_file():
-        raise FileNotFoundError(
-            f"task {name!r}: no file {table}; "
-            f"give source= a folder with {name}.parquet and images.parquet"
+        held = [other for other in WORLD_TASKS if (folder / f"{other}.parquet").is_file()]
+        raise MissingTask(
+            f"the data in {folder} has no task {name!r} (it holds {', '.join(held) or 'none'}): "
+            "give a source that has it"
         )
     rows = pd.read_parquet(table)
     missing = {"id", "image_id", "prompt", "reference", "answer"} - set(rows.columns)
@@ -170,9 +197,6 @@ def _decode(cell: dict | None, sample: str, image_id: str, file: Path) -> Image.
             f"sample {sample!r}: image {image_id!r} is missing from {file}; restore that row"
         )
     try:
-        return Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"sample {sample!r}: image {image_id!r} in {file} cannot be decoded ({error}); "
-            "replace its bytes"
-        ) from error
+        return upright_rgb(cell["bytes"])
+    except BadRow as error:
+        raise ValueError(f"sample {sample!r}: image {image_id!r} in {file}: {error}") from error

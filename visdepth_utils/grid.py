@@ -128,7 +128,8 @@ def substitution_grid(
     strange = {}
     if "other image" in active:
         pool_of = zip(pool, with_other_image(pool, seed), strict=True)
-        strange = {own.id: fitted(own, other) for own, other in pool_of}
+        wanted = {sample.id for sample in samples}
+        strange = {own.id: fitted(own, other) for own, other in pool_of if own.id in wanted}
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(specs), budget, modality == "image")
     order = {sample.id: i for i, sample in enumerate(samples)}
     measure = partial(_block, vlm, strange, specs, modality, budget, seed, order)

@@ -43,6 +43,12 @@ class Outcome:
     error: str | None = None
     details: str = ""
 
+    @property
+    def lacks_data(self) -> str:
+        """What the data lacks, if the notebook ended because of it (``tasks.MissingTask``)."""
+        name, _, message = (self.error or "").partition(": ")
+        return message if name == "MissingTask" else ""
+
 
 class Indented:
     """A stream for a notebook's output: indented, lines rewritten in place only in a terminal."""

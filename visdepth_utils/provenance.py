@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from visdepth_utils.checkpoints import REPO, locate, weights_hash
+from visdepth_utils.rows import files_behind, locate_source
 
 PACKAGES = (
     "visdepth-utils",
@@ -121,22 +122,32 @@ def data_identity(source: str | None) -> dict[str, str | None]:
     """Which data a source stands for.
 
     Args:
-        source: Local folder, name on the hub, or None for the embedded worlds.
+        source: Local folder or file, name on the hub, or None for the embedded worlds.
 
     Returns:
-        ``source`` and ``hash`` (sha256 over names and contents of the files; None if it is not a
-        folder).
+        ``source`` and ``hash``: sha256 over names and contents of the files; of a name on the hub
+        the commit, or None if it was not fetched yet.
+
+    Raises:
+        FileNotFoundError: If it is neither.
     """
-    folder = Path(source).expanduser() if source else REPO / "data" / "worlds"
-    if not folder.is_dir() and source:
-        folder = REPO / source
-    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    where = locate_source(source) if source else REPO / "data" / "worlds"
+    if isinstance(where, str):
+        repo, _, revision = where.partition("@")
+        card = try_to_load_from_cache(
+            repo, "README.md", repo_type="dataset", revision=revision or None
+        )
+        return {
+            "source": source,
+            "hash": Path(card).parent.name if isinstance(card, str) else None,
+        }
+    files = files_behind(where)
     if not files:
         return {"source": source or "embedded worlds", "hash": None}
     state = tuple(
-        (str(f.relative_to(folder)), f.stat().st_size, f.stat().st_mtime_ns) for f in files
+        (name, str(f), f.stat().st_size, f.stat().st_mtime_ns) for name, f in files.items()
     )
-    return {"source": source or "embedded worlds", "hash": _folder_hash(folder, state)}
+    return {"source": source or "embedded worlds", "hash": _files_hash(state)}
 
 
 @cache
@@ -146,11 +157,11 @@ def _weights_hash(where: str, _state: tuple[tuple[str, int, int], ...]) -> str:
 
 
 @cache
-def _folder_hash(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash names and contents, once per state of the folder."""
+def _files_hash(state: tuple[tuple[str, str, int, int], ...]) -> str:
+    """Hash names and contents, once per state of the files."""
     digest = hashlib.sha256()
-    for name, _, _ in state:
-        with (folder / name).open("rb") as handle:
+    for name, file, _, _ in state:
+        with Path(file).open("rb") as handle:
             digest.update(f"{name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\0".encode())
     return digest.hexdigest()
 

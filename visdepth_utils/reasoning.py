@@ -168,9 +168,11 @@ def _changed(
     if control == "one pixel":
         return {sample.id: one_pixel(sample) for sample in samples}
     pool = list(samples if others is None else others)
+    wanted = {sample.id for sample in samples}
     return {
         own.id: replace(own, images=fitted(own, other).images)
         for own, other in zip(pool, with_other_image(pool), strict=True)
+        if own.id in wanted
     }
 
 

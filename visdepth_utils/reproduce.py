@@ -11,8 +11,8 @@ from typing import Any
 import nbformat
 
 from visdepth_utils import headless, provenance, report, stepcache
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.claims import CLAIMS_FILE
+from visdepth_utils.checkpoints import REPO, model_name
+from visdepth_utils.claims import CLAIMS_FILE, not_testable
 from visdepth_utils.files import write_text
 from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
@@ -64,7 +64,8 @@ def reproduce(
         stream: Where to print; None for stdout.
 
     Returns:
-        0, or 1 if a notebook broke. A claim that is not supported breaks nothing.
+        0, or 1 if a notebook broke. A claim that is not supported breaks nothing, nor do data that
+        lack a task: what needs it is "not testable".
 
     Raises:
         ValueError: For a bad setting, before anything runs.
@@ -78,6 +79,7 @@ def reproduce(
     headless.use_own_kernel()
     folder = run_folder(chosen["model"], chosen["profile"], Path(out).absolute() if out else None)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
+    provenance.data_identity(settings["source"])  # and so do data that are not there
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
     _say(stream, f"{len(sources)} notebooks on {settings['model']}, results in {_portable(folder)}")
@@ -92,7 +94,10 @@ def reproduce(
             continue
         _say(stream, head)
         outcome = _execute(run, source, parameters, stream)
-        if outcome.error:
+        if outcome.lacks_data:
+            spent = duration(outcome.seconds)
+            _say(stream, f"{head}: not testable, after {spent}: {outcome.lacks_data}")
+        elif outcome.error:
             broken[source.stem] = outcome.error
             annotate(folder, notebooks={source.stem: {"error": outcome.error}})
             _say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
@@ -140,7 +145,10 @@ def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
 
 
 def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) -> headless.Outcome:
-    """Run one notebook; on success stamp it with its inputs, on failure withdraw its verdicts."""
+    """Run one notebook; on success stamp it with its inputs, on failure withdraw its verdicts.
+
+    Data without the task that a notebook needs is no failure: its claims are not testable.
+    """
     unknown = sorted(set(parameters) - headless.parameter_names(source))
     if unknown:
         names = ", ".join(unknown)
@@ -149,7 +157,12 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) ->
     outcome = headless.execute(source, target, parameters, REPO, stream)
     if outcome.error:
         run.withdraw(source.stem)
-        return outcome
+        if not outcome.lacks_data:
+            return outcome
+        for verdict in not_testable(
+            source.stem, outcome.lacks_data, model_name(run.settings["model"])
+        ):
+            run.record(verdict)
     used = read_provenance(run.folder).get("settings", {})  # with the notebook's own defaults
     minutes = round(outcome.seconds / 60, 2)
     annotate(run.folder, notebooks={source.stem: {"minutes": minutes, "settings": used}})

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from visdepth_utils.datasets import Sample
 
-SCORER_VERSION = "1"
+SCORER_VERSION = "2"
 RELATIVE_TOLERANCE = 0.05  # ChartQA's relaxed accuracy
 
 _LETTER_PATTERNS = (
@@ -24,6 +24,7 @@ _LETTER_PATTERNS = (
     r"^([A-Z])\s*[.:)]\s",  # "B. the red one"
 )
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?|-?\.\d+")
+_AROUND = " \t\n$€£%"  # what may stand around a number that is the whole target
 
 
 def choice_letter(output: str) -> str | None:
@@ -34,9 +35,9 @@ def choice_letter(output: str) -> str | None:
     """
     text = output.strip()
     for pattern in _LETTER_PATTERNS:
-        found = re.search(pattern, text)
-        if found:
-            return found.group(1)
+        found = set(re.findall(pattern, text))
+        if found:  # "(A) red (B) blue" repeats the options and names none
+            return found.pop() if len(found) == 1 else None
     return None
 
 
@@ -49,9 +50,11 @@ def number(text: str) -> float | None:
 def relaxed_match(output: str, target: str, tolerance: float = RELATIVE_TOLERANCE) -> float:
     """1 if the number is within `tolerance` of the target; a target of 0 must be met exactly.
 
-    A target that is no number is compared as words.
+    A target that is not wholly a number ("March 2019", "18-29") is compared as words: else any
+    answer with the same year would do.
     """
-    truth, said = number(target), number(output)
+    whole = _NUMBER.fullmatch(target.strip(_AROUND))
+    truth, said = number(target) if whole else None, number(output)
     if truth is None:
         return word_match(output, target)
     if said is None:
@@ -92,17 +95,33 @@ def caption_f1(output: str, reference: str) -> float:
     return 2 * hits / (sum(said.values()) + sum(true.values()))
 
 
-_SCORERS: dict[str, Callable[[Sample, str], float]] = {
-    "mcq": lambda s, out: float(choice_letter(out) == s.answer),
-    "vqa": lambda s, out: word_match(out, s.answer),
-    "chart": lambda s, out: relaxed_match(out, s.answer),
-    "caption": lambda s, out: caption_f1(out, s.reference),
-    "reason": lambda s, out: word_match(final_answer(out), s.answer),
+def best_caption(output: str, references: Sequence[str]) -> float:
+    """ROUGE-L F1 with the most alike of several captions by people."""
+    from visdepth_utils.similarity import similarity
+
+    return float(similarity([output], [references], "rouge")[0])
+
+
+RULES: dict[str, Callable[[Sample, str], float]] = {
+    "letter": lambda s, out: float(choice_letter(out) == s.answer),
+    "words": lambda s, out: max(word_match(out, text) for text in s.references or (s.answer,)),
+    "relaxed": lambda s, out: max(relaxed_match(out, text) for text in s.references or (s.answer,)),
+    "objects": lambda s, out: caption_f1(out, s.reference),
+    "final": lambda s, out: word_match(final_answer(out), s.answer),
+    "captions": lambda s, out: best_caption(out, s.accepted),
 }
+TASK_RULES = {
+    "mcq": "letter",
+    "vqa": "words",
+    "chart": "relaxed",
+    "caption": "objects",
+    "reason": "final",
+}
+"""Rules of the embedded tasks; samples of other data name theirs (``formats.FORMATS``)."""
 
 
 def score(sample: Sample, output: str) -> float:
-    """Score one generated answer by its task's rule.
+    """Score one generated answer by its sample's rule, else by its task's.
 
     Args:
         sample: The question with its answer and reference.
@@ -112,8 +131,11 @@ def score(sample: Sample, output: str) -> float:
         0 to 1.
 
     Raises:
-        ValueError: The task has no scorer.
+        ValueError: There is no such rule, or the task has none.
     """
-    if sample.task not in _SCORERS:
-        raise ValueError(f"no scorer for task {sample.task!r}: known are {', '.join(_SCORERS)}")
-    return _SCORERS[sample.task](sample, output)
+    rule = sample.rule or TASK_RULES.get(sample.task)
+    if rule is None:
+        raise ValueError(f"no scorer for task {sample.task!r}: known are {', '.join(TASK_RULES)}")
+    if rule not in RULES:
+        raise ValueError(f"no scoring rule {rule!r}: known are {', '.join(RULES)}")
+    return RULES[rule](sample, output)

@@ -47,33 +47,34 @@ def environment_facts() -> str:
 
 
 def picture_grid(
-    images: Sequence[Image.Image], n_tokens: int, titles: Sequence[str] = ()
+    images: Sequence[Image.Image], n_tokens: int | Sequence[int], titles: Sequence[str] = ()
 ) -> Figure:
     """Draw pictures with the squares that become image tokens.
 
     Args:
-        images: Pictures, all of one size.
-        n_tokens: Image tokens per picture, a square number (64: 8 x 8).
+        images: Pictures.
+        n_tokens: Image tokens per picture, or of each. A number that makes no grid of nearly
+            square cells on its picture (row ends or tiles are counted too) is not drawn.
         titles: A line above each picture.
 
     Returns:
         The figure, already closed.
 
     Raises:
-        ValueError: If the tokens of a picture do not form a square.
+        ValueError: No pictures, or not one number for each.
     """
-    side = math.isqrt(n_tokens)
-    if side * side != n_tokens or not images:
-        raise ValueError(
-            f"{n_tokens} tokens on {len(images)} pictures draw no square grid: give a square number"
-        )
+    counts = [n_tokens] * len(images) if isinstance(n_tokens, int) else list(n_tokens)
+    if not images or len(counts) != len(images):
+        raise ValueError(f"{len(counts)} numbers of tokens for {len(images)} pictures")
     with plt.rc_context({"figure.dpi": DPI}):
         fig, axes = plt.subplots(1, len(images), figsize=(2.4 * len(images), 2.6), squeeze=False)
         for i, (ax, image) in enumerate(zip(axes[0], images, strict=True)):
             ax.imshow(image, interpolation="nearest")
-            for k in range(1, side):
-                ax.axvline(k * image.width / side - 0.5, color="white", lw=0.7, alpha=0.8)
-                ax.axhline(k * image.height / side - 0.5, color="white", lw=0.7, alpha=0.8)
+            rows, columns = _cells(counts[i], image.width / image.height)
+            for k in range(1, columns):
+                ax.axvline(k * image.width / columns - 0.5, color="white", lw=0.7, alpha=0.8)
+            for k in range(1, rows):
+                ax.axhline(k * image.height / rows - 0.5, color="white", lw=0.7, alpha=0.8)
             ax.set_title(
                 "\n".join(textwrap.wrap(titles[i], 38)) if i < len(titles) else "", fontsize=8
             )
@@ -81,6 +82,18 @@ def picture_grid(
         fig.tight_layout()
         plt.close(fig)
     return fig
+
+
+def _cells(n_tokens: int, shape: float, slack: float = 1.5) -> tuple[int, int]:
+    """Rows and columns of n cells that are most nearly square; (1, 1) if they are far from it."""
+    pairs = [(k, n_tokens // k) for k in range(1, n_tokens + 1) if n_tokens % k == 0]
+
+    def stretch(pair: tuple[int, int]) -> float:
+        ratio = shape * pair[0] / pair[1]
+        return max(ratio, 1 / ratio)
+
+    best = min(pairs, key=stretch, default=(1, 1))
+    return best if stretch(best) <= slack else (1, 1)
 
 
 def token_strip(

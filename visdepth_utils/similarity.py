@@ -30,12 +30,12 @@ MINILM_SHA256 = {
 }
 
 
-def text_scores(outputs: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
-    """BLEU, ROUGE-L and chrF of each output against its reference.
+def text_scores(outputs: Sequence[str], references: Sequence[str | Sequence[str]]) -> pd.DataFrame:
+    """BLEU, ROUGE-L and chrF of each output against its reference, the best of several.
 
     Args:
         outputs: Generated texts.
-        references: As many texts.
+        references: As for ``similarity``.
 
     Returns:
         One row per pair, columns ``bleu`` (sentence BLEU, effective order), ``rouge`` (ROUGE-L F1,
@@ -50,13 +50,13 @@ def text_scores(outputs: Sequence[str], references: Sequence[str]) -> pd.DataFra
 
 
 def similarity(
-    outputs: Sequence[str], references: Sequence[str], encoder: str = "chrf"
+    outputs: Sequence[str], references: Sequence[str | Sequence[str]], encoder: str = "chrf"
 ) -> np.ndarray:
     """How alike each output is to its reference.
 
     Args:
         outputs: Generated texts.
-        references: As many texts.
+        references: As many texts; in the place of a text several, of which the most alike counts.
         encoder: ``"chrf"``, ``"rouge"`` or ``"bleu"``, or ``"minilm"``: the cosine of the sentence
             vectors of all-MiniLM-L6-v2, negative ones as 0. It reads 256 tokens; the rest of a
             longer text does not count.
@@ -73,6 +73,8 @@ def similarity(
     if len(outputs) != len(references):
         counts = f"{len(outputs)} outputs for {len(references)} references"
         raise ValueError(f"{counts}: give one reference for each output")
+    if any(not isinstance(reference, str) for reference in references):
+        return _best(outputs, references, encoder)
     found = np.array([float(a == b) for a, b in zip(outputs, references, strict=True)])
     pairs = [
         (i, out, ref)
@@ -86,6 +88,19 @@ def similarity(
         _minilm(said, true) if encoder == "minilm" else _worded(encoder)(said, true)
     )
     return found
+
+
+def _best(
+    outputs: Sequence[str], references: Sequence[str | Sequence[str]], encoder: str
+) -> np.ndarray:
+    """Each output against all of its references, the largest likeness of each."""
+    several = [[given] if isinstance(given, str) else list(given) for given in references]
+    if not all(several):
+        raise ValueError("an output has an empty list of references: give at least one")
+    pairs = [(out, ref) for out, given in zip(outputs, several, strict=True) for ref in given]
+    found = similarity(*zip(*pairs, strict=True), encoder)
+    starts = np.cumsum([0, *(len(given) for given in several[:-1])])
+    return np.maximum.reduceat(found, starts)
 
 
 def signature(encoder: str) -> str:

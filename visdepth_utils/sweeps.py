@@ -198,7 +198,7 @@ def _scored(
     by_id = {sample.id: sample for sample in samples}
     full = found[found["depth"] == full_depth].set_index("sample")["output"]
     own, base = found["output"].tolist(), found["sample"].map(full).tolist()
-    references = [by_id[name].reference for name in found["sample"]]
+    references = [by_id[name].accepted for name in found["sample"]]
     against = text_scores(own, references).to_dict("list")
     against_full = text_scores(own, base).add_suffix("_full").to_dict("list")
     correct = [score(by_id[s], text) for s, text in zip(found["sample"], own, strict=True)]

@@ -2,15 +2,35 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from visdepth_utils.datasets import Sample, choose, read_worlds, to_samples
+from visdepth_utils.datasets import (
+    MissingTask,
+    Sample,
+    choose,
+    is_worlds,
+    read_worlds,
+    to_samples,
+)
+from visdepth_utils.external import load_samples
+from visdepth_utils.formats import FORMATS
+from visdepth_utils.rows import locate_source
 
-__all__ = ["EMBEDDED", "Sample", "Task", "load_task", "with_other_image", "without_image"]
+__all__ = [
+    "EMBEDDED",
+    "MissingTask",
+    "Sample",
+    "Task",
+    "available_tasks",
+    "load_task",
+    "with_other_image",
+    "without_image",
+]
 
 EMBEDDED: dict[str, int | dict[str, int]] = {
     "mcq": 4,
@@ -21,7 +41,8 @@ EMBEDDED: dict[str, int | dict[str, int]] = {
 }
 """Embedded task -> tokens an answer may take (for ``reason`` by style)."""
 
-LATER = ("blink", "chartqa", "flickr8k")
+DATA_SETS = tuple(name for name, form in FORMATS.items() if form.hub)
+"""Data sets by their own names, from the hub or from a folder in their format."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +54,22 @@ class Task:
         samples: The chosen samples.
         max_new_tokens: Budget of one answer.
         source: Where the rows came from, for the record.
+        selection: What exactly was taken, for the record: revision, split, prompt, samples, rows
+            skipped. Empty for the embedded layout, where source, n and seed say it.
     """
 
     name: str
     samples: list[Sample]
     max_new_tokens: int
     source: str
+    selection: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def content_hash(self) -> str:
         """Sha256 over ids, prompts, references and pixels: equal hashes mean equal data."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            for text in (sample.id, sample.prompt, sample.reference):
+            for text in (sample.id, sample.prompt, sample.reference, *sample.references):
                 digest.update(f"{len(text)}:{text}".encode())
             for image in sample.images:
                 digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
@@ -62,33 +86,46 @@ def load_task(
     seed: int = 0,
     source: str | Path | None = None,
     style: str | None = None,
+    **options: Any,
 ) -> Task:
     """Load a task by name.
 
     Args:
-        name: ``mcq``, ``vqa``, ``chart``, ``caption`` or ``reason``.
+        name: ``mcq``, ``vqa``, ``chart``, ``caption`` or ``reason``; or a data set: ``blink``,
+            ``chartqa``, ``flickr8k``, ``scienceqa``.
         n: How many samples; None for all in file order. Pictures repeat only after each was used
             once.
         seed: Chooses which n; the choice for a smaller n is a prefix of the choice for a larger
             one.
-        source: A folder with ``<name>.parquet`` and ``images.parquet``; None for the embedded
-            worlds.
+        source: None for the embedded worlds, or the data set's own place on the hub. Else a folder
+            with ``<name>.parquet`` and ``images.parquet``; or a folder, a parquet or JSONL file, or
+            a hub id, in a format of ``formats.FORMATS``: that of a data set, or a table with the
+            columns image, question, answer and, where there are options, choices.
         style: ``reason`` only: ``"direct"``, ``"short"`` or ``"long"`` (the default).
+        **options: Of data in those formats: ``split``, ``subset``, ``prompt``, ``on_bad_row``, see
+            ``external.load_samples``.
 
     Returns:
         The task.
 
     Raises:
-        ValueError: Unknown task, a style it lacks, or n outside 1..available.
-        FileNotFoundError: The folder or a file in it is missing.
+        MissingTask: The data has no such task.
+        ValueError: Unknown task, a style it lacks, n outside 1..available, or a bad row, by number.
+        FileNotFoundError: There is no such data.
     """
-    if name in LATER:
-        raise ValueError(f"task {name!r} is not available yet: use one of {', '.join(EMBEDDED)}")
-    if name not in EMBEDDED:
-        raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(EMBEDDED)}")
+    if name not in EMBEDDED and name not in DATA_SETS:
+        known = ", ".join((*EMBEDDED, *DATA_SETS))
+        raise ValueError(f"unknown task {name!r}: known tasks are {known}")
+    where = None if source is None else locate_source(source)
+    embedded = name in EMBEDDED and where is None
+    if not embedded and not (name in EMBEDDED and isinstance(where, Path) and is_worlds(where)):
+        samples, budget, selection = load_samples(name, source, n, seed, **options)
+        return Task(name, samples, budget, str(source or FORMATS[name].hub), selection)
+    if options:
+        raise ValueError(f"{', '.join(options)}: not for data in the layout of the embedded worlds")
     if name == "reason" and style is None:
         style = "long"
-    rows, folder = read_worlds(name, source, style)
+    rows, folder = read_worlds(name, where, style)
     if n is not None:
         if not 1 <= n <= len(rows):
             raise ValueError(
@@ -102,6 +139,33 @@ def load_task(
         max_new_tokens=budget if isinstance(budget, int) else budget[str(style)],
         source=str(source) if source else "embedded",
     )
+
+
+def available_tasks(
+    n: int | None = None, seed: int = 0, source: str | Path | None = None
+) -> dict[str, Task]:
+    """Load all five tasks, or those that the data has.
+
+    Args:
+        n: See ``load_task``, as the arguments below.
+        seed: Of the choice.
+        source: Data.
+
+    Returns:
+        Name -> task, at least one.
+
+    Raises:
+        MissingTask: The data has none of them.
+    """
+    found = {}
+    for name in EMBEDDED:
+        try:
+            found[name] = load_task(name, n, seed, source)
+        except MissingTask as error:
+            last = error
+    if not found:
+        raise last
+    return found
 
 
 def samples_and_budget(

@@ -8,7 +8,15 @@ import pytest
 
 from visdepth_utils.calibration.curves import LAYERS, SHAPES, plateau
 from visdepth_utils.calibration.curves import image_table as simulate
-from visdepth_utils.claims import VERDICTS, Verdict, claim_entry, load_claims, sensitivity, verdict
+from visdepth_utils.claims import (
+    VERDICTS,
+    Verdict,
+    claim_entry,
+    load_claims,
+    not_testable,
+    sensitivity,
+    verdict,
+)
 
 
 def decide(shape, control="drift", **options):
@@ -225,3 +233,15 @@ def test_registry_is_complete_and_refuses_unknown_claims(tmp_path):
         verdict("C99", simulate("plateau"))
     with pytest.raises(FileNotFoundError, match="missing"):
         load_claims(tmp_path / "none.yaml")
+
+
+def test_claims_of_a_notebook_that_lacks_data_are_not_testable():
+    (found,) = not_testable("01_image_tokens_stabilise", "no captions", "owner/name")
+    plain = found.to_dict()
+    assert (plain["claim"], plain["verdict"], plain["model"]) == (
+        "C1",
+        "not testable",
+        "owner/name",
+    )
+    assert (plain["reason"], plain["effect"], plain["n_images"]) == ("no captions", None, 0)
+    assert not_testable("00_start_here", "no tasks", "owner/name") == []

@@ -130,8 +130,11 @@ def test_picture_grid_draws_one_line_less_than_squares_each_way():
     picture = Image.new("RGB", (64, 64), "red")
     fig = picture_grid([picture, picture], 64, ["one", "two"])
     assert [len(ax.get_lines()) for ax in fig.axes] == [14, 14]
-    with pytest.raises(ValueError, match="60 tokens"):
-        picture_grid([picture], 60)
+    wide = Image.new("RGB", (100, 60), "red")
+    fig = picture_grid([wide, picture, picture], [60, 60, 67])  # 6 x 10; no grid of square cells
+    assert [len(ax.get_lines()) for ax in fig.axes] == [14, 0, 0]
+    with pytest.raises(ValueError, match="1 numbers of tokens for 2 pictures"):
+        picture_grid([picture, picture], [64])
 
 
 @pytest.fixture(scope="module")

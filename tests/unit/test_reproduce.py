@@ -222,6 +222,47 @@ def test_a_dead_kernel_is_one_line(tmp_path: Path, llava_path: Path) -> None:
     assert "broken: 00_a: DeadKernelError: the kernel died" in text
 
 
+LACKS = """from visdepth_utils.tasks import load_task
+load_task("caption", source=source)"""
+
+
+def test_a_claim_on_a_task_that_the_data_lack_is_not_testable(
+    tmp_path_factory: pytest.TempPathFactory, llava_path: Path, worlds: Path
+) -> None:
+    """Also where an earlier run had a verdict; data that have it are measured again."""
+    notebooks = tmp_path_factory.mktemp("notebooks")
+    out = notebooks / "out"
+    file = notebooks / "01_image_tokens_stabilise.ipynb"
+    name = "/".join(llava_path.parts[-2:])
+    record = RECORD.replace("01_second", file.stem).replace('"model": model', f'"model": "{name}"')
+    write(file, OPEN, record)
+    status, _ = call(llava_path, notebooks, out, source=str(worlds))
+    assert [entry["verdict"] for entry in read_claims(out)] == ["not supported"]
+    write(file, OPEN, record, LACKS)
+    for again in (False, True):
+        status, text = call(llava_path, notebooks, out, source=str(worlds))
+        assert status == 0
+        assert ("0 run, 1 unchanged, 0 broken" if again else "1 run, 0 unchanged, 0 broken") in text
+        (entry,) = read_claims(out)
+        assert (entry["claim"], entry["model"], entry["verdict"]) == ("C1", name, "not testable")
+        why = f"the data in {worlds} has no task 'caption' (it holds vqa, reason): give a source"
+        assert entry["reason"].startswith(why)
+    assert why in (out / "report.html").read_text().replace("&#39;", "'")
+    worlds.joinpath("vqa.parquet").rename(worlds / "caption.parquet")
+    status, text = call(llava_path, notebooks, out, source=str(worlds))
+    assert status == 0 and "1 run, 0 unchanged" in text
+    assert [entry["verdict"] for entry in read_claims(out)] == ["not supported"]
+
+
+def test_data_that_are_not_there_end_it_before_anything_runs(
+    tmp_path: Path, llava_path: Path
+) -> None:
+    write(tmp_path / "00_a.ipynb", "print('hello')")
+    with pytest.raises(FileNotFoundError, match="no data at 'data/nothing'"):
+        call(llava_path, tmp_path, tmp_path / "out", source="data/nothing")
+    assert not (tmp_path / "out").exists()
+
+
 def test_refresh_stores_outputs_in_place(tmp_path: Path) -> None:
     file = write(tmp_path / "00_a.ipynb", "print('kept')")
     assert refresh_all([file], io.StringIO()) == 0

@@ -1,10 +1,13 @@
 """Scorers: the traps that decided published results elsewhere, and what follows from the rules."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from visdepth_utils import scoring
+from visdepth_utils.formats import FORMATS
 from visdepth_utils.tasks import Sample
 
 
@@ -24,6 +27,11 @@ def sample(task: str, answer: str, reference: str = "") -> Sample:
         ("The correct answer is B.", "B"),
         ("answer: C", "C"),
         ("I choose option (D) here", "D"),
+        ("The correct answer is (B)", "B"),  # a known harness reads T here
+        ("The correct answer is (B) because (A) is red.", "B"),
+        ("(A) red (B) blue", None),  # repeats the options
+        ("option (B), yes, (B)", "B"),
+        ("The answer is A. No, the answer is B.", None),
         ("Based on the picture", None),
         ("A red circle", None),
         ("The answer is Blue", None),
@@ -56,6 +64,13 @@ def test_choice_letter(output, letter):
         ("", "47", 0),
         ("no number", "47", 0),
         ("Yes", "yes", 1),  # a target without number is compared as words
+        ("$1,300\n", "$1,234", 0),
+        ("$1,290\n", "$1,234", 1),
+        ("50", "50%\n", 1),
+        ("March 2019", "March 2019", 1),  # a target that is not wholly a number: as words
+        ("January 2019", "March 2019", 0),
+        ("29", "18-29", 0),
+        ("18-29", "18-29", 1),
     ],
 )
 def test_relaxed_match(output, target, score):
@@ -111,3 +126,27 @@ def test_any_output_gets_a_score(output, task):
 def test_unknown_task_is_named():
     with pytest.raises(ValueError, match="no scorer for task 'poem'"):
         scoring.score(sample("poem", "x"), "x")
+
+
+def test_a_rule_of_the_sample_goes_before_that_of_its_task():
+    open_question = replace(sample("vqa", "50%"), rule="relaxed")
+    assert scoring.score(open_question, "51") == 1
+    assert scoring.score(sample("vqa", "50%"), "51") == 0
+    with pytest.raises(ValueError, match="no scoring rule 'taste'"):
+        scoring.score(replace(open_question, rule="taste"), "51")
+
+
+def test_every_rule_of_a_format_is_there():
+    named = {rule for form in FORMATS.values() for rule in form.rules.values()}
+    assert named <= set(scoring.RULES)
+
+
+def test_several_references_and_the_best_counts():
+    captions = ("a dog runs on grass", "the dog is running", "a brown dog")
+    dog = Sample("s", "i", (), "?", captions[0], captions[0], "caption", references=captions)
+    dog = replace(dog, rule="captions")
+    assert [scoring.score(dog, text) for text in captions] == [1, 1, 1]
+    assert scoring.score(dog, "a brown cat") == pytest.approx(2 / 3)  # 2 of 3 words, both ways
+    assert scoring.score(dog, "xyz") == 0
+    labels = replace(sample("vqa", "red"), references=("red", "crimson"), rule="words")
+    assert [scoring.score(labels, text) for text in ("Crimson.", "red", "blue")] == [1, 1, 0]

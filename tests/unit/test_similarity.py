@@ -54,6 +54,20 @@ def test_scores_of_any_text_are_shares(pairs):
     assert (text_scores(outputs, outputs).to_numpy() == 1).all()
 
 
+@pytest.mark.parametrize("encoder", ["bleu", "rouge", "chrf"])
+def test_of_several_references_the_most_alike_counts(encoder):
+    outputs = ["yes", "the dog", "", "a b c d"]
+    several = [("no", "yes"), ["a dog", "the cat", "the dog runs"], ("x",), "d c b a"]
+    each = [
+        [similarity([out], [ref], encoder)[0] for ref in refs]
+        for out, refs in zip(outputs, [*several[:3], (several[3],)], strict=True)
+    ]
+    assert similarity(outputs, several, encoder).tolist() == [max(row) for row in each]
+    assert text_scores(outputs, several)[encoder].tolist() == [max(row) for row in each]
+    with pytest.raises(ValueError, match="an empty list of references"):
+        similarity(["a"], [()], encoder)
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="2 outputs for 1 references"):
         similarity(["a", "b"], ["a"])

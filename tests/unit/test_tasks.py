@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from visdepth_utils.datasets import WORLDS
-from visdepth_utils.tasks import EMBEDDED, load_task, with_other_image, without_image
+from visdepth_utils.tasks import (
+    EMBEDDED,
+    MissingTask,
+    available_tasks,
+    load_task,
+    with_other_image,
+    without_image,
+)
 
 
 def test_all_samples_in_file_order(worlds: Path) -> None:
@@ -60,10 +67,11 @@ def test_content_hash_sees_text_and_pixels(worlds: Path) -> None:
 def test_errors_are_one_line_and_name_the_mend(worlds: Path, tmp_path: Path) -> None:
     cases = [
         (ValueError, {"name": "vqq"}, "unknown task 'vqq': known tasks are mcq, vqa, chart"),
-        (ValueError, {"name": "blink"}, "not available yet"),
+        (ValueError, {"name": "blink"}, "tables with unlike columns"),
+        (ValueError, {"name": "vqa", "split": "test"}, "split: not for data in the layout"),
         (ValueError, {"name": "vqa", "n": 13}, "n=13 .* has 12: lower n"),
         (ValueError, {"name": "vqa", "n": 0}, "n=0 .* has 12"),
-        (FileNotFoundError, {"name": "mcq"}, "no file .*mcq.parquet; give source="),
+        (MissingTask, {"name": "mcq"}, r"no task 'mcq' \(it holds vqa, reason\): give a source"),
     ]
     for error, kwargs, message in cases:
         with pytest.raises(error, match=message) as caught:
@@ -93,6 +101,15 @@ def test_missing_column_is_named(worlds: Path) -> None:
     )
     with pytest.raises(ValueError, match="lacks the column.*answer"):
         load_task("vqa", source=worlds)
+
+
+def test_available_tasks_are_those_the_data_has(worlds: Path) -> None:
+    found = available_tasks(n=3, source=worlds)
+    assert {name: len(task) for name, task in found.items()} == {"vqa": 3, "reason": 3}
+    for name in ("vqa", "reason"):
+        (worlds / f"{name}.parquet").unlink()
+    with pytest.raises(MissingTask, match="it holds none"):
+        available_tasks(source=worlds)
 
 
 def test_without_image(worlds: Path) -> None:

@@ -102,6 +102,7 @@ def recovery_sweep(
     depth: int,
     adapters: Mapping[str, str | Path] | None = None,
     *,
+    plain: bool = True,
     mode: str = "remove",
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -112,6 +113,7 @@ def recovery_sweep(
         task: Test samples, each with an image.
         depth: Where image tokens are cut, 0..L.
         adapters: State -> folder of its adapter, for some of ``TRAINED``.
+        plain: Whether the two states without an adapter are measured.
         mode: As for ``truncation_sweep``.
         progress: Called with (done, total, label).
 
@@ -123,8 +125,12 @@ def recovery_sweep(
     Raises:
         ValueError: Unknown state; else as ``truncation_sweep``.
     """
-    found = [_said(vlm, task, [depth, vlm.n_layers], mode, progress)]
-    found[0]["state"] = ["truncated" if d == depth else "full" for d in found[0]["depth"]]
+    found = []
+    if plain:
+        own = _said(vlm, task, [depth, vlm.n_layers], mode, progress)
+        found.append(
+            own.assign(state=["truncated" if d == depth else "full" for d in own["depth"]])
+        )
     for state, folder in (adapters or {}).items():
         settings = state_settings(Distillation(depth), state, vlm.n_layers)
         with adapted(vlm, folder):

@@ -80,6 +80,8 @@ def test_every_state_says_what_it_says_by_itself(llava, tmp_path):
     plain = truncation_sweep(llava, TASK, depths=[1])
     assert said["truncated"].tolist() == plain["output"].tolist()
     assert recovery_sweep(llava, TASK, 1).equals(table[table["state"].isin(["truncated", "full"])])
+    trained = recovery_sweep(llava, TASK, 1, {"shuffled": folders["shuffled"]}, plain=False)
+    assert trained.equals(table[table["state"] == "shuffled"].reset_index(drop=True))
     with pytest.raises(ValueError, match="unknown state 'better'"):
         recovery_sweep(llava, TASK, 1, {"better": folders["recovered"]})
     decoded = pd.concat(

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from visdepth_utils.checkpoints import REPO
+from visdepth_utils.files import WriteError
 from visdepth_utils.settings import DTYPES, PROFILES
 
 _SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, WriteError) as error:
         # Ours say in one line what is wrong and how to mend it; anyone else's is a bug to be seen.
         if os.environ.get("DEBUG") or not _is_ours(error.__traceback__):
             raise
@@ -44,12 +45,21 @@ def _dispatch(argv: list[str]) -> int:
         return evaluation.main(argv[1:]) or 0
     options = _parser().parse_args(argv)
     if options.command == "reproduce":
+        # By the environment, so that the notebooks' kernels know it too.
+        for variable, value in (("ENGINE", options.engine), ("RAY", options.ray)):
+            if value is not None:
+                os.environ[f"VISDEPTH_{variable}"] = value
         from visdepth_utils.reproduce import reproduce
 
         given: dict[str, Any] = {
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
         return reproduce(given, options.out, options.notebooks)
+    if options.command == "cache":
+        from visdepth_utils.pruning import show_cache
+
+        print(show_cache(options.run, options.prune))
+        return 0
     if options.command == "verdicts":
         from visdepth_utils.report import verdict_text
 
@@ -81,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
+    run.add_argument("--engine", help="local (default) or ray")
+    run.add_argument("--ray", metavar="JSON", help='e.g. \'{"num_actors": 2, "num_gpus": 1}\'')
+    kept = commands.add_parser("cache", help="what the step cache holds, and what is outdated")
+    kept.add_argument("run", nargs="?", help="a run's folder or name (default: all of results/)")
+    kept.add_argument("--prune", action="store_true", help="delete what is outdated")
     show = commands.add_parser("verdicts", help="print the verdict table of a finished run")
     show.add_argument("run", help="its folder, or its name under results/")
     fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")

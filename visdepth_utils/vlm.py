@@ -22,6 +22,7 @@ from visdepth_utils.checks import check
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
 from visdepth_utils.families import Family, family_of
+from visdepth_utils.portable import Recipe, reduce, remembered
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,6 +40,7 @@ class VLM:
         dtype: Of weights and states.
         name: For tables and figures.
         weights_hash: Sha256 over the weights' files and the random initialisation, if any.
+        recipe: How ``load_vlm`` made it; None if something else did.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,11 @@ class VLM:
     dtype: torch.dtype
     name: str
     weights_hash: str
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], "VLM"], tuple[Recipe]]:
+        """Pickled as its recipe; see ``portable``."""
+        return reduce(self)
 
     def __repr__(self) -> str:
         """One line instead of every module of the model."""
@@ -123,6 +130,7 @@ class VLM:
         return answers
 
 
+@remembered
 def load_vlm(
     path_or_id: str | Path,
     *,

@@ -82,6 +82,7 @@ def serving() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["RAY_ADDRESS"]
+        _pool.cache_clear()
         ray.shutdown()
 
 

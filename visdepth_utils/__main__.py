@@ -7,9 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from visdepth_utils.checkpoints import REPO
 from visdepth_utils.files import WriteError
-from visdepth_utils.settings import DTYPES, PROFILES
 
 _SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
 
@@ -38,7 +36,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    """Parse and call; heavy modules are imported by the commands that need them."""
+    """Parse and call.
+
+    Heavy modules are imported here and not above, so that Ctrl-C ends in one line from the start.
+    """
     if argv[:1] == ["eval-minivlm"]:  # it has options of its own
         from visdepth_utils import evaluation
 
@@ -65,6 +66,7 @@ def _dispatch(argv: list[str]) -> int:
 
         print(verdict_text(_existing_run(options.run)))
         return 0
+    from visdepth_utils.checkpoints import REPO
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
@@ -72,6 +74,9 @@ def _dispatch(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """All commands with their options."""
+    from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.settings import DTYPES, PROFILES
+
     parser = argparse.ArgumentParser(
         prog="visdepth",
         description="What image tokens do inside a vision language model's decoder.",
@@ -106,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _existing_run(name: str) -> Path:
     """Folder of a run given by path or by name."""
+    from visdepth_utils.checkpoints import REPO
+
     for folder in (Path(name), REPO / name, REPO / "results" / name):
         if (folder / "claims.json").is_file():
             return folder.resolve()

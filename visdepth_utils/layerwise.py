@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.blocks import in_blocks
 from visdepth_utils.capture import capture
 from visdepth_utils.dimension import draws as token_draws
 from visdepth_utils.geometry import sink_mask
@@ -76,7 +77,8 @@ def layer_geometry(
         n0: Tokens per draw, one number for a whole study.
         draws: Number of draws.
         seed: Of the draws, with sample id and modality; not of layer or batch.
-        batch_size: Samples per forward pass; has no effect on the values beyond rounding.
+        batch_size: Samples per forward pass; has no effect on the values beyond rounding. Halved
+            when memory runs out.
         sinks: ``"drop"`` leaves out tokens whose norm exceeds 10 medians of their type at any
             layer; ``"keep"`` keeps them.
         cka_gap: Layers ahead.
@@ -100,9 +102,9 @@ def layer_geometry(
     if not 1 <= cka_gap <= vlm.n_layers:
         raise ValueError(f"cka_gap={cka_gap} must be 1..{vlm.n_layers}, the layers of {vlm.name}")
     samples = list(getattr(task, "samples", task))
-    rows: list[tuple] = []
-    for start in range(0, len(samples), batch_size):
-        enc = vlm.encode(samples[start : start + batch_size], with_reference=True)
+
+    def measure(block: list[Sample], _rows: int) -> list[tuple]:
+        enc = vlm.encode(block, with_reference=True)
         norms = _norms(vlm, enc) if sinks == "drop" else None
         tracks = []
         for b, sample in enumerate(enc.samples):
@@ -118,9 +120,9 @@ def layer_geometry(
                     Track(head, b, where, subsets, n0, n_sinks, metrics, cka_gap, options)
                 )
         _reduce(vlm, enc, tracks)
-        rows += [row for track in tracks for row in track.rows]
-        if progress:
-            progress(min(start + batch_size, len(samples)), len(samples), "geometry")
+        return [row for track in tracks for row in track.rows]
+
+    rows = in_blocks(samples, 1, batch_size, measure, progress, "geometry")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

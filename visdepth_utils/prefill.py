@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from visdepth_utils.finite import refuse_nan
+
 if TYPE_CHECKING:
     from visdepth_utils.encoding import Encoded
     from visdepth_utils.vlm import VLM
@@ -137,8 +139,8 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         The record of the pass.
 
     Raises:
-        ValueError: Attention without a mask per layer, layers without keys, or a family whose masks
-            or output head do not follow the rules that reruns rely on.
+        ValueError: Attention without a mask per layer, layers without keys, a family whose masks
+            or output head do not follow the rules that reruns rely on, or NaN (names the layer).
     """
     refuse_unmaskable(vlm)
     index = Index.of(keep)
@@ -185,6 +187,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         layer_positions=calls[0].get("position_ids"),
         added={number: states[number + 1] - output for number, output in outputs.items()},
     )
+    refuse_nan(vlm, enc, found.logits)
     _check(found)
     return found
 

@@ -1,5 +1,6 @@
 """A quick run of a real notebook that is killed again and again ends as one that never was."""
 
+import contextlib
 import os
 import random
 import re
@@ -89,9 +90,8 @@ def kill(process: subprocess.Popen, everything: bool) -> list[psutil.Process]:
     process.kill()
     process.wait()
     for child in children if everything else ():
-        with_status = [] if not child.is_running() else [child]
-        for one in with_status:
-            one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     return children
 
 
@@ -118,10 +118,15 @@ def test_kill_9_at_random_moments_changes_nothing(
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            # Over the whole run; a run that goes on from its cache is shorter.
-            try:
-                process.wait(timeout=moments.uniform(0.05, 0.85) * quick.seconds)
-            except subprocess.TimeoutExpired:
+            # A number of shards and some time more: on a slow machine as random as on a fast one.
+            # Now and then it falls before the first shard, into the start.
+            goal = min(11, len(finished) + moments.choice((0, 1, 2, 4)))
+            start_up = goal == len(finished)
+            late = moments.uniform(0.0, 0.3 * quick.seconds if start_up else 1.0)
+            while len(shards(out)) < goal and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(late)
+            if process.poll() is None:
                 children += kill(process, everything=turn % 2 == 0)
                 kills += 1
             now = shards(out)
@@ -136,7 +141,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         assert not list((out / "tables").glob("*.damaged"))
     with capfd.disabled():
         print(f"\n{kills} kills with {at} shards finished, {again} finished shards measured again")
-    assert kills >= 20 - RUNS  # one attempt of a run may end before its moment
+    assert kills >= 20
     assert again == 0  # so a kill costs the shard in flight and no other
     assert len(set(at)) > 3  # the moments did fall into different steps
     _, alive = psutil.wait_procs(children, timeout=10)

@@ -14,7 +14,6 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -48,6 +47,8 @@ def connect() -> None:
             "give HOST:6379"
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers do the run's own work; Ray's default puts them behind everything else (nice 15).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     debug = bool(os.environ.get("DEBUG"))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
@@ -82,7 +83,7 @@ def serving() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["RAY_ADDRESS"]
-        _pool.cache_clear()
+        _close_pool()
         ray.shutdown()
 
 
@@ -149,10 +150,24 @@ class _Pool:
             ray.kill(worker)
 
 
-@cache
+_POOLS: list[_Pool] = []
+"""At most one: other options free the room of the workers before them."""
+
+
 def _pool(options: RayOptions) -> _Pool:
-    """One pool per process and options."""
-    return _Pool(options)
+    """The pool of this process."""
+    if not _POOLS or _POOLS[0].options != options:
+        _close_pool()
+        _POOLS.append(_Pool(options))
+    return _POOLS[0]
+
+
+def _close_pool() -> None:
+    """End the workers of this process."""
+    while _POOLS:
+        pool = _POOLS.pop()
+        for worker in list(pool.workers):
+            pool.drop(worker)
 
 
 class _Job:

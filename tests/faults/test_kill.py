@@ -100,6 +100,7 @@ def test_a_second_undisturbed_run_is_the_same_byte_for_byte(quick: Quick, tmp_pa
     quick.same(tmp_path / "again")
 
 
+@pytest.mark.timeout(3600)  # a few minutes on two idle cores
 def test_kill_9_at_random_moments_changes_nothing(
     quick: Quick, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

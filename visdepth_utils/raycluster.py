@@ -8,6 +8,7 @@ place where the cluster has room. Ray's own retries are off, so that every attem
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 import uuid
@@ -50,6 +51,8 @@ def connect() -> None:
     # Workers do the run's own work; Ray's default puts them behind everything else (nice 15).
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # In a notebook Ray advises to install widgets; we show plain lines.
+    logging.getLogger("ray.widgets").setLevel(logging.ERROR)
     debug = bool(os.environ.get("DEBUG"))
     options: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:

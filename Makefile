@@ -11,7 +11,7 @@ SIZE ?= base
 WORKERS ?= 2
 # One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/base N=32`.
 options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
-	DTYPE:--dtype PROFILE:--profile OUT:--out,$(call option,$(subst :, ,$(pair))))
+	DTYPE:--dtype PROFILE:--profile OUT:--out ENGINE:--engine RAY:--ray,$(call option,$(subst :, ,$(pair))))
 option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')
 
 PY := $(VENV)/bin/python
@@ -23,12 +23,12 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CLEAN_RESULTS := $(CURDIR)/build/results
 
-.PHONY: help reproduce report test lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: help reproduce report test test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= choose
+reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= ENGINE= choose
 	@$(PY) -m visdepth_utils reproduce $(options)
 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
@@ -41,7 +41,18 @@ test: export MPLBACKEND := agg
 test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
 	@rm -rf $(CLEAN_RESULTS)
-	@$(PY) -m pytest --ignore=tests/benchmarks --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+	@$(PY) -m pytest --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+
+# One thread, as a worker with one CPU has: so tables are equal to the last bit.
+test-faults: export HF_HUB_OFFLINE := 1
+test-faults: export TOKENIZERS_PARALLELISM := false
+test-faults: export MPLBACKEND := agg
+test-faults: export OMP_NUM_THREADS := 1
+test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; about ten minutes
+	@$(PY) -m pytest -s tests/faults
+
+cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN=base-quick one run, PRUNE=1 deletes
+	@$(PY) -m visdepth_utils cache $(if $(RUN),'$(RUN)') $(if $(PRUNE),--prune)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
 	@$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)

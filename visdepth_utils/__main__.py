@@ -7,8 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.settings import DTYPES, PROFILES
+from visdepth_utils.files import WriteError
 
 _SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
 
@@ -28,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, WriteError) as error:
         # Ours say in one line what is wrong and how to mend it; anyone else's is a bug to be seen.
         if os.environ.get("DEBUG") or not _is_ours(error.__traceback__):
             raise
@@ -37,19 +36,31 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    """Parse and call; heavy modules are imported by the commands that need them."""
+    """Parse and call.
+
+    Heavy modules are imported here and not above, so that Ctrl-C ends in one line from the start.
+    """
     if argv[:1] == ["eval-minivlm"]:  # it has options of its own
         from visdepth_utils import evaluation
 
         return evaluation.main(argv[1:]) or 0
     options = _parser().parse_args(argv)
     if options.command == "reproduce":
+        # By the environment, so that the notebooks' kernels know it too.
+        for variable, value in (("ENGINE", options.engine), ("RAY", options.ray)):
+            if value is not None:
+                os.environ[f"VISDEPTH_{variable}"] = value
         from visdepth_utils.reproduce import reproduce
 
         given: dict[str, Any] = {
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
         return reproduce(given, options.out, options.notebooks)
+    if options.command == "cache":
+        from visdepth_utils.pruning import show_cache
+
+        print(show_cache(options.run, options.prune))
+        return 0
     if options.command in ("verdicts", "report", "compare", "readme", "record"):
         return _on_runs(options)
     if options.command == "random-init":
@@ -57,6 +68,7 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"saved {save_untrained(options.model, options.folder)}")
         return 0
+    from visdepth_utils.checkpoints import REPO
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
@@ -80,7 +92,7 @@ def _on_runs(options: argparse.Namespace) -> int:
     elif options.command == "record":
         from visdepth_utils.replication import record
 
-        print(f"kept in {record(*folders).relative_to(REPO)}")
+        print(f"kept in data/runs/{record(*folders).name}")
     else:
         from visdepth_utils.readme import update_readme
 
@@ -90,6 +102,9 @@ def _on_runs(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """All commands with their options."""
+    from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.settings import DTYPES, PROFILES
+
     parser = argparse.ArgumentParser(
         prog="visdepth",
         description="What image tokens do inside a vision language model's decoder.",
@@ -109,6 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
+    run.add_argument("--engine", help="local (default) or ray")
+    run.add_argument("--ray", metavar="JSON", help='e.g. \'{"num_actors": 2, "num_gpus": 1}\'')
+    kept = commands.add_parser("cache", help="what the step cache holds, and what is outdated")
+    kept.add_argument("run", nargs="?", help="a run's folder or name (default: all of results/)")
+    kept.add_argument("--prune", action="store_true", help="delete what is outdated")
     for name, count, text in (
         ("verdicts", 1, "print the verdict table of a finished run"),
         ("report", 1, "write report.html of a run again, from what the run has"),
@@ -129,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _existing_run(name: str) -> Path:
     """Folder of a run given by path or by name."""
+    from visdepth_utils.checkpoints import REPO
+
     for folder in (Path(name), REPO / name, REPO / "results" / name):
         if (folder / "claims.json").is_file():
             return folder.resolve()

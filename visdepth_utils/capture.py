@@ -68,6 +68,13 @@ def capture(vlm: VLM, enc: Encoded, visitor: Visitor, logits_to_keep: int = 1) -
 
     Returns:
         Logits (B, logits_to_keep or S, vocabulary).
+
+    Raises:
+        ValueError: NaN or infinity; names the layer.
     """
     with hooked(vlm, visitor):
-        return vlm.model(**enc.inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
+        logits = vlm.model(**enc.inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
+    from visdepth_utils.finite import refuse_nan  # it imports this module
+
+    refuse_nan(vlm, enc, logits)
+    return logits

@@ -86,10 +86,6 @@ def check(vlm: VLM) -> None:
             f"{tuple(expected[0][1])} expected: its decoder layers are not run once each in order"
         )
     plain = vlm.model(**enc.inputs, use_cache=False).logits
-    if not torch.isfinite(plain[attended]).all():
-        raise ValueError(
-            f"{vlm.name}: the logits are not finite: the weights or the dtype are broken"
-        )
     gap = float((plain - logits)[attended].abs().max())
     # Bit for bit where arithmetic is deterministic; GPU kernels may order their sums differently.
     if gap > (0.0 if vlm.device.type == "cpu" else 1e-2 * float(plain[attended].abs().max())):

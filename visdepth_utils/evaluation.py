@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from visdepth_utils.blocks import in_blocks
 from visdepth_utils.scoring import score
 from visdepth_utils.tasks import EMBEDDED, Sample, Task, load_task, with_other_image, without_image
 
@@ -46,7 +47,7 @@ def evaluate(
         vlm: The model.
         task: The samples.
         condition: "full", "blind" (no picture) or "other" (another sample's picture).
-        batch_size: Samples at a time.
+        batch_size: Samples at a time; halved when memory runs out.
         progress: Called with (done, total, label).
 
     Returns:
@@ -58,7 +59,14 @@ def evaluate(
     if condition not in CONDITIONS:
         raise ValueError(f"unknown condition {condition!r}: use {', '.join(CONDITIONS)}")
     shown = CONDITIONS[condition](task.samples)
-    outputs = vlm.generate(shown, task.max_new_tokens, batch_size, progress)
+    outputs = in_blocks(
+        shown,
+        1,
+        batch_size,
+        lambda block, rows: vlm.generate(block, task.max_new_tokens, rows),
+        progress,
+        "generate",
+    )
     rows = [
         {
             **s.labels(),

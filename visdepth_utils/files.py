@@ -1,17 +1,72 @@
-"""Files that are whole or not there: atomic writes, a lock for read-modify-write, readable JSON."""
+"""Files that are whole or not there: atomic writes, locks, readable JSON, a disk that says no."""
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks, so one run per results folder there
     fcntl = None
+
+
+_MENDS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota is used up, free some space",
+    errno.EFBIG: "the file is larger than what is allowed here",
+    errno.EROFS: "give a folder that can be written, e.g. OUT=results/mine",
+    errno.EACCES: "give a folder that can be written, e.g. OUT=results/mine",
+    errno.EPERM: "give a folder that can be written, e.g. OUT=results/mine",
+    errno.ENOTDIR: "a part of this path is a file, give another folder",
+    errno.EIO: "the disk reports a fault",
+}
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what a disk answers into one line that names the file and the mend.
+
+    Args:
+        path: What is written within the context.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OSError: Of the same errno, for full, read-only and broken disks; others pass unchanged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MENDS or isinstance(error, WriteError):
+            raise
+        raise WriteError(error.errno, path) from error
+
+
+class WriteError(OSError):
+    """A file could not be written, said in one line."""
+
+    def __init__(self, number: int, path: Path) -> None:
+        """Say what and why.
+
+        Args:
+            number: The errno.
+            path: The file.
+        """
+        super().__init__(number, os.strerror(number))
+        self.path = path
+
+    def __str__(self) -> str:
+        """One line: file, reason, mend."""
+        return (
+            f"cannot write {self.path} ({self.strerror}): {_MENDS[self.errno]}, and run again: "
+            "what was finished is kept"
+        )
 
 
 @contextlib.contextmanager
@@ -25,6 +80,15 @@ def atomic(path: Path) -> Iterator[Path]:
         A temporary path in the same folder. Whoever writes there and leaves the block without an
         exception has it synced to disk and renamed to ``path``; an exception removes it.
     """
+    with explained(path):
+        with _temporary(path) as temporary:
+            yield temporary
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` that replaces it in the end, or goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -41,12 +105,16 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the rename itself is durable only once the folder is synced
-        folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is durable only once its folder is synced."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -94,8 +162,47 @@ def locked(path: Path) -> Iterator[None]:
     Args:
         path: The file to guard; the lock itself is the hidden file ``.<name>.lock`` beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
+    with _lock_file(path) as handle:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse a second run in the same folder; the system lifts the lock of one that was killed.
+
+    Args:
+        folder: Of a run; created.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If another process is within such a context of the same folder.
+    """
+    with _lock_file(folder / "run") as handle:
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise ValueError(
+                    f"{folder} is in use by another run (process {owner}): wait for it, or give "
+                    "another folder with OUT="
+                ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[TextIO]:
+    """Open ``.<name>.lock`` beside a path; what is in it stays."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.with_name(f".{path.name}.lock").open("a+")
+    with handle:
+        yield handle

@@ -179,6 +179,10 @@ def execute(
     except PapermillExecutionError as problem:
         error = _one_line(problem.ename, problem.evalue)
         details = "\n".join(problem.traceback)
+    except OSError as problem:  # the executed copy could not be saved
+        if problem.errno is None:
+            raise
+        error = _one_line(type(problem).__name__, str(problem))
     except DeadKernelError:
         error = "DeadKernelError: the kernel died, most likely out of memory: use a smaller N="
     finally:

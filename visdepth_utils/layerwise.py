@@ -8,13 +8,14 @@ Gram matrices, and float64 copies of one sample at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.blocks import in_blocks
 from visdepth_utils.capture import capture
 from visdepth_utils.dimension import draws as token_draws
 from visdepth_utils.geometry import sink_mask
@@ -79,7 +80,8 @@ def layer_geometry(
         n0: Tokens per draw, one number for a whole study.
         draws: Number of draws.
         seed: Of the draws, with sample id and modality; not of layer or batch.
-        batch_size: Samples per forward pass; has no effect on the values beyond rounding.
+        batch_size: Samples per forward pass; has no effect on the values beyond rounding. Halved
+            when memory runs out.
         sinks: ``"drop"`` leaves out tokens whose norm exceeds 10 medians of their type at any
             layer; ``"keep"`` keeps them.
         cka_gap: Layers ahead.
@@ -99,24 +101,27 @@ def layer_geometry(
     _check_names(modalities, ("image", "text"), "modalities")
     samples = list(getattr(task, "samples", task))
 
-    def batches() -> Iterator[Batch]:
-        for start in range(0, len(samples), batch_size):
-            enc = vlm.encode(samples[start : start + batch_size], with_reference=True)
-            yield enc, {modality: enc.mask(modality) for modality in modalities}
+    def measure(block: list[Sample], _rows: int) -> list[pd.DataFrame]:
+        enc = vlm.encode(block, with_reference=True)
+        return [
+            token_geometry(
+                vlm,
+                [(enc, {modality: enc.mask(modality) for modality in modalities})],
+                total=len(block),
+                metrics=metrics,
+                n0=n0,
+                draws=draws,
+                seed=seed,
+                sinks=sinks,
+                cka_gap=cka_gap,
+                **variants,
+            )
+        ]
 
-    return token_geometry(
-        vlm,
-        batches(),
-        total=len(samples),
-        metrics=metrics,
-        n0=n0,
-        draws=draws,
-        seed=seed,
-        sinks=sinks,
-        cka_gap=cka_gap,
-        progress=progress,
-        **variants,
-    )
+    if not samples:
+        return pd.DataFrame(columns=list(COLUMNS))
+    tables = in_blocks(samples, 1, batch_size, measure, progress, "geometry")
+    return pd.concat(tables, ignore_index=True)
 
 
 def token_geometry(

@@ -19,6 +19,8 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import DynamicCache
 
+from visdepth_utils.finite import refuse_nan
+
 if TYPE_CHECKING:
     from visdepth_utils.encoding import Encoded
     from visdepth_utils.vlm import VLM
@@ -138,8 +140,8 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         The record of the pass.
 
     Raises:
-        ValueError: Attention without a mask per layer, layers without keys, or a family whose masks
-            or output head do not follow the rules that reruns rely on.
+        ValueError: Attention without a mask per layer, layers without keys, a family whose masks
+            or output head do not follow the rules that reruns rely on, or NaN (names the layer).
     """
     refuse_unmaskable(vlm)
     index = Index.of(keep)
@@ -187,6 +189,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         layer_positions=calls[0].get("position_ids"),
         added={number: states[number + 1] - output for number, output in outputs.items()},
     )
+    refuse_nan(vlm, enc, found.logits)
     _check(found)
     return found
 

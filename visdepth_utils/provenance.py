@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,19 @@ PACKAGES = (
 )
 
 
+_STEERING = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_CBWR",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+)
+_BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that make numbers and pictures.
 
@@ -59,6 +73,32 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+def arithmetic() -> dict[str, Any]:
+    """What can change the last digits of a number on the same machine with the same versions.
+
+    Returns:
+        Threads, instruction set and libraries of the CPU, determinism switches, and the variables
+        of the environment that steer them.
+    """
+    config = torch.__config__.show()
+    blas = re.search(r"BLAS_INFO=(\w+)", config)
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": blas.group(1) if blas else None,
+        "onednn": torch.backends.mkldnn.is_available(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": {
+            "deterministic": torch.backends.cudnn.deterministic,
+            "benchmark": torch.backends.cudnn.benchmark,
+        },
+        "cuda": torch.version.cuda,
+        "environment": {name: os.environ[name] for name in _STEERING if name in os.environ},
     }
 
 
@@ -99,8 +139,9 @@ def model_identity(model: str) -> dict[str, str | None]:
         model: Checkpoint folder or hub id.
 
     Returns:
-        ``name``, ``weights_hash`` and ``revision`` (commit on the hub). A model of the hub that was
-        not fetched yet has None for both.
+        ``name``, ``weights_hash``, ``revision`` (commit on the hub) and ``files_hash`` (config,
+        tokenizer, chat template: they change numbers as weights do). A model of the hub that was
+        not fetched yet has None for all but its name.
 
     Raises:
         FileNotFoundError: If a folder is meant and it does not hold a checkpoint.
@@ -111,11 +152,21 @@ def model_identity(model: str) -> dict[str, str | None]:
     if not Path(where).is_dir():
         config = try_to_load_from_cache(where, "config.json")
         if not isinstance(config, str) or not list(Path(config).parent.glob("*.safetensors")):
-            return {"name": model, "weights_hash": None, "revision": None}
+            return {"name": model, "weights_hash": None, "revision": None, "files_hash": None}
         where, revision = str(Path(config).parent), Path(config).parent.name
     files = sorted(Path(where).glob("*"))
     state = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return {"name": model, "weights_hash": _weights_hash(where, state), "revision": revision}
+    beside = tuple(
+        (name, str(Path(where) / name), size, stamp)
+        for name, size, stamp in state
+        if Path(name).suffix in _BESIDE_WEIGHTS
+    )
+    return {
+        "name": model,
+        "weights_hash": _weights_hash(where, state),
+        "revision": revision,
+        "files_hash": _files_hash(beside),
+    }
 
 
 def data_identity(source: str | None) -> dict[str, str | None]:

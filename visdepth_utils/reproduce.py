@@ -10,10 +10,10 @@ from typing import Any
 
 import nbformat
 
-from visdepth_utils import headless, provenance, report, stepcache
+from visdepth_utils import engine, headless, provenance, report, stepcache
 from visdepth_utils.checkpoints import REPO, model_name
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
-from visdepth_utils.files import write_text
+from visdepth_utils.files import alone, write_text
 from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.runs import Run, annotate, read_provenance
@@ -82,6 +82,13 @@ def reproduce(
     provenance.data_identity(settings["source"])  # and so do data that are not there
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
+    with alone(folder), engine.serving():
+        return _run_all(run, sources, parameters, stream)
+
+
+def _run_all(run: Run, sources: list[Path], parameters: dict[str, Any], stream: Any) -> int:
+    """All notebooks in order, then verdicts and report; see ``reproduce``."""
+    folder, settings = run.folder, run.settings
     _say(stream, f"{len(sources)} notebooks on {settings['model']}, results in {_portable(folder)}")
     start = time.monotonic()
     broken: dict[str, str] = {}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from visdepth_utils import explorer, provenance, stepcache
+from visdepth_utils import engine, explorer, provenance, stepcache
 from visdepth_utils.claims import VERDICTS
 from visdepth_utils.files import atomic, locked, rows_text, write_text
 from visdepth_utils.progress import Progress, progress_line
@@ -109,13 +109,19 @@ class Run:
         Raises:
             ValueError: See ``stepcache.step``.
         """
-        full = {
+        return stepcache.step(self.folder / "tables", name, fn, self._full_key(key), say)
+
+    def _full_key(self, key: dict[str, Any] | None) -> dict[str, Any]:
+        """All that a table of this run depends on, besides the code."""
+        model = provenance.model_identity(self.settings["model"])
+        return {
             "settings": {**self.settings, "device": self.device},
-            "weights": provenance.model_identity(self.settings["model"])["weights_hash"],
+            "weights": model["weights_hash"],
+            "model_files": model.get("files_hash"),
+            "revision": model.get("revision"),
             "data": provenance.data_identity(self.settings["source"])["hash"],
             "step": key or {},
         }
-        return stepcache.step(self.folder / "tables", name, fn, full, say)
 
     def by_block(
         self,
@@ -127,6 +133,8 @@ class Run:
     ) -> pd.DataFrame:
         """As ``table``, block of samples by block: a killed run repeats only the block it was in.
 
+        The engine that VISDEPTH_ENGINE names measures the blocks; see ``engine``.
+
         Args:
             name: Of the step.
             samples: All samples.
@@ -135,27 +143,35 @@ class Run:
             size: Samples in a block.
 
         Returns:
-            The tables of all blocks, one after the other.
+            The tables of all blocks, one after the other, in the order of the samples.
         """
-        samples = list(samples)
-        show, parts, cached = progress_line(), [], []
-        for start in range(0, len(samples), size):
-            block = samples[start : start + size]
+        samples, folder = list(samples), self.folder / "tables"
+        blocks = {start: samples[start : start + size] for start in range(0, len(samples), size)}
+        found: dict[int, pd.DataFrame] = {}
 
-            def progress(done: int, _total: int, label: str, start: int = start) -> None:
-                show(start + done, len(samples), label)
+        def key_of(start: int) -> dict[str, Any]:
+            block = blocks[start]
+            ids, content = [sample.id for sample in block], stepcache.content_hash(block)
+            return self._full_key({**(key or {}), "samples": ids, "content": content})
 
-            ids = [sample.id for sample in block]
-            parts.append(
-                self.table(
-                    name,
-                    lambda block=block, progress=progress: fn(block, progress),
-                    {**(key or {}), "samples": ids},
-                    lambda line: cached.append("from cache" in line),
-                )
-            )
-        frame = pd.concat(parts, ignore_index=True)
-        how = f"{sum(cached)} of {len(cached)} blocks from cache" if any(cached) else "measured"
+        def missing() -> Iterator[engine.Shard]:
+            # Looked up one by one: what another run in this folder did meanwhile is not done twice.
+            for start, block in blocks.items():
+                if (frame := stepcache.find(folder, name, key_of(start))) is None:
+                    yield start, block
+                else:
+                    found[start] = frame
+
+        measured = []
+
+        def keep(start: int, frame: pd.DataFrame) -> None:
+            measured.append(start)
+            found[start] = stepcache.store(folder, name, key_of(start), frame)
+
+        engine.map_shards(name, missing(), fn, keep, progress_line(), len(samples))
+        frame = pd.concat([found[start] for start in blocks], ignore_index=True)
+        cached = len(blocks) - len(measured)
+        how = f"{cached} of {len(blocks)} blocks from cache" if cached else "measured"
         print(f"{name}: {how} ({len(frame)} rows)")
         return frame
 
@@ -248,6 +264,8 @@ class Run:
             code={"git_commit": provenance.commit(), "measuring": stepcache.code_version()},
             versions=provenance.versions(),
             machine=provenance.machine(),
+            arithmetic=provenance.arithmetic(),
+            engine=engine.facts(),
         )
 
     @property

@@ -1,10 +1,12 @@
 """The step cache: a finished table is measured once, and never read back damaged or outdated."""
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visdepth_utils.files import atomic
+from visdepth_utils.files import atomic, explained
 
 # Modules that show, judge or organise, but change no measured number. Every other module counts as
 # measuring, so a new one is never forgotten; sub-packages (minivlm, rules) do not.
@@ -26,6 +28,7 @@ NOT_MEASURING = frozenset(
         "claim_sections",
         "claims",
         "compare",
+        "engine",
         "explorer",
         "files",
         "headless",
@@ -38,10 +41,14 @@ NOT_MEASURING = frozenset(
         "plots_recovery",
         "plots_sweeps",
         "plots_verdicts",
+        "portable",
         "progress",
         "provenance",
-        "replication",
+        "pruning",
+        "raycluster",
+        "rayworker",
         "readme",
+        "replication",
         "report",
         "reproduce",
         "runs",
@@ -56,6 +63,8 @@ NOT_MEASURING = frozenset(
 )
 _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")
 _META = b"visdepth.key"
+DAMAGED = ".damaged"
+"""Ending of a cached file that was set aside."""
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -122,6 +131,24 @@ def canonical(value: Any) -> str:
         ) from error
 
 
+def content_hash(samples: Sequence[Any]) -> str:
+    """Hash samples by all that a measurement or a score may read: texts, choices, pixels.
+
+    Args:
+        samples: Dataclasses with ``images``; of anything else nothing is hashed.
+
+    Returns:
+        Hex digest (sha256).
+    """
+    digest = hashlib.sha256()
+    for sample in filter(is_dataclass, samples):
+        words = {f.name: getattr(sample, f.name) for f in fields(sample) if f.name != "images"}
+        digest.update(json.dumps(words, sort_keys=True, default=str).encode())
+        for image in sample.images:
+            digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
+    return digest.hexdigest()
+
+
 def step(
     folder: Path,
     name: str,
@@ -143,23 +170,61 @@ def step(
 
     Raises:
         ValueError: For a bad name or key, or when ``fn`` returns something that is no table.
+        OSError: In one line, if the disk is full or not writable.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"step name {name!r} is no file name: use letters, digits, - and _")
-    text = canonical({"step": name, "key": key, "code": code_version()})
-    file = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet"
-    if file.exists():
-        try:
-            frame = _read(file, text)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            bad = file.with_name(file.name + ".bad")
+    if (frame := find(folder, name, key)) is not None:
+        say(f"{name}: from cache ({len(frame)} rows)")
+        return frame
+    frame = store(folder, name, key, fn())
+    say(f"{name}: measured ({len(frame)} rows)")
+    return frame
+
+
+def find(folder: Path, name: str, key: dict[str, Any]) -> pd.DataFrame | None:
+    """Look a table up. A file that is damaged or somebody else's is set aside, and the user told.
+
+    Args:
+        folder: Of the tables.
+        name: Of the step.
+        key: As for ``step``.
+
+    Returns:
+        The table, or None if it must be measured.
+
+    Raises:
+        ValueError: For a bad name or key.
+    """
+    file, text = _place(folder, name, key)
+    try:
+        return _read(file, text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        bad = file.with_name(file.name + DAMAGED)
+        why = _first_line(error)
+        with explained(bad), contextlib.suppress(FileNotFoundError):  # another run was faster
             file.replace(bad)
-            why = _first_line(error)
-            print(f"{name}: cached table is damaged ({why}), kept as {bad.name}; measuring again")
-        else:
-            say(f"{name}: from cache ({len(frame)} rows)")
-            return frame
-    frame = fn()
+        print(f"{name}: cached table is damaged ({why}), kept as {bad.name}; measuring again")
+        return None
+
+
+def store(folder: Path, name: str, key: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
+    """Store a table; several processes may store the same one, and the last one stays.
+
+    Args:
+        folder: Of the tables.
+        name: Of the step.
+        key: As for ``step``.
+        frame: The table.
+
+    Returns:
+        The table as read back.
+
+    Raises:
+        ValueError: For a bad name or key, or something that is no table.
+        OSError: In one line, if the disk is full or not writable.
+    """
+    file, text = _place(folder, name, key)
     if not isinstance(frame, pd.DataFrame):
         raise ValueError(
             f"step {name!r} returned {type(frame).__name__}: its function must return a DataFrame"
@@ -176,8 +241,31 @@ def step(
             {**(table.schema.metadata or {}), _META: text.encode()}
         )
         pq.write_table(table, temporary, write_page_checksum=True)
-    say(f"{name}: measured ({len(frame)} rows)")
     return _read(file, text)
+
+
+def stored_key(file: Path) -> dict[str, Any] | None:
+    """What a stored table says it depends on.
+
+    Args:
+        file: A file of the cache.
+
+    Returns:
+        ``step``, ``key``, ``code``; None if it is no readable table of this cache.
+    """
+    try:
+        text = (pq.read_schema(file).metadata or {}).get(_META)
+        return dict(json.loads(text)) if text else None
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None
+
+
+def _place(folder: Path, name: str, key: dict[str, Any]) -> tuple[Path, str]:
+    """File of a step, and the text of its whole key."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"step name {name!r} is no file name: use letters, digits, - and _")
+    text = canonical({"step": name, "key": key, "code": code_version()})
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet", text
 
 
 def _read(file: Path, text: str) -> pd.DataFrame:

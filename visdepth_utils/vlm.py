@@ -34,6 +34,7 @@ from visdepth_utils.placement import (
     reading_options,
     spread,
 )
+from visdepth_utils.portable import Recipe, reduce, remembered
 
 Progress = Callable[[int, int, str], None]
 
@@ -51,6 +52,7 @@ class VLM:
         dtype: Of weights and states.
         name: For tables and figures.
         weights_hash: Sha256 over the weights' files and the random initialisation, if any.
+        recipe: How ``load_vlm`` made it; None if something else did.
     """
 
     model: PreTrainedModel
@@ -61,6 +63,11 @@ class VLM:
     dtype: torch.dtype
     name: str
     weights_hash: str
+    recipe: Recipe | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], "VLM"], tuple[Recipe]]:
+        """Pickled as its recipe; see ``portable``."""
+        return reduce(self)
 
     def __repr__(self) -> str:
         """One line instead of every module of the model."""
@@ -147,6 +154,7 @@ class VLM:
         return ids[:, enc.inputs["input_ids"].shape[1] :]
 
 
+@remembered
 def load_vlm(
     path_or_id: str | Path,
     *,

@@ -158,7 +158,7 @@ def test_a_damaged_table_is_set_aside_and_measured_again(
     out = capsys.readouterr().out
     assert "damaged" in out
     assert len(out.splitlines()) == 2
-    assert only(run.folder / "tables", "*.bad").read_bytes() == bytes(data)
+    assert only(run.folder / "tables", "*.damaged").read_bytes() == bytes(data)
 
 
 def test_a_step_that_raises_leaves_nothing_behind(run: Run) -> None:

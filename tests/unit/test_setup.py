@@ -18,7 +18,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-APART = ("similarity", "4bit")  # each installed by who wants it
+APART = ("ray", "similarity", "4bit")  # each installed by who wants it
 EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in APART]
 """What make installs; the sentence encoder is for those who ask for it."""
 REQUIREMENTS = [
@@ -37,6 +37,8 @@ TARGETS = [
     "reproduce",
     "report",
     "test",
+    "test-faults",
+    "cache",
     "lab",
     "bench",
     "bench-gpu",

@@ -1,0 +1,168 @@
+"""Where shards of a measurement run: in this process, or on a Ray cluster.
+
+The engine changes who computes a shard, never what: shards, functions and cache are the same. It is
+chosen by the environment, ``VISDEPTH_ENGINE=ray``, so that notebooks keep their eight parameters,
+and ``VISDEPTH_RAY='{"num_actors": 2}'`` holds its options.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import pandas as pd
+
+from visdepth_utils.progress import Progress
+
+ENGINES = ("local", "ray")
+Shard = tuple[int, list[Any]]
+"""Index of its first sample, and its samples."""
+Measure = Callable[[list[Any], Progress], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """What a worker is and how many there are.
+
+    Attributes:
+        num_actors: Workers of one notebook; None for as many as the cluster has room for.
+        num_cpus: Of each worker, which is also its number of threads.
+        num_gpus: Of each worker; more than 1 for a model that spreads over several (it needs
+            ``device_map`` in ``load_vlm``); None for 1 where the cluster has GPUs and this process
+            sees one too, else 0.
+        wait_s: Seconds to wait for room on the cluster before giving up.
+    """
+
+    num_actors: int | None = None
+    num_cpus: float = 1
+    num_gpus: float | None = None
+    wait_s: float = 600
+
+
+def chosen_engine() -> str:
+    """The engine that the environment asks for.
+
+    Returns:
+        One of ENGINES; ``local`` if nothing is said.
+
+    Raises:
+        ValueError: For an unknown one, or Ray where it is not installed.
+    """
+    name = os.environ.get("VISDEPTH_ENGINE") or "local"
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r} (VISDEPTH_ENGINE): use {' or '.join(ENGINES)}")
+    if name == "ray":
+        ray_options()
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            raise ValueError(
+                "engine 'ray' needs Ray, which is not installed: pip install -c constraints.txt "
+                "-e '.[ray]'"
+            ) from None
+    return name
+
+
+def ray_options() -> RayOptions:
+    """The options of the engine ``ray``.
+
+    Returns:
+        As given by VISDEPTH_RAY, the rest by default.
+
+    Raises:
+        ValueError: Naming what is wrong with it.
+    """
+    text = os.environ.get("VISDEPTH_RAY") or "{}"
+    known = [field.name for field in fields(RayOptions)]
+    mend = f'give JSON like {{"num_actors": 2, "num_gpus": 1}} with {", ".join(known)}'
+    try:
+        given = json.loads(text)
+    except ValueError:
+        raise ValueError(f"VISDEPTH_RAY={text!r} is no JSON: {mend}") from None
+    if not isinstance(given, dict) or (unknown := sorted(set(given) - set(known))):
+        what = f"unknown option {unknown[0]!r} in " if isinstance(given, dict) else ""
+        raise ValueError(f"{what}VISDEPTH_RAY={text!r}: {mend}")
+    for name, value in given.items():
+        least = 1 if name == "num_actors" else 0
+        kinds = int if name == "num_actors" else (int, float)
+        if value is None and name in ("num_actors", "num_gpus"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            number = "a whole number" if name == "num_actors" else "a number"
+            raise ValueError(f"VISDEPTH_RAY: {name}={value!r} must be {number} of at least {least}")
+    return RayOptions(**given)
+
+
+def facts() -> dict[str, Any]:
+    """The engine and its options, for provenance.
+
+    Returns:
+        ``name``, and the options of Ray if it is that.
+    """
+    name = chosen_engine()
+    return {"name": name, **(asdict(ray_options()) if name == "ray" else {})}
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[None]:
+    """Within it, notebooks share one Ray: that of RAY_ADDRESS, else a local one that ends with it.
+
+    Yields:
+        Nothing. With the engine ``local`` nothing happens.
+    """
+    if chosen_engine() == "local":
+        yield
+        return
+    from visdepth_utils import raycluster
+
+    with raycluster.serving():
+        yield
+
+
+def map_shards(
+    name: str,
+    shards: Iterator[Shard],
+    fn: Measure,
+    keep: Callable[[int, pd.DataFrame], Any],
+    show: Progress,
+    total: int,
+) -> None:
+    """Measure shards and hand over each table as it comes.
+
+    Args:
+        name: Of the step, for messages.
+        shards: Asked for the next one only when somebody is free to measure it.
+        fn: Called with (samples, progress). With Ray it is pickled, model included, as a recipe.
+        keep: Called here, with (index of the first sample, table), in the order of completion.
+        show: Called with (samples done, total, label).
+        total: Samples of all shards, also of those that the iterator leaves out.
+
+    Raises:
+        RuntimeError: Ray only: a shard failed in every attempt, after all others were kept.
+    """
+    if chosen_engine() == "ray":
+        from visdepth_utils import raycluster
+
+        raycluster.map_shards(name, shards, fn, keep, show, total)
+        return
+    for start, samples in shards:
+
+        def progress(done: int, _total: int, label: str, start: int = start) -> None:
+            show(start + done, total, label)
+
+        keep(start, fn(samples, progress))
+
+
+def describe(samples: Sequence[Any]) -> str:
+    """Name a shard by its samples.
+
+    Args:
+        samples: At least one.
+
+    Returns:
+        ``sample 's0'`` or ``samples 's0' to 's15'``.
+    """
+    first, last = samples[0].id, samples[-1].id
+    return f"sample {first!r}" if first == last else f"samples {first!r} to {last!r}"

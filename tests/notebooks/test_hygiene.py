@@ -116,6 +116,7 @@ def test_notebook_is_clean(path):
 # What Colab's own image brings, of our dependencies. The rest must be in the notebooks' Colab cell.
 COLAB_BRINGS = set(
     [
+        "accelerate",
         "datasets",
         "ipykernel",
         "jinja2",
@@ -126,6 +127,7 @@ COLAB_BRINGS = set(
         "pandas",
         "peft",
         "pillow",
+        "psutil",
         "pyarrow",
         "pyyaml",
         "safetensors",

@@ -18,8 +18,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = [name for name in PROJECT["optional-dependencies"] if name != "similarity"]
-"""What make installs; the sentence encoder is for those who ask for it."""
+EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in ("ray", "similarity")]
+"""What make installs; the sentence encoder is for those who ask for it, Ray comes with ``dev``."""
 REQUIREMENTS = [
     Requirement(line)
     for group in (PROJECT["dependencies"], *(PROJECT["optional-dependencies"][e] for e in EXTRAS))
@@ -35,6 +35,8 @@ TARGETS = [
     "help",
     "reproduce",
     "test",
+    "test-faults",
+    "cache",
     "lab",
     "bench",
     "eval-minivlm",
@@ -178,7 +180,8 @@ def test_ci_runs_make_test_and_its_last_word_is_that_of_pytest() -> None:
     assert code == [
         "set -euo pipefail",
         'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
-        "exec make test",
+        "make test",
+        "exec make test-faults",
     ]
     planned = make("-n", "-o", ".venv/.installed", "test").stdout.splitlines()
     assert "-m pytest" in planned[-1]

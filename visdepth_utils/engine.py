@@ -7,6 +7,7 @@ and ``VISDEPTH_RAY='{"num_actors": 2}'`` holds its options.
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -55,6 +56,8 @@ def chosen_engine() -> str:
         raise ValueError(f"unknown engine {name!r} (VISDEPTH_ENGINE): use {' or '.join(ENGINES)}")
     if name == "ray":
         ray_options()
+        # Imported in a notebook, Ray advises to install widgets; we show plain lines.
+        logging.getLogger("ray.widgets").setLevel(logging.ERROR)
         try:
             import ray  # noqa: F401
         except ImportError:

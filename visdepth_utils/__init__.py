@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from visdepth_utils.grid import substitution_grid
     from visdepth_utils.layerwise import layer_geometry
     from visdepth_utils.reasoning import reasoning_sweep
+    from visdepth_utils.recovery import distill
     from visdepth_utils.sweeps import truncation_sweep
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
+    "distill": "recovery",
     "load_vlm": "vlm",
     "load_task": "tasks",
     "layer_geometry": "layerwise",
@@ -32,6 +34,7 @@ _HOME = {
 }
 
 __all__ = [
+    "distill",
     "layer_geometry",
     "load_task",
     "load_vlm",

@@ -47,7 +47,7 @@ def test_all_notebooks_run_and_end_with_a_verdict(real: tuple) -> None:
         (line,) = [x for x in done.stdout.splitlines() if x.startswith(entry["claim"] + " ")]
         assert MODEL.removeprefix("data/") in line
         assert entry["verdict"] in line
-        assert entry["n_images"] == 32
+        assert entry["n_images"] == (0 if entry["claim"] == "C9" else 32)  # C9 counts models
     facts = json.loads((out / "provenance.json").read_text())
     assert facts["model"]["name"] == MODEL
     assert facts["data"]["hash"]

@@ -179,7 +179,7 @@ def markdown(table: pd.DataFrame, resamples: int = RESAMPLES, day: str | None = 
             "`coverage` is the share of the printed 95% intervals that hold the truth, that is",
             f"the effect in the rows of the first {POOLED} simulations together. Percentile",
             "intervals by image cover somewhat less than 95%. The effects of C1 and C2 are the",
-            "smallest of three measures, and their intervals cover less still: read them as a rough",
+            "smallest of three measures, and their intervals cover less: read them as a rough",
             "width. No verdict rests on coverage; what decides are one-sided bounds and contrasts,",
             "which the counts of false support test.",
             "",

@@ -37,7 +37,8 @@ def connect() -> None:
     """Join the Ray of RAY_ADDRESS, or start one on this machine.
 
     Raises:
-        ValueError: If there is none at that address, or it is of Ray's client protocol.
+        ValueError: If there is none at that address, it is of Ray's client protocol, or none could
+            be started.
     """
     if ray.is_initialized():
         return
@@ -62,12 +63,16 @@ def connect() -> None:
             logging_level="INFO" if debug else "CRITICAL",
             **options,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if not address:
-            raise
+    except Exception as error:  # Ray raises bare Exceptions, among others
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        if address:
+            raise ValueError(
+                f"no Ray at RAY_ADDRESS={address!r} ({why}): start it with ray start --head, or "
+                "unset RAY_ADDRESS for a local one"
+            ) from error
         raise ValueError(
-            f"no Ray at RAY_ADDRESS={address!r} ({str(error).splitlines()[0][:160]}): start it "
-            "with ray start --head, or unset RAY_ADDRESS for a local one"
+            f"Ray did not start on this machine ({why}): run it again when the machine is less "
+            "busy, see /tmp/ray/session_latest/logs, or use ENGINE=local"
         ) from error
 
 

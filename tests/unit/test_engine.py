@@ -94,6 +94,32 @@ def test_bad_options_are_named_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, r"Ray did not start on this machine \(The current node timed out\): run it again"),
+        ("10.0.0.1:6379", r"no Ray at RAY_ADDRESS='10.0.0.1:6379' \(The current node timed out\)"),
+        ("ray://head:10001", "is a client address: run this on a node of the cluster"),
+    ],
+)
+def test_a_ray_that_cannot_be_had_is_one_line(
+    address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visdepth_utils import raycluster
+
+    def fails(**_options: object) -> None:
+        raise Exception("The current node timed out\nand a page more")
+
+    monkeypatch.setattr(raycluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(raycluster.ray, "init", fails)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=message) as caught:
+        raycluster.connect()
+    assert "\n" not in str(caught.value)
+
+
 def test_options_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VISDEPTH_RAY", raising=False)
     assert ray_options() == RayOptions()

@@ -11,7 +11,7 @@ SIZE ?= base
 WORKERS ?= 2
 # One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/base N=32`.
 options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
-	DTYPE:--dtype PROFILE:--profile OUT:--out ENGINE:--engine RAY:--ray,$(call option,$(subst :, ,$(pair))))
+	DTYPE:--dtype PROFILE:--profile OUT:--out JOBS:--jobs ENGINE:--engine RAY:--ray,$(call option,$(subst :, ,$(pair))))
 option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')
 
 PY := $(VENV)/bin/python
@@ -28,7 +28,7 @@ CLEAN_RESULTS := $(CURDIR)/build/results
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= ENGINE= choose
+reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= JOBS= ENGINE= choose
 	@$(PY) -m visdepth_utils reproduce $(options)
 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick

@@ -3,6 +3,7 @@
 The public names are loaded on first use, so that ``import visdepth_utils`` costs nothing.
 """
 
+import os
 import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from visdepth_utils.sweeps import truncation_sweep
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
+
+# Threads that wait for work spin for a millisecond by default. Where anything else runs on the
+# machine they spin away the time of whoever has the work: a sweep then took ten times as long.
+# Read by torch's OpenMP when it is loaded; what the user set stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Libraries ask for notebook widgets on import and warn if there are none; we use plain text.
 warnings.filterwarnings("ignore", message="IProgress not found")

@@ -55,7 +55,7 @@ def _dispatch(argv: list[str]) -> int:
         given: dict[str, Any] = {
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
-        return reproduce(given, options.out, options.notebooks)
+        return reproduce(given, options.out, options.notebooks, jobs=options.jobs)
     if options.command == "cache":
         from visdepth_utils.pruning import show_cache
 
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
+    run.add_argument("--jobs", type=int, help="notebooks at a time (default: by model and cores)")
     run.add_argument("--engine", help="local (default) or ray")
     run.add_argument("--ray", metavar="JSON", help='e.g. \'{"num_actors": 2, "num_gpus": 1}\'')
     kept = commands.add_parser("cache", help="what the step cache holds, and what is outdated")

@@ -20,6 +20,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from visdepth_utils.files import write_text
+from visdepth_utils.schedule import Tagged
 
 KERNEL = "python3"
 # The kernel talks to this process on this machine only; its advice on encryption is noise here.
@@ -123,24 +124,40 @@ def use_own_kernel() -> None:
         )
 
 
-def parameter_names(source: Path) -> set[str]:
-    """Names that a notebook's ``parameters`` cell declares.
+def default_parameters(source: Path) -> dict[str, Any]:
+    """What a notebook's ``parameters`` cell declares.
 
     Args:
         source: The notebook.
 
     Returns:
-        Names, empty if no cell has that tag.
+        Name -> default value; None where that is no literal. Empty if no cell has that tag.
     """
-    return {
-        name.id
-        for cell in nbformat.read(source, as_version=4).cells
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
-        for node in ast.parse(cell.source).body
-        if isinstance(node, ast.Assign)
-        for name in node.targets
-        if isinstance(name, ast.Name)
-    }
+    found: dict[str, Any] = {}
+    for cell in nbformat.read(source, as_version=4).cells:
+        if cell.cell_type != "code" or "parameters" not in cell.metadata.get("tags", []):
+            continue
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                try:
+                    value = ast.literal_eval(node.value)
+                except ValueError:
+                    value = None
+                found[node.targets[0].id] = value
+    return found
+
+
+def tags(source: Path) -> set[str]:
+    """All tags of a notebook's cells.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Tags.
+    """
+    cells = nbformat.read(source, as_version=4).cells
+    return {tag for cell in cells for tag in cell.metadata.get("tags", [])}
 
 
 def execute(
@@ -153,12 +170,12 @@ def execute(
         target: The executed copy, saved after each cell.
         parameters: Literals, injected after the ``parameters`` cell.
         cwd: Working directory of the kernel.
-        stream: Where its output is shown while it runs.
+        stream: Where its output is shown while it runs: indented, unless it is ``Tagged``.
 
     Returns:
         Time and error: what the notebook raises is returned here; KeyboardInterrupt is raised.
     """
-    shown = Indented(stream)
+    shown = stream if isinstance(stream, Tagged) else Indented(stream)
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     error, details = None, ""

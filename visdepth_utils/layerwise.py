@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 
 from visdepth_utils.blocks import in_blocks
 from visdepth_utils.capture import capture
@@ -231,7 +232,9 @@ def _reduce(vlm: VLM, enc: Encoded, tracks: list[Track]) -> None:
         # A reference: the model holds this tensor anyway until its layer returns.
         previous = state
 
-    capture(vlm, enc, visitor)
+    # Matrices of n0 tokens are too small for threads: on two cores, two took twice as long as one.
+    with threadpool_limits(1, user_api="blas"):
+        capture(vlm, enc, visitor)
     for track in tracks:
         if not len(track.where):
             track.nothing(vlm.n_layers)

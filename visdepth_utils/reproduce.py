@@ -5,23 +5,23 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from visdepth_utils import engine, headless, provenance, report, stepcache
+from visdepth_utils import engine, headless, provenance, report, schedule, stepcache
 from visdepth_utils.checkpoints import REPO, model_name
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
 from visdepth_utils.files import alone, write_text
 from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
-from visdepth_utils.runs import Run, annotate, read_provenance
-from visdepth_utils.settings import check_settings, run_folder
+from visdepth_utils.runs import Run, annotate
+from visdepth_utils.settings import check_settings, resolved_device, run_folder
 from visdepth_utils.verdict_table import verdict_text
 
 DEFAULT_MODEL = "data/minivlm/base"
-READS_VERDICTS = "reads-verdicts"
 _STAMP = "visdepth"
 
 
@@ -48,6 +48,7 @@ def reproduce(
     out: str | Path | None = None,
     notebooks: Path = REPO / "notebooks",
     stream: Any = None,
+    jobs: int | None = None,
 ) -> int:
     """Execute the notebooks into a results folder, then print the verdicts and write the report.
 
@@ -62,6 +63,7 @@ def reproduce(
             ``results/<model>-<profile>``.
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
+        jobs: Notebooks at the same time; None: see ``schedule.chosen_jobs``.
 
     Returns:
         0, or 1 if a notebook broke. A claim that is not supported breaks nothing, nor do data that
@@ -80,27 +82,34 @@ def reproduce(
     folder = run_folder(chosen["model"], chosen["profile"], Path(out).absolute() if out else None)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
+    jobs = schedule.chosen_jobs(jobs, settings["model"], resolved_device(settings["device"]))
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
     with alone(folder), engine.serving():
-        return _run_all(run, sources, parameters, stream)
+        return _run_all(run, sources, parameters, stream, jobs)
 
 
-def _run_all(run: Run, sources: list[Path], parameters: dict[str, Any], stream: Any) -> int:
-    """All notebooks in order, then verdicts and report; see ``reproduce``."""
+def _run_all(
+    run: Run, sources: list[Path], parameters: dict[str, Any], stream: Any, jobs: int
+) -> int:
+    """All notebooks, then verdicts and report; see ``reproduce``."""
     folder, settings = run.folder, run.settings
-    _say(stream, f"{len(sources)} notebooks on {settings['model']}, results in {_portable(folder)}")
+    beside = f", {jobs} at a time" if jobs > 1 else ""
+    where = f"results in {_portable(folder)}"
+    _say(stream, f"{len(sources)} notebooks on {settings['model']}{beside}, {where}")
     start = time.monotonic()
     broken: dict[str, str] = {}
-    reused = 0
-    for number, source in enumerate(sources, 1):
+    reused: list[str] = []
+
+    def run_one(number: int, source: Path, several: bool) -> None:
         head = f"[{number}/{len(sources)}] {source.stem}"
         if _is_finished(run, source, parameters):
-            reused += 1
+            reused.append(source.stem)
             _say(stream, f"{head}: unchanged since it was finished, not run again")
-            continue
+            return
         _say(stream, head)
-        outcome = _execute(run, source, parameters, stream)
+        shown = schedule.Tagged(stream, f"[{number}]    ") if several else stream
+        outcome = _execute(run, source, parameters, shown)
         if outcome.lacks_data:
             spent = duration(outcome.seconds)
             _say(stream, f"{head}: not testable, after {spent}: {outcome.lacks_data}")
@@ -112,13 +121,20 @@ def _run_all(run: Run, sources: list[Path], parameters: dict[str, Any], stream: 
                 _say(stream, outcome.details)
         else:
             _say(stream, f"{head}: done in {duration(outcome.seconds)}")
+
+    works: dict[bool, list[schedule.Work]] = {False: [], True: []}
+    for number, source in enumerate(sources, 1):
+        alone = bool(headless.tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
+        works[alone].append(partial(run_one, number, source, jobs > 1 and not alone))
+    schedule.run_together(works[False], jobs)
+    schedule.run_together(works[True], 1)
     page = report.write_report(folder, [source.stem for source in sources])
     _say(stream, "\n" + verdict_text(folder, broken))
-    for name, error in broken.items():
+    for name, error in sorted(broken.items()):
         _say(stream, f"broken: {name}: {error}")
-    ran = len(sources) - reused - len(broken)
+    ran = len(sources) - len(reused) - len(broken)
     spent = duration(time.monotonic() - start)
-    _say(stream, f"\n{ran} run, {reused} unchanged, {len(broken)} broken, in {spent}")
+    _say(stream, f"\n{ran} run, {len(reused)} unchanged, {len(broken)} broken, in {spent}")
     _say(stream, f"report: {_portable(page)}")
     return 1 if broken else 0
 
@@ -156,12 +172,15 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) ->
 
     Data without the task that a notebook needs is no failure: its claims are not testable.
     """
-    unknown = sorted(set(parameters) - headless.parameter_names(source))
+    defaults = headless.default_parameters(source)
+    unknown = sorted(set(parameters) - set(defaults))
     if unknown:
         names = ", ".join(unknown)
         return headless.Outcome(0.0, f"its cell tagged 'parameters' does not declare {names}")
     target = run.folder / "notebooks" / source.name
     outcome = headless.execute(source, target, parameters, REPO, stream)
+    if schedule.stopping():
+        raise KeyboardInterrupt
     if outcome.error:
         run.withdraw(source.stem)
         if not outcome.lacks_data:
@@ -170,7 +189,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) ->
             source.stem, outcome.lacks_data, model_name(run.settings["model"])
         ):
             run.record(verdict)
-    used = read_provenance(run.folder).get("settings", {})  # with the notebook's own defaults
+    used = {name: (defaults | parameters)[name] for name in run.settings}
     minutes = round(outcome.seconds / 60, 2)
     annotate(run.folder, notebooks={source.stem: {"minutes": minutes, "settings": used}})
     executed = nbformat.read(target, as_version=4)
@@ -209,8 +228,7 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
         "versions": provenance.versions(),
     }
-    if any(READS_VERDICTS in cell.metadata.get("tags", []) for cell in cells):
-        # It shows what other notebooks and runs have found, and is stale when that changes.
+    if schedule.READS_VERDICTS in headless.tags(source):
         found = all_verdicts(run.folder.parent).drop(columns=["run", "date"])
         parts["verdicts"] = found[found["claim"] != "C9"].to_csv(index=False)
     return hashlib.sha256(stepcache.canonical(parts).encode()).hexdigest()

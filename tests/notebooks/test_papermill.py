@@ -2,12 +2,14 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from tests import tiny
+from tests.families.checkpoints import CHECKPOINTS
 from visdepth_utils import headless
 from visdepth_utils.claims import VERDICTS
 
@@ -58,23 +60,40 @@ def qwen_checkpoint(tmp_path_factory):
     return tiny.qwen(tmp_path_factory.mktemp("qwen"), layers=6)
 
 
+@pytest.fixture(scope="module")
+def smolvlm_checkpoint(tmp_path_factory):
+    """A random SmolVLM with its own processor and chat template, as the hub has it."""
+    made = CHECKPOINTS["smolvlm"]
+
+    def deeper(ids):
+        config = made.config(ids)
+        return config | {"text_config": config["text_config"] | {"num_hidden_layers": 6}}
+
+    return replace(made, config=deeper).write(tmp_path_factory.mktemp("smolvlm") / "model")
+
+
 @pytest.mark.parametrize(
-    ("number", "claim", "reason"),
+    ("model", "number", "claim", "reason"),
     [
-        ("02", "C2", "fewer than n0=32"),
-        ("03", "C3", "no better than with another picture"),
-        ("04", "C4", "the model cannot do it"),
-        ("05", "C5", "names a final answer in 0% of its outputs"),
-        ("07", "C7", "the model cannot do it"),
-        ("08", "C8", "the model cannot do it"),
+        ("qwen", "02", "C2", "fewer than n0=32"),
+        ("qwen", "03", "C3", "no better than with another picture"),
+        ("qwen", "04", "C4", "the model cannot do it"),
+        ("qwen", "05", "C5", "names a final answer in 0% of its outputs"),
+        ("qwen", "06", "C6", "the cut does not lower the score beyond doubt"),
+        ("qwen", "07", "C7", "the model cannot do it"),
+        ("qwen", "08", "C8", "the model cannot do it"),
+        ("smolvlm", "05", "C5", "names a final answer in 0% of its outputs"),
+        ("smolvlm", "06", "C6", "the cut does not lower the score beyond doubt"),
+        ("smolvlm", "07", "C7", "the model cannot do it"),
     ],
 )
 def test_a_model_that_cannot_answer_is_not_testable(
-    qwen_checkpoint, tmp_path, number, claim, reason
+    request, tmp_path, model, number, claim, reason
 ):
     headless.use_own_kernel()
     (notebook,) = (REPO / "notebooks").glob(f"{number}_*.ipynb")
-    parameters = {"model": str(qwen_checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
+    checkpoint = request.getfixturevalue(f"{model}_checkpoint")
+    parameters = {"model": str(checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
     target = tmp_path / "out.ipynb"
     outcome = headless.execute(notebook, target, parameters, REPO, io.StringIO())
     assert outcome.error is None, outcome.details

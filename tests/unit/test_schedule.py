@@ -1,0 +1,111 @@
+"""Notebooks at the same time: how many, with which threads, what is shown, and how it ends."""
+
+import io
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from visdepth_utils import schedule
+
+
+@pytest.fixture(autouse=True)
+def four_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.delenv("VISDEPTH_ENGINE", raising=False)
+
+
+def test_a_small_model_on_the_cpu_runs_several(
+    llava_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = str(llava_path)
+    assert schedule.chosen_jobs(None, model, "cpu") == 4
+    assert schedule.chosen_jobs(None, model, "cuda") == 1
+    assert schedule.chosen_jobs(None, "owner/name", "cpu") == 1
+    assert schedule.chosen_jobs(3, model, "cuda") == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert schedule.chosen_jobs(None, model, "cpu") == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    assert schedule.chosen_jobs(None, model, "cpu") == schedule.MOST
+    monkeypatch.setattr(schedule, "SMALL", 10)
+    assert schedule.chosen_jobs(None, model, "cpu") == 1
+
+
+def test_less_than_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"jobs=0: give a whole number.*JOBS="):
+        schedule.chosen_jobs(0, "owner/name", "cpu")
+
+
+def test_two_run_at_once_with_their_share_of_threads() -> None:
+    both = threading.Barrier(2, timeout=20)
+    seen = []
+
+    def work() -> None:
+        both.wait()  # passes only if the other one runs now
+        seen.append(os.environ["OMP_NUM_THREADS"])
+
+    schedule.run_together([work, work], 2)
+    assert seen == ["2", "2"]
+    assert os.environ["OMP_NUM_THREADS"] == "4"
+
+
+def test_one_job_runs_in_order_with_all_threads() -> None:
+    seen = []
+    works = [lambda i=i: seen.append((i, os.environ["OMP_NUM_THREADS"])) for i in range(3)]
+    schedule.run_together(works, 1)
+    assert seen == [(0, "4"), (1, "4"), (2, "4")]
+
+
+def test_after_an_interrupt_nothing_new_begins_and_the_others_learn_of_it() -> None:
+    begun, told = [], []
+
+    def interrupted() -> None:
+        while not begun:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    def other() -> None:
+        begun.append(1)
+        until = time.monotonic() + 20
+        while not schedule.stopping() and time.monotonic() < until:
+            time.sleep(0.01)
+        told.append(schedule.stopping())
+
+    late: list[int] = []
+    works = [interrupted, other, *[lambda: late.append(1)] * 8]
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run_together(works, 2)
+    assert told == [True]
+    assert not late
+    assert not schedule.stopping()
+
+
+def test_lines_are_whole_and_tagged_and_progress_is_thinned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    tagged = schedule.Tagged(out, "[3] ")
+    for text, at in (
+        ("first ", 0),
+        ("line\nsec", 1),
+        ("ond\r\n", 2),
+        ("\rstep 1", 3),
+        ("\rstep 2", 4),  # step 1 is over, but a line was shown two seconds ago
+        ("\rstep 3", 9),
+        ("\rstep 4   \n", 10),
+        ("no end", 11),
+    ):
+        now[0] = at
+        tagged.write(text)
+    tagged.end()
+    assert out.getvalue().splitlines() == [
+        "[3] first line",
+        "[3] second",
+        "[3] step 2",
+        "[3] step 4",
+        "[3] no end",
+    ]

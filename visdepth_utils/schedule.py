@@ -1,0 +1,206 @@
+"""Which notebooks run at the same time, and what is seen of them.
+
+Matrices of a small model are too small to be worth sharing among threads: on two cores, two
+notebooks of one thread each are done sooner than two after one another with two threads. A notebook
+that measures time runs alone, with all threads, and one that shows the others' verdicts runs last.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+from visdepth_utils.checkpoints import REPO, locate
+from visdepth_utils.engine import chosen_engine
+
+ALONE = "alone"
+READS_VERDICTS = "reads-verdicts"
+"""Tags of a cell: its notebook measures time; its notebook shows what the others and other runs
+have found, and is stale when that changes."""
+SMALL = 200e6
+"""Bytes of weights up to which several processes may each hold a model."""
+MOST = 4
+_EVERY = 5.0
+_stopping = threading.Event()
+Work = Callable[[], None]
+
+
+def chosen_jobs(jobs: int | None, model: str, device: str) -> int:
+    """How many notebooks run at the same time.
+
+    Args:
+        jobs: As asked for; None: as many as there are threads, up to 4, for a small model on the
+            CPU, and one where the model is large, comes from the hub, or runs on an accelerator or
+            on Ray.
+        model: Checkpoint folder or hub id.
+        device: As resolved, without ``auto``.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        ValueError: Less than 1.
+    """
+    if jobs is not None:
+        if jobs < 1:
+            raise ValueError(f"jobs={jobs}: give a whole number of at least 1 (JOBS=)")
+        return jobs
+    weights = list(Path(locate(model)).glob("*.safetensors"))  # none for a hub id
+    size = sum(file.stat().st_size for file in weights)
+    if not weights or size > SMALL or device != "cpu" or chosen_engine() != "local":
+        return 1
+    return min(threads(), MOST)
+
+
+def threads() -> int:
+    """Threads that this process may use.
+
+    Returns:
+        What OMP_NUM_THREADS says, else the number of cores it may run on.
+    """
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_together(works: list[Work], jobs: int) -> None:
+    """Run pieces of work, some at a time, each of them with its share of the threads.
+
+    Args:
+        works: Each runs one notebook; started in this order.
+        jobs: How many at a time.
+
+    Raises:
+        KeyboardInterrupt: After the kernels at work have been ended.
+        Exception: The first that a piece of work raises; what has not begun is left out.
+    """
+    if jobs == 1 or len(works) < 2:
+        for work in works:
+            work()
+        return
+    share = str(max(1, threads() // jobs))
+    # papermill changes the working directory around each notebook: all must mean the same one.
+    with (
+        _environment(OMP_NUM_THREADS=share),
+        contextlib.chdir(REPO),
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        futures = [pool.submit(_unless_stopping, work) for work in works]
+        try:
+            _wait(futures)
+        except BaseException:
+            _stopping.set()
+            for future in futures:
+                future.cancel()
+            _end_kernels()
+            raise
+        finally:
+            wait(futures)
+            _stopping.clear()
+
+
+def stopping() -> bool:
+    """Whether the kernels have been ended: how a notebook ended then says nothing about it.
+
+    Returns:
+        False, except while ``run_together`` gives up.
+    """
+    return _stopping.is_set()
+
+
+def _unless_stopping(work: Work) -> None:
+    """Begin nothing after another piece of work has failed."""
+    if stopping():
+        return
+    try:
+        work()
+    except BaseException:
+        _stopping.set()
+        raise
+
+
+def _wait(futures: list[Future]) -> None:
+    """Until all are done or one failed, whose exception is raised."""
+    pending = set(futures)
+    while pending:  # in small steps: Ctrl-C is noticed between them
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+
+
+def _end_kernels() -> None:
+    """End the processes that this one has started, that is, the kernels."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class Tagged:
+    """A stream for one of several notebooks: whole lines, each with a tag in front.
+
+    A line that is rewritten in place, as progress is, is shown once in a few seconds.
+    """
+
+    _lock = threading.Lock()
+
+    def __init__(self, stream: TextIO, tag: str) -> None:
+        """Wrap a stream.
+
+        Args:
+            stream: Where the lines go.
+            tag: In front of each.
+        """
+        self.stream, self.tag = stream, tag
+        self.line, self.shown = "", time.monotonic()
+
+    def write(self, text: str) -> None:
+        """Pass text on.
+
+        Args:
+            text: Any piece of output, not necessarily whole lines.
+        """
+        *whole, self.line = (self.line + text.replace("\r\n", "\n")).split("\n")
+        for line in whole:
+            self._show(line.rpartition("\r")[2])
+        before, _, self.line = self.line.rpartition("\r")
+        state = before.rpartition("\r")[2]
+        if state.strip() and time.monotonic() - self.shown > _EVERY:
+            self._show(state)
+
+    def _show(self, line: str) -> None:
+        self.shown = time.monotonic()
+        with self._lock:
+            self.stream.write(f"{self.tag}{line.rstrip()}\n")
+            self.stream.flush()
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+    def end(self) -> None:
+        """Finish a line that was left open."""
+        if self.line.strip():
+            self.write("\n")

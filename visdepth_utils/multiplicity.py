@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from visdepth_utils.significance import holm
 from visdepth_utils.verdicts import VERDICTS
 
-__all__ = ["holm_over_claims", "replications"]
+__all__ = ["after_holm", "holm_over_claims", "replications"]
 
 Entry = Mapping[str, Any]
 NAN = float("nan")
@@ -41,7 +41,7 @@ def holm_over_claims(entries: Sequence[Entry], alpha: float = 0.05) -> pd.DataFr
         if entry["verdict"] == "not testable":
             p = NAN
         elif entry["verdict"] == "supported":
-            if entry.get("p") is None:
+            if pd.isna(entry.get("p")):
                 raise ValueError(
                     f"{entry['claim']} on {entry['model']} is supported but has no p value: "
                     "run its notebook again"
@@ -58,6 +58,32 @@ def holm_over_claims(entries: Sequence[Entry], alpha: float = 0.05) -> pd.DataFr
         table.loc[own.index, "p_holm"] = holm(own["p"])
     table["holds"] = (table["verdict"] == "supported") & (table["p_holm"] <= alpha)
     return table
+
+
+def after_holm(entries: Sequence[Entry], alpha: float = 0.05) -> pd.DataFrame:
+    """How many claims of each model are supported, before and after the correction.
+
+    Args:
+        entries: As for ``holm_over_claims``.
+        alpha: As there.
+
+    Returns:
+        One row per model: ``tested`` claims, ``supported``, and ``after Holm``; and ``smallest p``,
+        adjusted, NaN where no claim could be tested.
+
+    Raises:
+        ValueError: As ``holm_over_claims``.
+    """
+    table = holm_over_claims(entries, alpha)
+    groups = table.groupby("model")
+    return pd.DataFrame(
+        {
+            "tested": groups["p"].count(),
+            "supported": groups["verdict"].agg(lambda said: int((said == "supported").sum())),
+            "after Holm": groups["holds"].sum(),
+            "smallest p": groups["p_holm"].min(),
+        }
+    )
 
 
 def replications(entries: Sequence[Entry], rate: float = 0.05) -> pd.DataFrame:

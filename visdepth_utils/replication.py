@@ -15,7 +15,10 @@ __all__ = ["RECORDED", "all_verdicts", "record", "side_by_side"]
 RECORDED = REPO / "data" / "runs"
 """Verdicts of runs on the embedded models, kept in the repository."""
 
-COLUMNS = ("claim", "model", "verdict", "effect", "lo", "hi", "control", "images", "run", "date")
+COLUMNS = (
+    *("claim", "model", "verdict", "effect", "lo", "hi", "p", "control"),
+    *("images", "run", "date"),
+)
 
 
 def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.DataFrame:
@@ -26,8 +29,9 @@ def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.Dat
         recorded: Folder of further runs; one that is also in ``results`` is taken from there.
 
     Returns:
-        Columns ``claim, model, verdict, effect, lo, hi, control, images, run, date``, sorted by
-        claim and model, one row each: of several runs the one that was updated last.
+        Columns ``claim, model, verdict, effect, lo, hi, p, control, images, run, date``, sorted by
+        claim and model, one row each: of several runs the one that was updated last. ``p`` is there
+        where a claim is supported.
 
     Raises:
         ValueError: If a claims.json is damaged.
@@ -39,11 +43,11 @@ def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.Dat
         updated = str(read_provenance(folder).get("updated", ""))
         for entry in read_claims(folder):
             low, high = entry.get("ci") or (None, None)
-            numbers = (entry.get("effect"), low, high, entry.get("control_effect"))
+            numbers = (entry.get("effect"), low, high, entry.get("p"), entry.get("control_effect"))
             named = (entry["claim"], entry["model"], entry["verdict"])
             rows.append((*named, *numbers, entry.get("n_images"), name, updated))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["claim", "model", "date"])
-    numbers = ["effect", "lo", "hi", "control"]
+    numbers = ["effect", "lo", "hi", "p", "control"]
     table[numbers] = table[numbers].astype(float)
     return table.drop_duplicates(["claim", "model"], keep="last").reset_index(drop=True)
 

@@ -7,7 +7,7 @@ import pytest
 
 from visdepth_utils.calibration.curves import curves_table, early_change, image_table
 from visdepth_utils.claims import claim_entry, verdict
-from visdepth_utils.multiplicity import holm_over_claims, replications
+from visdepth_utils.multiplicity import after_holm, holm_over_claims, replications
 
 
 def entry(claim, said, p=None, model="a"):
@@ -39,6 +39,14 @@ def test_claims_that_fail_stay_in_the_family_and_models_are_apart():
     assert found.loc["b", "holds"]
 
 
+def test_counts_before_and_after_the_correction():
+    own = [entry("C1", "supported", 0.01), entry("C2", "supported", 0.04), entry("C3", "weaker")]
+    other = [entry("C1", "not supported", math.nan, "b"), entry("C2", "not testable", None, "b")]
+    found = after_holm([*own, *other])
+    assert found.loc["a"].tolist() == pytest.approx([3, 2, 1, 0.03])
+    assert found.loc["b"].tolist() == pytest.approx([1, 0, 0, 1])
+
+
 def test_nothing_gives_an_empty_table():
     assert list(holm_over_claims([])) == ["model", "claim", "verdict", "p", "p_holm", "holds"]
     assert replications([]).empty
@@ -47,6 +55,8 @@ def test_nothing_gives_an_empty_table():
 def test_bad_entries_are_named():
     with pytest.raises(ValueError, match="C1 on a is supported but has no p value"):
         holm_over_claims([entry("C1", "supported")])
+    with pytest.raises(ValueError, match="C1 on a is supported but has no p value"):
+        holm_over_claims([entry("C1", "supported", math.nan)])  # as a table holds it
     with pytest.raises(ValueError, match="two entries for C1 on a"):
         holm_over_claims([entry("C1", "weaker")] * 2)
     with pytest.raises(ValueError, match="unknown verdict 'yes'"):

@@ -134,6 +134,8 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
 def corrected(rows: pd.DataFrame, name: str, x: str) -> pd.DataFrame:
     """Distance over chance at each x: ratio of means, bounds by image; 0 where nothing changes.
 
+    NaN where no image has a value at every x, as among a few images that share no question.
+
     Args:
         rows: Of ``chains.compare``.
         name: ``"edit"``, ``"steps"`` or ``"flip"``.
@@ -147,6 +149,9 @@ def corrected(rows: pd.DataFrame, name: str, x: str) -> pd.DataFrame:
         cells = rows.groupby(["image", x])[value].mean().unstack(x)
         tables.append(cells.reindex(rows["image"].unique()))
     whole = tables[0].notna().all(axis=1) & tables[1].notna().all(axis=1)
+    if not whole.any():
+        nothing = pd.DataFrame({"x": tables[0].columns})
+        return nothing.assign(mean=np.nan, lo=np.nan, hi=np.nan)
     tables = [table[whole] for table in tables]
 
     def ratio(top: np.ndarray, chance: np.ndarray) -> np.ndarray:

@@ -209,6 +209,8 @@ def test_figures_and_page(vlm):
     plain = table[table["control"] == ""].groupby("depth")[["edit", "edit_chance"]].mean()
     expected = (plain["edit"] / plain["edit_chance"]).where(plain["edit"] > 0, 0.0)
     np.testing.assert_allclose(curve.get_ydata(), expected, atol=1e-12)
+    few = distance_curves(table.assign(edit_chance=np.nan))  # no chance to compare with
+    assert np.isnan(few.axes[1].get_lines()[0].get_ydata()).all()
     page = chains_page(table, {s.id: "<why> ?" for s in SAMPLES}, [0, 2], n=2).data
     assert page.count("&lt;why&gt; ?") == 2 and page.count("d = 0") == 2
     with pytest.raises(ValueError, match="depth 77 was not measured"):

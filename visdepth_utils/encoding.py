@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from visdepth_utils.datasets import Sample
@@ -232,9 +233,22 @@ def _text(vlm: VLM, sample: Sample, with_reference: bool) -> str:
                 "remove it, images are placed by the chat template"
             )
     content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
-    text = vlm.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    try:
+        text = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    except TemplateError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"the chat template of {vlm.name} fails on sample {sample.id!r} "
+            f"({type(error).__name__}: {why:.200}): fetch the checkpoint again, or mend its "
+            "chat_template.jinja"
+        ) from error
+    if sample.images and own not in text and getattr(vlm.processor, "image_token", own) not in text:
+        raise ValueError(
+            f"the chat template of {vlm.name} writes no {own!r} where sample {sample.id!r} has an "
+            "image: mend its chat_template.jinja"
+        )
     if with_reference:
         # "ASSISTANT:" wants a space before the answer; a template that ends in a line feed or in a
         # special token does not.

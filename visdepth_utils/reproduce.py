@@ -76,8 +76,11 @@ def reproduce(
     defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
     settings = check_settings(**{**defaults, **chosen})
     sources = ordered_notebooks(notebooks)
+    for source in sources:
+        headless.parameter_names(source)  # a damaged one ends here, not after hours
     headless.use_own_kernel()
-    folder = run_folder(chosen["model"], chosen["profile"], Path(out).absolute() if out else None)
+    where = Path(os.path.expanduser(out)).absolute() if out else None
+    folder = run_folder(chosen["model"], chosen["profile"], where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
     run = Run(folder, settings)

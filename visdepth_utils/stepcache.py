@@ -29,6 +29,7 @@ NOT_MEASURING = frozenset(
         "claims",
         "compare",
         "engine",
+        "entries",
         "explorer",
         "files",
         "headless",

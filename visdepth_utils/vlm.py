@@ -35,6 +35,7 @@ from visdepth_utils.placement import (
     spread,
 )
 from visdepth_utils.portable import Recipe, reduce, remembered
+from visdepth_utils.settings import check_device
 
 Progress = Callable[[int, int, str], None]
 
@@ -210,6 +211,8 @@ def load_vlm(
     if load_in_4bit and random_init:
         raise ValueError("load_in_4bit rounds trained weights: draw a control without it")
     check_placement(device, device_map, load_in_4bit)
+    if not isinstance(device, torch.device):
+        check_device(device)
     where = locate(path_or_id)
     name = "/".join(Path(where).parts[-2:])
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -246,8 +246,8 @@ def draw_model(
     if std is not None:
         for part in (config, *(getattr(config, key) for key in config.sub_configs)):
             if hasattr(part, "initializer_range"):
-                part.initializer_range = std
-        config.initializer_range = std
+                part.initializer_range = float(std)
+        config.initializer_range = float(std)
     with quiet(), torch.random.fork_rng(devices=[]):
         # A checkpoint may itself have been trained from the draw of this small seed: use another.
         torch.manual_seed(seed + 1_592_589_312)

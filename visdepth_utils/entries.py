@@ -5,7 +5,6 @@ may rely on names being text and numbers being numbers, whatever happened to the
 """
 
 import json
-import math
 from typing import Any
 
 from visdepth_utils.verdicts import VERDICTS
@@ -15,6 +14,7 @@ __all__ = ["checked_claims", "checked_provenance", "is_number"]
 _TEXTS = ("statement", "reason", "notebook", "effect_label", "control_label")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
 _TABLES = ("details", "controls")
+_LARGE = 1e300  # JSON holds whole numbers that are too large for a float
 _PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks")
 
 
@@ -85,7 +85,7 @@ def checked_provenance(text: str) -> dict[str, Any]:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE
 
 
 def _is_number(value: Any) -> bool:

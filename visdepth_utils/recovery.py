@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from visdepth_utils.checkpoints import one_line_errors, quiet
 from visdepth_utils.encoding import followed
@@ -159,9 +159,21 @@ def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
         raise FileNotFoundError(f"no adapter in {folder}: train one with distill")
     if not (folder / "adapter_model.safetensors").is_file():  # peft would take a pickle instead
         raise FileNotFoundError(f"no adapter_model.safetensors in {folder}: train it again")
-    with quiet(), one_line_errors(str(folder), str(folder)):
-        student = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
+    name = str(folder)
+    with quiet(), one_line_errors(name, name):
+        config = PeftConfig.from_pretrained(name)
+        config.inference_mode = True
+        # Not PeftModel.from_pretrained: where the weights do not fit, it leaves the model changed.
+        student = get_peft_model(vlm.model, config)
     try:
+        with quiet(), one_line_errors(name, name):
+            lacking = student.load_adapter(name, "default").missing_keys
+        if lacking:
+            raise ValueError(
+                f"the adapter in {folder} lacks {len(lacking)} weights (first {lacking[0]}): it is "
+                "of another model, train one for this"
+            )
+        student.eval()
         yield vlm
     finally:
         student.unload()

@@ -83,6 +83,7 @@ def reproduce(
     folder = run_folder(chosen["model"], chosen["profile"], where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
+    engine.chosen_engine()
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
     with alone(folder), engine.serving():

@@ -17,6 +17,7 @@ from visdepth_utils.pictures import BadRow
 __all__ = ["Rows", "files_behind", "locate_source", "read_lines"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRINGS = (pa.string(), pa.large_string())
 
 
@@ -115,7 +116,8 @@ def files_behind(where: Path) -> dict[str, Path]:
     if where.suffix == ".jsonl":
         rows = [row for row in read_lines(where) if isinstance(row, dict)]
         cells = [cell for row in rows for name, cell in row.items() if name.startswith("image")]
-        named = {part for cell in cells for part in (cell if isinstance(cell, list) else [cell])}
+        parts = [part for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+        named = {part for part in parts if isinstance(part, str)}
     elif where.suffix == ".parquet":
         try:
             schema = pq.read_schema(where)
@@ -128,7 +130,7 @@ def files_behind(where: Path) -> dict[str, Path]:
                 f"{where} is not readable as parquet ({why}): write it again"
             ) from error
     files = {name: where.parent / name for name in named if isinstance(name, str) and name}
-    pictures = {name: file for name, file in files.items() if file.is_file()}
+    pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
     return {where.name: where, **dict(sorted(pictures.items()))}
 
 
@@ -147,6 +149,12 @@ def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
             try:
                 row = json.loads(line.decode("utf-8-sig"))
                 bad = None if isinstance(row, dict) else "it is no JSON object"
+                if _HALF.search(line):
+                    json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+            except UnicodeEncodeError:
+                bad = "it holds half a character (\\ud800 to \\udfff alone): correct the line"
+            except RecursionError:
+                bad = "it is nested too deeply: correct the line"
             except UnicodeDecodeError as error:
                 bad = f"it is not UTF-8 (byte {error.start}): save the file as UTF-8"
             except ValueError as error:

@@ -22,7 +22,7 @@ _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 Settings = dict[str, Any]
 
 
-_SEEDS = 2**32
+SEEDS = 2**32
 """Seeds are below it: numpy and torch take no larger one everywhere."""
 
 
@@ -119,8 +119,8 @@ def check_settings(
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} {value!r}: give a whole number of at least {least}")
-    if seed >= _SEEDS:
-        raise ValueError(f"seed {seed}: give a whole number below {_SEEDS}")
+    if seed >= SEEDS:
+        raise ValueError(f"seed {seed}: give a whole number below {SEEDS}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
     if dtype not in DTYPES:

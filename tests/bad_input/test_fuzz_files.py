@@ -63,7 +63,7 @@ def _looked_up(stored: Path, content: bytes, folder: Path) -> pd.DataFrame | Non
     return found
 
 
-@settings(QUICK, max_examples=400)
+@settings(QUICK, max_examples=250)
 @given(st.data())
 def test_a_flipped_bit_is_never_a_wrong_table(stored: Path, tmp_path: Path, data: object) -> None:
     content = bytearray(stored.read_bytes())

@@ -70,7 +70,7 @@ class Trap:
 def box(tmp_path: Path, llava_path: Path) -> Box:
     """Traps wherever a checkpoint or a data set may hold something that runs."""
     made, trap = Box(tmp_path / "box", llava_path), tmp_path / "trapped"
-    evil, script = pickle.dumps(Trap(trap)), SCRIPT.format(str(trap))
+    evil, script = pickle.dumps(Trap(trap), protocol=2), SCRIPT.format(str(trap))
     names = ("pytorch_model.bin", "optimizer.pt", "scheduler.pt", "training_args.bin", "rng.pth")
     pickles: dict[str, str | bytes | None] = dict.fromkeys(names, evil)
     scripts = dict.fromkeys(("evil.py", "modeling_llava.py", "custom_generate/generate.py"), script)

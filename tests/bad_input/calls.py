@@ -10,6 +10,7 @@ import torch
 
 from tests import tiny
 from tests.bad_input.box import Box, Case
+from tests.hubdata import png
 from visdepth_utils import load_task, load_vlm, reasoning_sweep, truncation_sweep
 from visdepth_utils.adapters import adapter, state_settings
 from visdepth_utils.claims import claim_entry
@@ -35,6 +36,12 @@ def _model(box: Box) -> VLM:
 
 def _cut(box: Box, **options: object) -> pd.DataFrame:
     return truncation_sweep(_model(box), SAMPLES, **{"max_new_tokens": 2, **options})
+
+
+def _asked(box: Box, prompt: str) -> object:
+    box.file("d/a.png", png(0))
+    rows = box.file("d/a.jsonl", '{"image": "a.png", "question": "b", "answer": "c"}')
+    return load_task("vqa", source=rows, prompt=prompt)
 
 
 def _open(box: Box, **options: object) -> object:
@@ -99,15 +106,9 @@ TASKS = (
         "known are letter",
     ),
     Case(
-        "prompt",
-        lambda b: load_task(
-            "vqa",
-            source=b.file("d/a.jsonl", '{"image":"a","question":"b","answer":"c"}'),
-            prompt="{nothing}",
-        ),
-        "a.jsonl, line 1: its picture 'a' is no file",
-        "correct the path",
+        "prompt", lambda b: _asked(b, "{nothing}"), "prompt '{nothing}'", "its fields are {question"
     ),
+    Case("half a prompt", lambda b: _asked(b, "{question"), "prompt '{question'", "its fields are"),
     Case(
         "subset of a table",
         lambda b: load_task(

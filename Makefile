@@ -12,7 +12,12 @@ WORKERS ?= 2
 # One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/base N=32`.
 options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
 	DTYPE:--dtype PROFILE:--profile OUT:--out JOBS:--jobs ENGINE:--engine RAY:--ray,$(call option,$(subst :, ,$(pair))))
-option = $(if $($(word 1,$(1))),$(word 2,$(1)) '$($(word 1,$(1)))')
+option = $(if $(value $(word 1,$(1))),$(word 2,$(1)) '$(call quoted,$(word 1,$(1)))')
+# A value as given, within single quotes: it may itself hold quotes, and no $ in it is expanded.
+quoted = $(subst ','\'',$(value $(1)))
+
+# Else make would expand them for the environment of each command, $(shell ...) included.
+unexport MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY RUN
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -32,7 +37,7 @@ reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html;
 	@$(PY) -m visdepth_utils reproduce $(options)
 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
-	@$(PY) -m visdepth_utils report '$(or $(RUN),base-quick)'
+	@$(PY) -m visdepth_utils report '$(if $(value RUN),$(call quoted,RUN),base-quick)'
 
 # Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
 test: export HF_HUB_OFFLINE := 1
@@ -52,7 +57,7 @@ test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that n
 	@$(PY) -m pytest -s tests/faults
 
 cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN=base-quick one run, PRUNE=1 deletes
-	@$(PY) -m visdepth_utils cache $(if $(RUN),'$(RUN)') $(if $(PRUNE),--prune)
+	@$(PY) -m visdepth_utils cache $(if $(value RUN),'$(call quoted,RUN)') $(if $(PRUNE),--prune)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
 	@$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)

@@ -46,6 +46,8 @@ def _dispatch(argv: list[str]) -> int:
         return evaluation.main(argv[1:]) or 0
     options = _parser().parse_args(argv)
     if options.command == "reproduce":
+        if options.ray and (options.engine or os.environ.get("VISDEPTH_ENGINE")) != "ray":
+            raise ValueError(f"--ray {options.ray!r} has no effect without --engine ray: add it")
         # By the environment, so that the notebooks' kernels know it too.
         for variable, value in (("ENGINE", options.engine), ("RAY", options.ray)):
             if value is not None:
@@ -103,10 +105,10 @@ def _on_runs(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     from visdepth_utils.checkpoints import REPO
-    from visdepth_utils.settings import DTYPES, PROFILES
+    from visdepth_utils.settings import DTYPES, PROFILES, Parser
 
-    parser = argparse.ArgumentParser(
-        prog="visdepth",
+    parser = Parser(
+        prog="python -m visdepth_utils",
         description="What image tokens do inside a vision language model's decoder.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -151,12 +153,13 @@ def _parser() -> argparse.ArgumentParser:
 def _existing_run(name: str) -> Path:
     """Folder of a run given by path or by name."""
     from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.settings import results_folder
 
-    for folder in (Path(name), REPO / name, REPO / "results" / name):
-        if (folder / "claims.json").is_file():
+    for folder in (Path(name), REPO / name, results_folder() / name):
+        if os.path.isfile(folder / "claims.json"):  # unlike Path's, for a name of any length
             return folder.resolve()
     raise FileNotFoundError(
-        f"no run {name!r} with a claims.json: make one with make reproduce, or give its folder"
+        f"no run {name!r:.200} with a claims.json: make one with make reproduce, or give its folder"
     )
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.datasets import LABELS
+from visdepth_utils.files import read_object
 from visdepth_utils.recovery import Distillation, adapted, distill, training_facts
 from visdepth_utils.sweeps import truncation_sweep
 
@@ -77,12 +78,12 @@ def adapter(
         Folder of the adapter.
 
     Raises:
-        ValueError: As ``distill``.
+        ValueError: As ``distill``; or a shipped adapter's distillation.json is damaged.
     """
     facts = training_facts(vlm, samples, settings)
     for file in sorted(Path(shipped).glob("*/*/distillation.json")):
         whole = (file.parent / "adapter_model.safetensors").is_file()
-        if whole and json.loads(file.read_text(encoding="utf-8")) == facts:
+        if whole and read_object(file) == facts:
             say(f"adapter {file.parent.name}: shipped in data/adapters/{file.parent.parent.name}")
             return file.parent
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

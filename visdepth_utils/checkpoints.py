@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -63,22 +64,28 @@ def locate(path_or_id: str | Path) -> str:
 
     Raises:
         FileNotFoundError: Neither; or a folder without ``config.json``.
-        ValueError: A folder without safetensors weights.
+        ValueError: A folder without safetensors weights, or with an adapter.
     """
     name = str(path_or_id)
-    for folder in (Path(name).expanduser(), REPO / name):
-        if folder.is_dir():
+    for folder in (Path(os.path.expanduser(name)), REPO / name):
+        if os.path.isdir(folder):  # unlike Path's, it takes a name of any length
             break
     else:
         if _HUB_ID.fullmatch(name) and not name.startswith("data/"):
             return name
         raise FileNotFoundError(
-            f"no checkpoint folder {name!r} (looked in {Path.cwd()} and {REPO}): "
+            f"no checkpoint folder {name!r:.200} (looked in {Path.cwd()} and {REPO}): "
             "give an existing folder, e.g. data/minivlm/base, or a hub id owner/name"
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{name!r} holds no config.json: give a folder in Hugging Face layout"
+        )
+    if (folder / "adapter_config.json").is_file():
+        # transformers would read the weights of the base model that this file names.
+        raise ValueError(
+            f"{name!r} holds an adapter (adapter_config.json) beside its config.json: "
+            "merge it with merge_and_unload() and save the whole model, or take the file away"
         )
     if not list(folder.glob("*.safetensors")):
         other = ", ".join(sorted(p.name for p in folder.glob("*.bin"))) or "no weights at all"
@@ -95,16 +102,10 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (
-            isinstance(error, FileNotFoundError | ValueError)
-            and "\n" not in str(error)
-            and not error.args[1:]
-        ):
-            first = str(error)
-        else:
-            first = (
-                f"{type(error).__name__}: " + (str(error).strip() or "no message").splitlines()[0]
-            )
+        first = " ".join(str(error).split()) or "no message"
+        plain = isinstance(error, FileNotFoundError | ValueError) and "\n" not in str(error)
+        if not plain or error.args[1:]:
+            first = f"{type(error).__name__}: {first}"
         mend = "check the folder's files"
         if not Path(where).is_dir():
             mend = "give a folder, or check the id and the connection"
@@ -112,6 +113,12 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
                 mend = (
                     "HF_HUB_OFFLINE is set and it is not in the cache: give a folder, or unset it"
                 )
+        if "trust_remote_code" in str(error):
+            first = "it comes with code of its own, which is not run"
+            mend = (
+                "give a checkpoint of a family that transformers has (docs/families.md), or, if "
+                "you trust the code, load_vlm(..., trust_remote_code=True)"
+            )
         if "num2words" in str(error):
             mend = "pip install num2words"
         if "torchvision" in str(error).lower():
@@ -239,8 +246,8 @@ def draw_model(
     if std is not None:
         for part in (config, *(getattr(config, key) for key in config.sub_configs)):
             if hasattr(part, "initializer_range"):
-                part.initializer_range = std
-        config.initializer_range = std
+                part.initializer_range = float(std)
+        config.initializer_range = float(std)
     with quiet(), torch.random.fork_rng(devices=[]):
         # A checkpoint may itself have been trained from the draw of this small seed: use another.
         torch.manual_seed(seed + 1_592_589_312)

@@ -34,6 +34,10 @@ def check(vlm: VLM) -> None:
     second = shown.images if vlm.family.needs_image else ()
     blind = Sample("probe-blind", "", second, f"{words} {words}", "", "", "probe")
 
+    if not vlm.n_layers:
+        raise ValueError(
+            f"{vlm.name!r} has no decoder layers: fix num_hidden_layers in config.json"
+        )
     named = [getattr(vlm.processor, "image_token_id", vlm.image_token_id)]
     known = getattr(vlm.processor, "image_token_ids", named)
     if vlm.image_token_id not in known or vlm.image_token_id == vlm.tokenizer.unk_token_id:

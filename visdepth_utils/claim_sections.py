@@ -26,7 +26,7 @@ def claim_sections(folder: Path, figures: Sequence[Mapping[str, str]]) -> list[d
         its ``thresholds, details, controls``.
     """
     registered = load_claims()["claims"]
-    runs = read_provenance(folder).get("notebooks", {})
+    runs = read_provenance(folder).get("notebooks") or {}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in registered}
     for entry, row in zip(read_claims(folder), verdict_rows(folder), strict=True):
         tables = {name: shown_table(entry.get(name) or []) for name in ("details", "controls")}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visdepth_utils.entries import is_number
 from visdepth_utils.runs import read_claims, read_provenance
 from visdepth_utils.verdict_table import effect_text
 
@@ -186,8 +187,9 @@ def _measures(entry: Entry) -> dict[str, tuple[float | None, list]]:
     for row in entry.get("details") or []:
         cells = list(row)
         if "lo" in cells[2:]:
-            value = row[cells[cells.index("lo") - 1]]
-            out[str(row[cells[0]])] = (value, [row["lo"], row.get("hi")])
+            numbers = (row[cells[cells.index("lo") - 1]], row["lo"], row.get("hi"))
+            if all(number is None or is_number(number) for number in numbers):
+                out[str(row[cells[0]])] = (numbers[0], list(numbers[1:]))
     return out
 
 

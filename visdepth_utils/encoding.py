@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 
 from visdepth_utils.datasets import Sample
+from visdepth_utils.engine import describe
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -123,14 +125,21 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
             "give every sample an image"
         )
     bos = vlm.tokenizer.bos_token
-    batch = vlm.processor(
-        text=texts,
-        images=(images if vlm.family.nested_images else flat) if flat else None,
-        padding=True,
-        return_tensors="pt",
-        # Templates that write the BOS token themselves would get it twice.
-        add_special_tokens=not (bos and texts[0].startswith(bos)),
-    )
+    try:
+        batch = vlm.processor(
+            text=texts,
+            images=(images if vlm.family.nested_images else flat) if flat else None,
+            padding=True,
+            return_tensors="pt",
+            # Templates that write the BOS token themselves would get it twice.
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+        )
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"the processor of {vlm.name} fails on {describe(samples)} "
+            f"({type(error).__name__}: {' '.join(str(error).split()):.200}): its chat template or "
+            "processor files do not fit, fetch the checkpoint again"
+        ) from error
     lacking = [key for key in vlm.family.required_keys if key not in batch]
     if lacking:
         raise ValueError(
@@ -232,9 +241,17 @@ def _text(vlm: VLM, sample: Sample, with_reference: bool) -> str:
                 "remove it, images are placed by the chat template"
             )
     content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
-    text = vlm.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    try:
+        text = vlm.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    except TemplateError as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"the chat template of {vlm.name} fails on sample {sample.id!r} "
+            f"({type(error).__name__}: {why:.200}): fetch the checkpoint again, or mend its "
+            "chat_template.jinja"
+        ) from error
     if with_reference:
         # "ASSISTANT:" wants a space before the answer; a template that ends in a line feed or in a
         # special token does not.

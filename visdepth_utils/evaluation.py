@@ -7,7 +7,6 @@ embedded models.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from visdepth_utils.blocks import in_blocks
+from visdepth_utils.files import read_object, write_text
 from visdepth_utils.scoring import score
+from visdepth_utils.settings import Parser
 from visdepth_utils.tasks import EMBEDDED, Sample, Task, load_task, with_other_image, without_image
 
 if TYPE_CHECKING:
@@ -163,13 +164,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from visdepth_utils.progress import progress_line
     from visdepth_utils.vlm import load_vlm
 
-    parser = argparse.ArgumentParser(prog="eval-minivlm", description=main.__doc__.splitlines()[0])
+    parser = Parser(
+        prog="python -m visdepth_utils eval-minivlm", description=main.__doc__.splitlines()[0]
+    )
     shipped = sorted(str(p.parent) for p in Path("data/minivlm").glob("*/recipe.json"))
     parser.add_argument("models", nargs="*", default=shipped, help="default: all shipped models")
     parser.add_argument("--n", type=int, default=None, help="samples per task; all by default")
     parser.add_argument("--out", type=Path, default=Path("results/eval-minivlm.json"))
     args = parser.parse_args(argv)
     found, failed = {}, False
+    # Before the measurement, which would be lost.
+    earlier = read_object(args.out) if args.out.exists() else {}
     for path in args.models:
         vlm = load_vlm(path)
         table = evaluate_all(vlm, args.n, progress=progress_line())
@@ -181,8 +186,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         print(f"\n{path}\n{table.to_string()}\n" + ("\n".join(missed) or "all floors met"))
         failed |= bool(missed) and Path(path).name.startswith("base")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    earlier = json.loads(args.out.read_text()) if args.out.is_file() else {}
-    args.out.write_text(json.dumps(dict(sorted((earlier | found).items())), indent=1) + "\n")
+    write_text(args.out, json.dumps(dict(sorted((earlier | found).items())), indent=1) + "\n")
     print(f"written: {args.out}")
     return int(failed)

@@ -23,6 +23,9 @@ _MENDS = {
     errno.EACCES: "give a folder that can be written, e.g. OUT=results/mine",
     errno.EPERM: "give a folder that can be written, e.g. OUT=results/mine",
     errno.ENOTDIR: "a part of this path is a file, give another folder",
+    errno.EEXIST: "there is a file of that name, give another folder",
+    errno.EISDIR: "there is a folder of that name, give another one",
+    errno.ENAMETOOLONG: "the name is too long, give a shorter one",
     errno.EIO: "the disk reports a fault",
 }
 
@@ -126,6 +129,27 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Args:
+        file: It.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: It is damaged, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not readable ({error}): delete or restore it") from error
+    return found
 
 
 def rows_text(entries: Sequence[dict[str, Any]]) -> str:

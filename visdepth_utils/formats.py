@@ -95,10 +95,11 @@ def _text(row: dict[str, Any], column: str) -> str:
 def _plain(row: dict[str, Any], column: str) -> str:
     """A text or a number, as text."""
     value = row.get(column)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, float) or not math.isfinite(value):
         return _text(row, column)
-    return str(int(value)) if float(value).is_integer() else repr(value)
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _texts(row: dict[str, Any], column: str) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _any_answer(row: dict[str, Any], choices: Sequence[str]) -> str:
     if said in choices:
         if choices.count(said) > 1:
             raise BadRow(f"its answer {said!r:.60} is there twice among its choices")
-        if isinstance(value, int) and value < len(choices) and choices[value] != said:
+        if isinstance(value, int) and 0 <= value < len(choices) and choices[value] != said:
             raise BadRow(
                 f"its answer {said} is a choice and also the place of another: use letters"
             )
@@ -167,7 +168,7 @@ def _chartqa(row: dict[str, Any]) -> Said:
             raise BadRow(f"its type is {kind!r:.60}: ChartQA's begin with human or augmented")
         return Said({"question": _text(row, "question")}, _text(row, "answer"), kind=kind)
     answers = _texts(row, "label")
-    kind = {0: "human", 1: "augmented"}.get(row.get("human_or_machine"), "")
+    kind = {"0": "human", "1": "augmented"}.get(str(row.get("human_or_machine")), "")
     return Said({"question": _text(row, "query")}, answers[0], answers, kind)
 
 
@@ -178,7 +179,7 @@ def _flickr8k(row: dict[str, Any]) -> Said:
 
 def _scienceqa(row: dict[str, Any]) -> Said:
     choices = _choices(row)
-    hint = (row.get("hint") or "").strip()
+    hint = _text(row, "hint") if str(row.get("hint") or "").strip() else ""
     words = {"question": _text(row, "question"), "options": _options(choices)}
     words["hint"] = f"Context: {hint}\n" if hint else ""
     return Said(words, _by_index(row, choices), kind=str(row.get("subject") or ""), choices=choices)

@@ -1,6 +1,5 @@
 """Execute one notebook without a browser: live output, one-line errors, atomic result."""
 
-import ast
 import base64
 import io
 import os
@@ -21,6 +20,7 @@ from PIL import Image
 
 from visdepth_utils.files import write_text
 from visdepth_utils.schedule import Tagged
+from visdepth_utils.settings import assigned
 
 KERNEL = "python3"
 # The kernel talks to this process on this machine only; its advice on encryption is noise here.
@@ -124,6 +124,29 @@ def use_own_kernel() -> None:
         )
 
 
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook, or say in one line that it is none.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The notebook, format 4.
+
+    Raises:
+        ValueError: It is damaged or something else.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # half a file fails in nbformat in many ways
+        why = _one_line(type(error).__name__, str(error))[:200]
+        raise ValueError(
+            f"notebook {path} is not readable ({why}): restore it, or take it away"
+        ) from error
+
+
 def default_parameters(source: Path) -> dict[str, Any]:
     """What a notebook's ``parameters`` cell declares.
 
@@ -131,20 +154,23 @@ def default_parameters(source: Path) -> dict[str, Any]:
         source: The notebook.
 
     Returns:
-        Name -> default value; None where that is no literal. Empty if no cell has that tag.
+        Name -> default value, None where that is no literal; empty if no cell has that tag.
+
+    Raises:
+        ValueError: A notebook that cannot be read, or a cell that is no Python.
     """
-    found: dict[str, Any] = {}
-    for cell in nbformat.read(source, as_version=4).cells:
-        if cell.cell_type != "code" or "parameters" not in cell.metadata.get("tags", []):
-            continue
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                try:
-                    value = ast.literal_eval(node.value)
-                except ValueError:
-                    value = None
-                found[node.targets[0].id] = value
-    return found
+    cells = [
+        cell.source
+        for cell in read_notebook(source).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    try:
+        return {name: value for cell in cells for name, value in assigned(cell).items()}
+    except SyntaxError as error:
+        raise ValueError(
+            f"notebook {source}: its cell tagged 'parameters' is no plain Python ({error}): leave "
+            "only assignments in it"
+        ) from error
 
 
 def tags(source: Path) -> set[str]:
@@ -156,8 +182,7 @@ def tags(source: Path) -> set[str]:
     Returns:
         Tags.
     """
-    cells = nbformat.read(source, as_version=4).cells
-    return {tag for cell in cells for tag in cell.metadata.get("tags", [])}
+    return {tag for cell in read_notebook(source).cells for tag in cell.metadata.get("tags", [])}
 
 
 def execute(
@@ -181,8 +206,8 @@ def execute(
     error, details = None, ""
     try:
         papermill.execute_notebook(
-            str(source),
-            str(target),
+            _literal(source),
+            _literal(target),
             parameters=parameters,
             kernel_name=KERNEL,
             language="python",
@@ -216,8 +241,11 @@ def refresh(path: Path) -> Outcome:
 
     Returns:
         Time and error.
+
+    Raises:
+        ValueError: It is no notebook.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read_notebook(path)
     client = NotebookClient(
         notebook,
         kernel_name=KERNEL,
@@ -251,6 +279,11 @@ def refresh(path: Path) -> Outcome:
     notebook.metadata["language_info"] = {"name": "python"}
     write_text(path, nbformat.writes(notebook) + "\n")
     return Outcome(time.monotonic() - start)
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it: it would fill in {fields} with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _smaller(png: str) -> str:

@@ -4,10 +4,9 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
-
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.files import atomic, write_text
+from visdepth_utils.headless import read_notebook
 
 __all__ = ["notebook_page"]
 
@@ -47,7 +46,7 @@ def notebook_page(folder: Path, name: str) -> str | None:
             from nbconvert import HTMLExporter
         except ImportError:
             return f"notebooks/{source.name}"
-        book = nbformat.read(source, as_version=4)
+        book = read_notebook(source)
         # The badge is a picture from the network, and says nothing about a run.
         book.cells = [cell for cell in book.cells if not cell.source.startswith(_COLAB)]
         for cell in book.cells:

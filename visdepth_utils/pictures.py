@@ -1,6 +1,7 @@
 """Stored pictures become upright RGB, one at a time, and a bad one says what is wrong with it."""
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def picture_bytes(cell: Any, base: Path | None) -> bytes:
         raise BadRow(f"its picture {cell!r} is no path ({error}): correct it") from error
     if not inside:
         raise BadRow(f"its picture {cell!r} lies outside of {base}: keep pictures in that folder")
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path's, for a name of any length
         raise BadRow(f"its picture {cell!r} is no file in {base}: correct the path")
     return file.read_bytes()
 

@@ -12,6 +12,7 @@ import pandas as pd
 from visdepth_utils import provenance, stepcache
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.files import alone, explained
+from visdepth_utils.settings import results_folder
 
 KEPT = ("current",)
 """States that pruning leaves alone."""
@@ -112,10 +113,12 @@ def _data(source: str | None) -> str | None:
 
 def _runs(name: str | None) -> list[Path]:
     """Folders of runs that have tables."""
-    results = REPO / os.environ.get("VISDEPTH_RESULTS", "results")
+    results = results_folder()
     if name is None:
         return sorted(tables.parent for tables in results.glob("*/tables") if tables.is_dir())
     for folder in (Path(name), REPO / name, results / name):
-        if (folder / "tables").is_dir():
+        if os.path.isdir(folder / "tables"):  # unlike Path's, for a name of any length
             return [folder.resolve()]
-    raise FileNotFoundError(f"no run {name!r} with tables: give its folder or its name in results")
+    raise FileNotFoundError(
+        f"no run {name!r:.200} with tables: give its folder or its name in results"
+    )

@@ -31,7 +31,8 @@ def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]
         The files written.
 
     Raises:
-        ValueError: If the marks are missing, or the run holds no verdict or several models.
+        ValueError: If the marks are missing, or the run holds no verdict or several models, or its
+            figure is damaged.
         FileNotFoundError: If the run has no such figure.
     """
     text = readme.read_text(encoding="utf-8")
@@ -44,9 +45,14 @@ def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]
         raise FileNotFoundError(f"no figure {figure}: run notebook {FIGURE[:2]} first")
     table = markdown_table(read_claims(folder))
     target = readme.parent / PICTURE
-    with Image.open(figure) as image:
-        small = image.convert("RGB")
-        small.thumbnail((_WIDTH, _WIDTH), Image.Resampling.LANCZOS)
+    try:
+        with Image.open(figure) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"{figure} is no readable picture: run notebook {FIGURE[:2]} again"
+        ) from error
+    small.thumbnail((_WIDTH, _WIDTH), Image.Resampling.LANCZOS)
     with atomic(target) as temporary:
         # A palette makes a plot several times smaller; this one keeps the colours of thin curves.
         palette = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
@@ -79,10 +85,12 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
         name, _, note = str(entry.get("control_label") or "").partition(", ")
         cells = (
             f"{entry['claim']} {titles.get(entry['claim'], '')}",
-            f"**{entry['verdict']}**: {entry['reason']}",
-            _join(_number(entry["effect"]) + _interval(entry["ci"]), entry.get("effect_label")),
-            _join(f"{_number(entry['control_effect'])} {name}", note),
-            str(entry["n_images"]),
+            f"**{entry['verdict']}**: {entry.get('reason') or '-'}",
+            _join(
+                _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
+            ),
+            _join(f"{_number(entry.get('control_effect'))} {name}", note),
+            str(entry.get("n_images", "-")),
         )
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
@@ -93,9 +101,9 @@ def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f}"
 
 
-def _interval(bounds: Sequence[float | None]) -> str:
+def _interval(bounds: Sequence[float | None] | None) -> str:
     """Two bounds, or nothing where they were not reached."""
-    return "" if None in bounds else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+    return "" if not bounds or None in bounds else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
 
 
 def _join(value: str, note: str | None) -> str:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
-from visdepth_utils.checkpoints import quiet
+from visdepth_utils.checkpoints import one_line_errors, quiet
 from visdepth_utils.encoding import followed
-from visdepth_utils.files import atomic, write_text
+from visdepth_utils.files import atomic, read_object, write_text
 from visdepth_utils.interventions import truncated
 from visdepth_utils.placement import has_offloaded
 from visdepth_utils.sweeps import stop_ids, truncation_sweep
@@ -151,14 +151,29 @@ def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
         The same model: every measurement of this package runs on it.
 
     Raises:
-        FileNotFoundError: If the folder holds no adapter.
+        FileNotFoundError: If the folder holds no adapter in safetensors.
+        ValueError: If it cannot be read, or is of another model.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(f"no adapter in {folder}: train one with distill")
-    with quiet():
-        student = PeftModel.from_pretrained(vlm.model, str(folder)).eval()
+    if not (folder / "adapter_model.safetensors").is_file():  # peft would take a pickle instead
+        raise FileNotFoundError(f"no adapter_model.safetensors in {folder}: train it again")
+    name = str(folder)
+    with quiet(), one_line_errors(name, name):
+        config = PeftConfig.from_pretrained(name)
+        config.inference_mode = True
+        # Not PeftModel.from_pretrained: where the weights do not fit, it leaves the model changed.
+        student = get_peft_model(vlm.model, config)
     try:
+        with quiet(), one_line_errors(name, name):
+            lacking = student.load_adapter(name, "default").missing_keys
+        if lacking:
+            raise ValueError(
+                f"the adapter in {folder} lacks {len(lacking)} weights (first {lacking[0]}): it is "
+                "of another model, train one for this"
+            )
+        student.eval()
         yield vlm
     finally:
         student.unload()
@@ -203,7 +218,7 @@ def _kept_targets(
 ) -> dict[str, list[int]]:
     """The targets, from the file if it has them: a training that was killed goes on with them."""
     if file.is_file():
-        targets = json.loads(file.read_text(encoding="utf-8"))
+        targets = read_object(file)
         if set(targets) == {sample.id for sample in samples}:
             return targets
         raise ValueError(f"{file} holds outputs for other samples: delete it, or name another file")
@@ -249,11 +264,17 @@ def _train(
     autocast = torch.autocast(vlm.device.type, torch.bfloat16, enabled=half)
     state, losses = folder / "state.pt", []
     if state.is_file():
-        saved = torch.load(state, weights_only=True, map_location=vlm.device)
-        optimiser.load_state_dict(saved["optimiser"])
-        for weight, value in zip(weights, saved["weights"], strict=True):
-            weight.data.copy_(value)
-        losses = list(saved["losses"])
+        try:
+            saved = torch.load(state, weights_only=True, map_location=vlm.device)
+            optimiser.load_state_dict(saved["optimiser"])
+            for weight, value in zip(weights, saved["weights"], strict=True):
+                weight.data.copy_(value)
+            losses = list(saved["losses"])
+        except Exception as error:  # damaged bytes fail in torch in many ways; none runs code
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{state} is no state of this training ({why:.160}): delete it and run again"
+            ) from error
     for step in range(len(losses), settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * _schedule(step, settings.steps)
@@ -330,7 +351,7 @@ def _same_training(file: Path, facts: dict) -> None:
     if not file.is_file():
         write_text(file, json.dumps(facts, indent=1) + "\n")
         return
-    old = json.loads(file.read_text(encoding="utf-8"))
+    old = read_object(file)
     if changed := sorted(key for key in facts if old.get(key) != facts[key]):
         raise ValueError(
             f"{file.parent} holds a training with other {', '.join(changed)}: "

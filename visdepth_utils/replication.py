@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from visdepth_utils.checkpoints import REPO
+from visdepth_utils.files import atomic
 from visdepth_utils.runs import read_claims, read_provenance
 
 __all__ = ["RECORDED", "all_verdicts", "record", "side_by_side"]
@@ -77,12 +78,16 @@ def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
 
     Raises:
         FileNotFoundError: If the run has none.
+        ValueError: If one is damaged.
     """
     run = Path(run)
     target = Path(recorded) / run.name
-    for name in ("claims.json", "provenance.json"):
+    names = ("claims.json", "provenance.json")
+    for name in names:
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run} has no {name}: make one with make reproduce")
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run / name, target / name)
+    read_claims(run), read_provenance(run)  # a damaged file would be in everybody's way
+    for name in names:
+        with atomic(target / name) as temporary:
+            shutil.copyfile(run / name, temporary)
     return target

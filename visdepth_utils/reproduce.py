@@ -78,10 +78,14 @@ def reproduce(
     defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
     settings = check_settings(**{**defaults, **chosen})
     sources = ordered_notebooks(notebooks)
+    for source in sources:
+        headless.default_parameters(source)  # a damaged one ends here, not after hours
     headless.use_own_kernel()
-    folder = run_folder(chosen["model"], chosen["profile"], Path(out).absolute() if out else None)
+    where = Path(os.path.expanduser(out)).absolute() if out else None
+    folder = run_folder(chosen["model"], chosen["profile"], where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
+    engine.chosen_engine()
     jobs = schedule.chosen_jobs(jobs, settings["model"], resolved_device(settings["device"]))
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}

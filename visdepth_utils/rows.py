@@ -1,6 +1,7 @@
 """Rows of a data set, read one by one by number, and the files that they are in."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from visdepth_utils.pictures import BadRow
 __all__ = ["Rows", "files_behind", "locate_source", "read_lines"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRINGS = (pa.string(), pa.large_string())
 
 
@@ -84,13 +86,13 @@ def locate_source(source: str | Path) -> Path | str:
         FileNotFoundError: Neither.
     """
     name = str(source)
-    for path in (Path(name).expanduser(), REPO / name):
-        if path.exists():
+    for path in (Path(os.path.expanduser(name)), REPO / name):
+        if os.path.exists(path):  # unlike Path's, it takes a name of any length
             return path
     if HUB_ID.fullmatch(name) and not name.startswith("data/"):
         return name
     raise FileNotFoundError(
-        f"no data at {name!r} (looked in {Path.cwd()} and {REPO}): "
+        f"no data at {name!r:.200} (looked in {Path.cwd()} and {REPO}): "
         "give an existing folder or file, or a hub id owner/name"
     )
 
@@ -103,6 +105,9 @@ def files_behind(where: Path) -> dict[str, Path]:
 
     Returns:
         Name -> path, sorted.
+
+    Raises:
+        ValueError: A table that cannot be read.
     """
     if where.is_dir():
         found = (file for file in where.rglob("*") if file.is_file())
@@ -111,14 +116,21 @@ def files_behind(where: Path) -> dict[str, Path]:
     if where.suffix == ".jsonl":
         rows = [row for row in read_lines(where) if isinstance(row, dict)]
         cells = [cell for row in rows for name, cell in row.items() if name.startswith("image")]
-        named = {part for cell in cells for part in (cell if isinstance(cell, list) else [cell])}
+        parts = [part for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+        named = {part for part in parts if isinstance(part, str)}
     elif where.suffix == ".parquet":
-        schema = pq.read_schema(where)
-        paths = [f.name for f in schema if f.name.startswith("image") and f.type in _STRINGS]
-        for column in paths:
-            named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
+        try:
+            schema = pq.read_schema(where)
+            paths = [f.name for f in schema if f.name.startswith("image") and f.type in _STRINGS]
+            for column in paths:
+                named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
+        except (OSError, ValueError, pa.ArrowException) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise ValueError(
+                f"{where} is not readable as parquet ({why}): write it again"
+            ) from error
     files = {name: where.parent / name for name in named if isinstance(name, str) and name}
-    pictures = {name: file for name, file in files.items() if file.is_file()}
+    pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
     return {where.name: where, **dict(sorted(pictures.items()))}
 
 
@@ -137,6 +149,12 @@ def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
             try:
                 row = json.loads(line.decode("utf-8-sig"))
                 bad = None if isinstance(row, dict) else "it is no JSON object"
+                if _HALF.search(line):
+                    json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+            except UnicodeEncodeError:
+                bad = "it holds half a character (\\ud800 to \\udfff alone): correct the line"
+            except RecursionError:
+                bad = "it is nested too deeply: correct the line"
             except UnicodeDecodeError as error:
                 bad = f"it is not UTF-8 (byte {error.start}): save the file as UTF-8"
             except ValueError as error:

@@ -14,9 +14,16 @@ from matplotlib.figure import Figure
 
 from visdepth_utils import engine, explorer, provenance, stepcache
 from visdepth_utils.claims import VERDICTS
+from visdepth_utils.entries import checked_claims, checked_provenance
 from visdepth_utils.files import atomic, locked, rows_text, write_text
 from visdepth_utils.progress import Progress, progress_line
-from visdepth_utils.settings import Settings, check_settings, resolved_device, run_folder
+from visdepth_utils.settings import (
+    Settings,
+    check_injected,
+    check_settings,
+    resolved_device,
+    run_folder,
+)
 
 __all__ = [
     "Run",
@@ -58,6 +65,7 @@ def open_run(
         ValueError: For a bad setting, in one line.
         FileNotFoundError: If the model's folder does not exist.
     """
+    check_injected()
     settings = check_settings(
         model=model,
         source=source,
@@ -309,14 +317,9 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(entries, list):
-            raise ValueError("it holds no list")
-        if not all({"claim", "model", "verdict"} <= set(entry) for entry in entries):
-            raise ValueError("an entry lacks claim, model or verdict")
-    except (ValueError, TypeError) as error:
+        return checked_claims(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
-    return entries
 
 
 def annotate(folder: Path, **facts: Any) -> None:
@@ -353,8 +356,8 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return checked_provenance(file.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
 
 

@@ -1,20 +1,88 @@
 """What a user may choose for a run, checked before anything takes time."""
 
+import argparse
+import ast
+import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from IPython import get_ipython
 
 from visdepth_utils.checkpoints import REPO
 
 PROFILES = ("quick", "full")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_INJECTED = "# Parameters\n"  # papermill's first line
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
 Settings = dict[str, Any]
+
+
+SEEDS = 2**32
+"""Seeds are below it: numpy and torch take no larger one everywhere."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in the place of printing the usage and leaving.
+
+        Args:
+            message: What is wrong.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def assigned(code: str) -> dict[str, Any]:
+    """What a cell assigns at its top level.
+
+    Args:
+        code: Python.
+
+    Returns:
+        Name -> value, in order; None where that is no literal.
+
+    Raises:
+        SyntaxError: It is no Python.
+    """
+    found: dict[str, Any] = {}
+    for node in ast.parse(code).body:
+        for name in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(name, ast.Name):
+                try:
+                    found[name.id] = ast.literal_eval(node.value)
+                except ValueError:
+                    found[name.id] = None
+    return found
+
+
+def check_injected() -> None:
+    """Refuse parameters that the notebook does not have.
+
+    papermill warns of a misspelt name and goes on with the default, in hours of measurement that
+    nobody asked for. It puts what it was given into a cell behind that of the parameters.
+
+    Raises:
+        ValueError: Names the parameter and those that there are.
+    """
+    shell = get_ipython()
+    cells = list(shell.user_ns.get("In", ())) if shell else []
+    for declared, given in itertools.pairwise(cells):
+        if given.startswith(_INJECTED):
+            known = assigned(declared)
+            unknown = [name for name in assigned(given) if name not in known]
+            if known and unknown:
+                raise ValueError(
+                    f"unknown parameter {unknown[0]!r}: this notebook has {', '.join(known)}"
+                )
 
 
 def check_settings(
@@ -46,22 +114,20 @@ def check_settings(
     """
     if not isinstance(model, str) or not model.strip():
         raise ValueError(f"model {model!r}: give a folder, e.g. data/minivlm/base, or a hub id")
+    if not isinstance(source, str | None):
+        raise ValueError(f"source {source!r}: give a folder, a file or a hub id as text, or None")
     for name, value, least in (("n_samples", n_samples, 1), ("seed", seed, 0)):
         if value is None and name == "n_samples":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} {value!r}: give a whole number of at least {least}")
+    if seed >= SEEDS:
+        raise ValueError(f"seed {seed}: give a whole number below {SEEDS}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if not _DEVICE.fullmatch(str(device)):
-        raise ValueError(f"unknown device {device!r}: choose auto, cpu, cuda, cuda:N or mps")
-    kind = device.partition(":")[0]
-    if (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    ):
-        raise ValueError(f"device {device!r} is not there on this machine: use device auto or cpu")
+    check_device(device)
     return {
         "model": model,
         "source": source or None,
@@ -71,6 +137,46 @@ def check_settings(
         "dtype": dtype,
         "profile": profile,
     }
+
+
+def check_device(device: str) -> None:
+    """Make sure that a device is there.
+
+    Args:
+        device: ``auto`` or as torch calls it.
+
+    Raises:
+        ValueError: It is no name of a device, or this machine has none of it.
+    """
+    if not _DEVICE.fullmatch(str(device)):
+        raise ValueError(f"unknown device {device!r}: choose auto, cpu, cuda, cuda:N or mps")
+    kind, _, number = str(device).partition(":")
+    lacks = {
+        "cuda": not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count(),
+        "mps": not torch.backends.mps.is_available(),
+    }
+    if lacks.get(kind):
+        raise ValueError(f"device {device!r} is not there on this machine: use device auto or cpu")
+
+
+def results_folder() -> Path:
+    """Where runs are: ``results``, which the environment variable VISDEPTH_RESULTS moves.
+
+    Returns:
+        Absolute folder, not necessarily there.
+
+    Raises:
+        ValueError: The variable names a file.
+    """
+    folder = _base() / (os.environ.get("VISDEPTH_RESULTS") or "results")
+    if folder.is_file():
+        raise ValueError(f"VISDEPTH_RESULTS={str(folder)!r} is a file: name a folder, or unset it")
+    return folder
+
+
+def _base() -> Path:
+    """Notebooks run in notebooks/, commands at the top: both must mean the same folder."""
+    return REPO if (REPO / "pyproject.toml").is_file() else Path.cwd()
 
 
 def run_folder(model: str, profile: str, out_dir: str | Path | None = None) -> Path:
@@ -85,14 +191,16 @@ def run_folder(model: str, profile: str, out_dir: str | Path | None = None) -> P
 
     Returns:
         Absolute folder, not created.
+
+    Raises:
+        ValueError: ``out_dir`` is no path, or VISDEPTH_RESULTS names a file.
     """
-    # Notebooks run in notebooks/, commands at the top: both must mean the same folder.
-    base = REPO if (REPO / "pyproject.toml").is_file() else Path.cwd()
     if out_dir:
-        return (base / Path(out_dir).expanduser()).resolve()
-    results = base / os.environ.get("VISDEPTH_RESULTS", "results")
+        if not isinstance(out_dir, str | Path) or "\0" in str(out_dir):
+            raise ValueError(f"out_dir {out_dir!r}: give a folder as text, e.g. results/mine")
+        return (_base() / os.path.expanduser(out_dir)).resolve()
     name = _SLUG.sub("-", Path(model).name or Path(model).resolve().name)
-    return (results / f"{name}-{profile}").resolve()
+    return (results_folder() / f"{name}-{profile}").resolve()
 
 
 def resolved_device(device: str) -> str:

@@ -76,7 +76,9 @@ def picture_grid(
             for k in range(1, rows):
                 ax.axhline(k * image.height / rows - 0.5, color="white", lw=0.7, alpha=0.8)
             ax.set_title(
-                "\n".join(textwrap.wrap(titles[i], 38)) if i < len(titles) else "", fontsize=8
+                "\n".join(textwrap.wrap(titles[i], 38)) if i < len(titles) else "",
+                fontsize=8,
+                parse_math=False,  # "$5 or $6" is no formula
             )
             ax.set_axis_off()
         fig.tight_layout()

@@ -29,6 +29,7 @@ NOT_MEASURING = frozenset(
         "claims",
         "compare",
         "engine",
+        "entries",
         "explorer",
         "files",
         "headless",
@@ -63,6 +64,8 @@ NOT_MEASURING = frozenset(
 )
 _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")
 _META = b"visdepth.key"
+_SEAL = b"visdepth.sha256:"
+_UNSEALED = b"0" * 64
 DAMAGED = ".damaged"
 """Ending of a cached file that was set aside."""
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
@@ -237,10 +240,10 @@ def store(folder: Path, name: str, key: dict[str, Any], frame: pd.DataFrame) -> 
             "give each column one type"
         ) from error
     with atomic(file) as temporary:
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), _META: text.encode()}
-        )
-        pq.write_table(table, temporary, write_page_checksum=True)
+        kept = {_META: text.encode(), b"visdepth.seal": _SEAL + _UNSEALED}
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **kept})
+        pq.write_table(table, temporary)
+        _seal(temporary)
     return _read(file, text)
 
 
@@ -269,11 +272,41 @@ def _place(folder: Path, name: str, key: dict[str, Any]) -> tuple[Path, str]:
 
 
 def _read(file: Path, text: str) -> pd.DataFrame:
-    """Read with page checksums, and only if the key stored inside is the one asked for."""
-    table = pq.read_table(file, page_checksum_verification=True)
+    """Read if no byte has changed since it was written, and the key inside is the one asked for."""
+    content = bytearray(file.read_bytes())
+    if _digest(content) != _place_of_seal(content)[1]:
+        raise ValueError("its checksum does not fit")
+    table = pq.read_table(pa.BufferReader(bytes(content)))
     if (table.schema.metadata or {}).get(_META) != text.encode():
         raise ValueError("it was made with other settings")
     return table.to_pandas()
+
+
+def _seal(file: Path) -> None:
+    """Write the checksum of a file into it.
+
+    Parquet's own checksums guard the values, but not the names, types and counts in its footer.
+    """
+    content = bytearray(file.read_bytes())
+    place, _ = _place_of_seal(content)
+    content[place : place + len(_UNSEALED)] = _digest(content).encode()
+    file.write_bytes(content)
+
+
+def _digest(content: bytearray) -> str:
+    """Sha256 of a file's bytes, without those of the checksum itself."""
+    place, _ = _place_of_seal(content)
+    end = place + len(_UNSEALED)
+    return hashlib.sha256(content[:place] + _UNSEALED + content[end:]).hexdigest()
+
+
+def _place_of_seal(content: bytearray) -> tuple[int, str]:
+    """Where the checksum stands, and what it says."""
+    found = content.rfind(_SEAL)
+    if found < 0:
+        raise ValueError("it has no checksum")
+    place = found + len(_SEAL)
+    return place, content[place : place + len(_UNSEALED)].decode("ascii", "replace")
 
 
 def _first_line(error: BaseException) -> str:

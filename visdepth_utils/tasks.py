@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def load_task(
         ValueError: Unknown task, a style it lacks, n outside 1..available, or a bad row, by number.
         FileNotFoundError: There is no such data.
     """
-    if name not in EMBEDDED and name not in DATA_SETS:
+    if n is not None and (isinstance(n, bool) or not isinstance(n, Integral)):
+        raise ValueError(f"n={n!r} samples of {name!r} asked for: give a whole number, or None")
+    if not isinstance(name, str) or (name not in EMBEDDED and name not in DATA_SETS):
         known = ", ".join((*EMBEDDED, *DATA_SETS))
         raise ValueError(f"unknown task {name!r}: known tasks are {known}")
     where = None if source is None else locate_source(source)
@@ -129,7 +132,8 @@ def load_task(
     if n is not None:
         if not 1 <= n <= len(rows):
             raise ValueError(
-                f"n={n} samples of task {name!r} asked for, {folder} has {len(rows)}: lower n"
+                f"n={n} samples of task {name!r} asked for, {folder} has {len(rows)}: "
+                f"{'lower n' if n > 0 else 'give at least 1'}"
             )
         rows = choose(rows, n, seed)
     budget = EMBEDDED[name]
@@ -181,11 +185,13 @@ def samples_and_budget(
         The samples and the budget.
 
     Raises:
-        ValueError: Samples without a budget.
+        ValueError: Samples without a budget, or one that is no number of tokens.
     """
     budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
     if budget is None:
         raise ValueError("samples alone have no budget for answers: give max_new_tokens")
+    if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
+        raise ValueError(f"max_new_tokens={budget!r}: give a whole number of at least 0")
     return list(getattr(task, "samples", task)), budget
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from visdepth_utils.checkpoints import REPO, locate, quiet
+from visdepth_utils.files import explained
 from visdepth_utils.vlm import load_vlm
 
 __all__ = ["save_untrained"]
@@ -41,7 +42,7 @@ def save_untrained(
     if target.exists():
         raise ValueError(f"{target} is there already: delete it, or name another folder")
     vlm = load_vlm(where, device="cpu", random_init=True, init_std=init_std)
-    with quiet():
+    with quiet(), explained(target):
         vlm.model.save_pretrained(target)
     for file in where.iterdir():  # tokenizer, processor, chat template
         if file.is_file() and not file.name.endswith(WEIGHTS) and not (target / file.name).exists():

@@ -5,7 +5,8 @@ Depth d (0..L): layers 0..d-1 see image tokens, layers d.. do not. Layers are 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,9 +46,13 @@ def check_depths(vlm: VLM, depths: str | Sequence[int], mode: str = "remove") ->
         if depths != "all":
             raise ValueError(f"depths {depths!r}: use 'all' or a list of numbers in 0..{last}")
         return list(range(first, last + 1))
-    wrong = [d for d in depths if isinstance(d, bool) or int(d) != d or not 0 <= d <= last]
-    if wrong:
-        raise ValueError(f"depth {wrong[0]} is not in 0..{last}, the depths of {vlm.name}")
+    if not isinstance(depths, Iterable):
+        raise ValueError(f"depths {depths!r}: use 'all' or a list of numbers in 0..{last}")
+    depths = list(depths)
+    for d in depths:
+        number = isinstance(d, Real) and not isinstance(d, bool)
+        if not number or not 0 <= d <= last or int(d) != d:
+            raise ValueError(f"depth {d!r} is not in 0..{last}, the depths of {vlm.name}")
     chosen = sorted({int(d) for d in depths})
     if not chosen:
         raise ValueError("no depths given: use 'all' or a list with at least one number")

@@ -35,6 +35,7 @@ from visdepth_utils.placement import (
     spread,
 )
 from visdepth_utils.portable import Recipe, reduce, remembered
+from visdepth_utils.settings import SEEDS, check_device
 
 Progress = Callable[[int, int, str], None]
 
@@ -207,9 +208,15 @@ def load_vlm(
         raise ValueError(
             f"init_std={init_std} has no effect on trained weights: set random_init too"
         )
+    if init_std is not None and not (isinstance(init_std, int | float) and init_std > 0):
+        raise ValueError(f"init_std={init_std!r}: give a number above 0, or None")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise ValueError(f"seed={seed!r}: give a whole number from 0 to {SEEDS - 1}")
     if load_in_4bit and random_init:
         raise ValueError("load_in_4bit rounds trained weights: draw a control without it")
     check_placement(device, device_map, load_in_4bit)
+    if not isinstance(device, torch.device):
+        check_device(device)
     where = locate(path_or_id)
     name = "/".join(Path(where).parts[-2:])
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}

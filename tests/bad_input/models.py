@@ -1,0 +1,134 @@
+"""Checkpoint folders that are spoilt in one file, each loaded by a command."""
+
+import json
+import pickle
+
+from tests.bad_input.box import Case
+
+HUB = "fetch the checkpoint again"
+FILES = "check the folder's files"
+AUTO = {"AutoConfig": "evil.C", "AutoModelForImageTextToText": "evil.M"}
+TEMPLATE = "chat_template.jinja"
+WEIGHTS = "model.safetensors"
+
+
+def _weights(box, end: int | None = None, start: bytes = b"") -> bytes:
+    whole = (box.model / WEIGHTS).read_bytes()
+    return start + whole[len(start) : end]
+
+
+CONFIGS = (
+    Case("half", lambda b: b.load({"config.json": "{"}), "config.json' is not a valid JSON", FILES),
+    Case("empty", lambda b: b.load({"config.json": ""}), "config.json' is not a valid JSON", FILES),
+    Case("a list", lambda b: b.load({"config.json": "[]"}), "spoilt", "have a `model_type` key"),
+    Case("no type", lambda b: b.load({"config.json": "{}"}), "spoilt", "have a `model_type` key"),
+    Case(
+        "unknown type",
+        lambda b: b.load(b.config(model_type="my_vlm")),
+        "model type `my_vlm`",
+        "update Transformers",
+    ),
+    Case(
+        "no family of ours",
+        lambda b: b.load(b.config(model_type="vipllava")),
+        "'vipllava'",
+        "use one of",
+    ),
+    Case(
+        "text only",
+        lambda b: b.load(
+            {
+                "config.json": json.dumps(
+                    json.loads((b.model / "config.json").read_text())["text_config"]
+                )
+            }
+        ),
+        "spoilt' (model type 'llama') has no image token",
+        "give a vision language checkpoint",
+    ),
+    Case(
+        "no layers",
+        lambda b: b.load(b.config(text={"num_hidden_layers": 0})),
+        "spoilt' has no decoder layers",
+        "fix num_hidden_layers in config.json",
+    ),
+    Case(
+        "other layers",
+        lambda b: b.load(b.config(text={"num_hidden_layers": 9})),
+        "spoilt': 54 weights are missing",
+        HUB,
+    ),
+    Case(
+        "text for a number",
+        lambda b: b.load(b.config(text={"hidden_size": "x"})),
+        "spoilt' (StrictDataclassFieldValidationError: Validation error for field 'hidden_size'",
+        FILES,
+    ),
+    Case(
+        "code of its own",
+        lambda b: b.load({**b.config(model_type="my_vlm", auto_map=AUTO), "evil.py": "1 / 0"}),
+        "spoilt' (it comes with code of its own, which is not run)",
+        "give a checkpoint of a family that transformers has",
+    ),
+)
+
+READERS = (
+    Case("no template", lambda b: b.load({TEMPLATE: None}), "has no chat template", "save one as"),
+    Case("half a template", lambda b: b.load({TEMPLATE: "{% for"}), "TemplateSyntaxError", HUB),
+    Case(
+        "a template that reaches out",
+        lambda b: b.load({TEMPLATE: "{{ ''.__class__.__mro__[1].__subclasses__() }}"}),
+        "SecurityError: access to attribute '__class__'",
+        f"mend its {TEMPLATE}",
+    ),
+    Case(
+        "a template that refuses",
+        lambda b: b.load({TEMPLATE: "{{ raise_exception('no\\nsystem prompt') }}"}),
+        "(TemplateError: no system prompt)",
+        HUB,
+    ),
+    Case("no images in it", lambda b: b.load({TEMPLATE: "hello"}), "0 <image> tokens and 1", HUB),
+    Case("no tokenizer", lambda b: b.load({"tokenizer.json": None}), "backend tokenizer", FILES),
+    Case("half a tokenizer", lambda b: b.load({"tokenizer.json": "{"}), "load '{box}/sp", FILES),
+    Case("no processor", lambda b: b.load({"processor_config.json": None}), "processor", FILES),
+    Case(
+        "half a processor",
+        lambda b: b.load({"processor_config.json": "{"}),
+        "processor_config.json",
+        FILES,
+    ),
+)
+
+TENSORS = (
+    Case("half", lambda b: b.load({WEIGHTS: _weights(b, 9000)}), "incomplete metadata", FILES),
+    Case("empty", lambda b: b.load({WEIGHTS: b""}), "SafetensorError", FILES),
+    Case("head cut", lambda b: b.load({WEIGHTS: _weights(b, 20)}), "SafetensorError", FILES),
+    Case(
+        "head too long",
+        lambda b: b.load({WEIGHTS: _weights(b, start=b"\xff" * 8)}),
+        "header too large",
+        FILES,
+    ),
+    Case("pickle", lambda b: b.load({WEIGHTS: pickle.dumps([1] * 99)}), "SafetensorError", FILES),
+    Case("web page", lambda b: b.load({WEIGHTS: "<html>gone</html>"}), "SafetensorError", FILES),
+    Case(
+        "pointer of git-lfs",
+        lambda b: b.load({WEIGHTS: "version https://git-lfs.github.com/spec/v1\noid sha256:a"}),
+        "SafetensorError",
+        FILES,
+    ),
+    Case(
+        "a shard gone",
+        lambda b: b.load(
+            {
+                WEIGHTS: None,
+                "model-00001-of-00002.safetensors": _weights(b),
+                "model.safetensors.index.json": json.dumps(
+                    {"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}
+                ),
+            }
+        ),
+        "model-00002-of-00002.safetensors",
+        FILES,
+    ),
+)

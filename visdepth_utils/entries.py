@@ -1,0 +1,109 @@
+"""What claims.json and provenance.json must look like to be read: checked once, here.
+
+Both are plain files in a folder that people copy, merge and edit. Whoever shows or compares runs
+may rely on names being text and numbers being numbers, whatever happened to the file.
+"""
+
+import json
+from typing import Any
+
+from visdepth_utils.verdicts import VERDICTS
+
+__all__ = ["checked_claims", "checked_provenance", "is_number"]
+
+_TEXTS = ("statement", "reason", "notebook", "effect_label", "control_label")
+_NUMBERS = ("effect", "control_effect", "n_images", "p")
+_TABLES = ("details", "controls")
+_LARGE = 1e300  # JSON holds whole numbers that are too large for a float
+_PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks")
+
+
+def checked_claims(text: str) -> list[dict[str, Any]]:
+    """Parse claims.json.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The entries.
+
+    Raises:
+        ValueError: It is not what ``Run.record`` writes; says what is wrong.
+    """
+    entries = _parsed(text)
+    if not isinstance(entries, list):
+        raise ValueError("it holds no list")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"entry {number} is no object")
+        if lacking := {"claim", "model", "verdict"} - set(entry):
+            raise ValueError(f"entry {number} lacks {', '.join(sorted(lacking))}")
+        if entry["verdict"] not in VERDICTS:
+            raise ValueError(f"entry {number} has the verdict {entry['verdict']!r:.60}")
+        for name in ("claim", "model"):
+            _need(entry[name] and isinstance(entry[name], str), name, number, "text")
+        for name in _TEXTS:
+            _need(isinstance(entry.get(name), str | None), name, number, "text")
+        for name in _NUMBERS:
+            _need(_is_number(entry.get(name)), name, number, "a number")
+        bounds = entry.get("ci")
+        pair = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
+        _need(bounds is None or bounds == [] or pair, "ci", number, "two numbers")
+        _need(isinstance(entry.get("thresholds"), dict | None), "thresholds", number, "an object")
+        for name in _TABLES:
+            rows = entry.get(name)
+            fine = isinstance(rows, list | None) and all(
+                isinstance(row, dict) for row in rows or ()
+            )
+            _need(fine, name, number, "a list of objects")
+    return entries
+
+
+def checked_provenance(text: str) -> dict[str, Any]:
+    """Parse provenance.json.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The entries.
+
+    Raises:
+        ValueError: It is not what ``runs.annotate`` writes; says what is wrong.
+    """
+    facts = _parsed(text)
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no object")
+    for name in _PARTS:
+        if not isinstance(facts.get(name), dict | None):
+            raise ValueError(f"its {name} is no object")
+    for name, ran in (facts.get("notebooks") or {}).items():
+        if not isinstance(ran, dict) or not isinstance(ran.get("settings"), dict | None):
+            raise ValueError(f"what it says of notebook {name!r:.60} is no object")
+    return facts
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _need(fine: Any, name: str, number: int, kind: str) -> None:
+    if not fine:
+        raise ValueError(f"{name} of entry {number} is not {kind}")
+
+
+def _parsed(text: str) -> Any:
+    """JSON without NaN and infinity, which no file of ours holds; however deeply nested."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it holds {constant}")

@@ -53,6 +53,7 @@ NOT_MEASURING = frozenset(
         "report",
         "reproduce",
         "runs",
+        "schedule",
         "settings",
         "show",
         "stepcache",

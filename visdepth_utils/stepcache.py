@@ -24,10 +24,13 @@ NOT_MEASURING = frozenset(
     {
         "__init__",
         "__main__",
+        "address",
         "bands",
         "claim_sections",
         "claims",
+        "colab",
         "compare",
+        "controls",
         "engine",
         "explorer",
         "files",

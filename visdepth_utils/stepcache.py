@@ -55,6 +55,7 @@ NOT_MEASURING = frozenset(
         "report",
         "reproduce",
         "runs",
+        "selection",
         "settings",
         "show",
         "stepcache",

@@ -108,6 +108,7 @@ class Colab:
             "IPYTHONDIR": str(folder / "ipython"),
             "HF_HUB_OFFLINE": "1",
             "PIP_CONSTRAINT": f"{also} {folder / 'versions.txt'}".strip(),
+            "PIP_NO_COMPILE": "1",  # Python compiles what is imported, pip would compile all of it
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": f"url.file://{origin(folder / 'origin.git')}.insteadOf",
             "GIT_CONFIG_VALUE_0": repository(),

@@ -28,10 +28,10 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 CLEAN_RESULTS := $(CURDIR)/build/results
 
-.PHONY: help reproduce report test test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: help reproduce report test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= JOBS= ENGINE= choose
 	@$(PY) -m visdepth_utils reproduce $(options)
@@ -47,6 +47,13 @@ test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
 	@rm -rf $(CLEAN_RESULTS)
 	@$(PY) -m pytest --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+
+test-e2e: export HF_HUB_OFFLINE := 1
+test-e2e: export TOKENIZERS_PARALLELISM := false
+test-e2e: export MPLBACKEND := agg
+test-e2e: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
+test-e2e: $(STAMP) ## only the tests of whole runs: Colab, JupyterLab, own data, the report in a browser
+	@$(PY) -m pytest tests/e2e
 
 # One thread, as a worker with one CPU has: so tables are equal to the last bit.
 test-faults: export HF_HUB_OFFLINE := 1

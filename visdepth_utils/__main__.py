@@ -70,6 +70,12 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"saved {save_untrained(options.model, options.folder)}")
         return 0
+    if options.command == "address":
+        from visdepth_utils.address import repository, spread_address
+
+        changed = spread_address(options.url)
+        print(f"{repository()}: {len(changed)} files changed")
+        return 0
     from visdepth_utils.checkpoints import REPO
     from visdepth_utils.reproduce import refresh_all
 
@@ -144,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     twin = commands.add_parser("random-init", help="save an untrained twin of a checkpoint")
     twin.add_argument("model", help="checkpoint folder")
     twin.add_argument("folder", nargs="?", help="default results/models/MODEL-random-init")
+    place = commands.add_parser(
+        "address", help="write the repository's address into notebooks and CITATION.cff"
+    )
+    place.add_argument("url", nargs="?", help="a new one, e.g. of a fork (default: as it is)")
     fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")
     fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")

@@ -204,7 +204,7 @@ def _control(
 ) -> None:
     """One control: grey, broken, no markers, so that it never looks like a result."""
     rows = _rows(table, metric, tokens)
-    if rows.empty:
+    if rows.empty or rows["mean"].isna().all():  # not measured: no name in the legend either
         return
     grey = CONTROL_GREYS[i % len(CONTROL_GREYS)]
     ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=grey, alpha=0.12, lw=0)

@@ -75,6 +75,7 @@ def reproduce(
     """
     stream = stream or sys.stdout
     chosen = {"model": DEFAULT_MODEL, "profile": "quick", **chosen}
+    chosen |= {name: _from_here(chosen[name]) for name in ("model", "source") if name in chosen}
     defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
     settings = check_settings(**{**defaults, **chosen})
     sources = ordered_notebooks(notebooks)
@@ -91,6 +92,14 @@ def reproduce(
     parameters = {**chosen, "out_dir": _portable(folder)}
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream, jobs)
+
+
+def _from_here(name: Any) -> Any:
+    """A path given in another folder than the repository's, where the notebooks will run."""
+    if not isinstance(name, str) or not name or Path.cwd() == REPO:
+        return name
+    there = Path(name).expanduser()
+    return str(there.absolute()) if there.exists() else name
 
 
 def _run_all(

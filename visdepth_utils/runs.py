@@ -17,6 +17,7 @@ from visdepth_utils.claims import VERDICTS
 from visdepth_utils.entries import checked_claims, checked_provenance
 from visdepth_utils.files import atomic, locked, rows_text, write_text
 from visdepth_utils.progress import Progress, progress_line
+from visdepth_utils.selection import keep_selection
 from visdepth_utils.settings import (
     Settings,
     check_injected,
@@ -87,7 +88,7 @@ class Run:
     """Results folder and settings of one run; made by ``open_run``.
 
     Attributes:
-        folder: Holds ``tables/``, ``figures/``, ``notebooks/``, ``claims.json`` and
+        folder: Holds ``tables/``, ``figures/``, ``notebooks/``, ``selection/``, ``claims.json`` and
             ``provenance.json``.
         settings: As given, after checks.
     """
@@ -196,6 +197,15 @@ class Run:
                 rc_context({"svg.hashsalt": name}),
             ):
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
+
+    def keep(self, *tasks: Any) -> None:
+        """Keep which samples of which data were taken, see ``selection``.
+
+        Args:
+            *tasks: As ``load_task`` returns them.
+        """
+        found = [keep_selection(self.folder, task) for task in tasks]
+        annotate(self.folder, selection={name: said for one in found for name, said in one.items()})
 
     def explorer(
         self, table: pd.DataFrame, samples: Sequence[Any], tokens: pd.DataFrame | None = None

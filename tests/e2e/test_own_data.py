@@ -33,10 +33,9 @@ def test_every_claim_gets_a_verdict_or_is_not_testable(run: tuple) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stderr == ""
     entries = {entry["claim"]: entry for entry in json.loads((out / "claims.json").read_text())}
-    shown = {file.stem for file in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
-    claims = load_claims()["claims"]
-    assert set(entries) == {name for name, entry in claims.items() if entry["notebook"] in shown}
+    assert list(entries) == list(load_claims()["claims"]) == [f"C{i}" for i in range(1, 10)]
     assert {entry["verdict"] for entry in entries.values()} <= set(VERDICTS)
+    assert all(entry["reason"] for entry in entries.values())
     for claim, task in (("C1", "caption"), ("C4", "mcq"), ("C5", "reason"), ("C7", "reason")):
         assert entries[claim]["verdict"] == "not testable"
         assert entries[claim]["reason"] == (
@@ -56,3 +55,7 @@ def test_the_start_shows_the_tasks_that_the_data_has(run: tuple) -> None:
     assert {line.split()[0] for line in table.splitlines()[2:]} == {"vqa", "chart"}
     facts = json.loads((run[0] / "provenance.json").read_text())
     assert facts["data"]["source"] == str(run[1]) and facts["data"]["hash"]
+    kept = [json.loads(file.read_text()) for file in (run[0] / "selection").glob("*.json")]
+    assert {task["task"] for task in kept} == {"vqa", "chart"}
+    assert all(len(task["samples"]) == 8 and task["split"] == "test" for task in kept)
+    assert set(facts["selection"]) == {f"{t['task']}-{t['content_hash'][:12]}" for t in kept}

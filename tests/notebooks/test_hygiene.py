@@ -1,23 +1,29 @@
 """Every committed notebook is short, clean, executed, and its checks are not vacuous."""
 
 import ast
+import contextlib
 import copy
 import json
 import re
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from visdepth_utils.address import badge, colab_line, repository
 from visdepth_utils.reproduce import ordered_notebooks
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = ordered_notebooks(FOLDER)
 
 CHECK = "nbval-check-output"
-REPO = 'REPO = "https://github.com/visdepth/visdepth"'
+REPO = repository()
+INSTALL = "!{sys.executable} -P visdepth/visdepth_utils/colab.py"
 PARAMETERS = ["model", "source", "n_samples", "seed", "device", "dtype", "profile", "out_dir"]
 MAX_BYTES, MAX_LINES, MAX_CELL_LINES, CELLS = 300_000, 120, 25, range(12, 26)
 
@@ -47,11 +53,11 @@ def layout(book, code, name):
         found.append(f"kernel {dict(kernel)}")
     if "widgets" in book.metadata:
         found.append("widgets in the metadata")
-    badge = f"colab.research.google.com/github/visdepth/visdepth/blob/main/notebooks/{name}"
-    if badge not in book.cells[0].source:
+    if badge(REPO, name) != book.cells[0].source:
         found.append("no Colab badge for this notebook in the first cell")
     colab = [cell for cell in code if "google.colab" in cell.source]
-    if len(colab) != 1 or REPO not in colab[0].source or "\nif " not in colab[0].source:
+    guarded = "\nif " in colab[0].source and INSTALL in colab[0].source if colab else False
+    if len(colab) != 1 or colab_line(REPO) not in colab[0].source or not guarded:
         found.append("no guarded Colab cell with the one repository address")
     if not any(re.search(r"\*\*Next:\*\*", cell.source) for cell in book.cells[-2:]):
         found.append("no pointer to the next notebook at the end")
@@ -113,41 +119,50 @@ def test_notebook_is_clean(path):
     assert problems(nbformat.read(path, as_version=4), path.name) == []
 
 
-# What Colab's own image brings, of our dependencies. The rest must be in the notebooks' Colab cell.
-COLAB_BRINGS = set(
-    [
-        "accelerate",
-        "datasets",
-        "ipykernel",
-        "jinja2",
-        "matplotlib",
-        "nbclient",
-        "nbformat",
-        "numpy",
-        "pandas",
-        "peft",
-        "pillow",
-        "psutil",
-        "pyarrow",
-        "pyyaml",
-        "safetensors",
-        "scipy",
-        "seaborn",
-        "tokenizers",
-        "torch",
-        "tqdm",
-    ]
-)
+def imported(source: str) -> set[str]:
+    """Top-level names that a source imports, ours left out; lines for the shell do not count."""
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("!", "%"))]
+    try:
+        nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    except SyntaxError:  # a block of shell lines only
+        return set()
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    tops = {name.partition(".")[0] for name in names}
+    return tops - sys.stdlib_module_names - {"visdepth_utils"}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_colab_cell_installs_what_colab_lacks(path):
+def brought_by(requirements: list[str]) -> set[str]:
+    """Names of all distributions that pip installs for these, by what is installed here."""
+    found, todo = set(), [Requirement(line) for line in requirements]
+    while todo:
+        one = todo.pop()
+        name = canonicalize_name(one.name)
+        if name in found or (one.marker and not one.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            todo += [Requirement(line) for line in metadata.requires(name) or ()]
+    return found
+
+
+def test_what_is_imported_comes_with_the_dependencies():
+    """Colab installs the dependencies in pyproject.toml: they must bring all that is imported."""
     project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]
-    wanted = {Requirement(line).name for line in project["dependencies"]} - COLAB_BRINGS
-    (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "google.colab" in c.source]
-    lines = [line for line in cell.source.splitlines() if "pip install" in line]
-    assert wanted
-    assert [name for name in sorted(wanted) if not any(name in line for line in lines)] == []
+    optional = {"nbconvert", "ray"}  # imported where they are installed; extras bring them
+    brought = brought_by(project["dependencies"])
+    package = [file.read_text() for file in (FOLDER.parent / "visdepth_utils").rglob("*.py")]
+    books = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
+    cells = [cell.source for book in books for cell in book.cells if cell.cell_type == "code"]
+    names = set().union(*map(imported, [*package, *cells]))
+    assert {"torch", "peft", "IPython", "pandas"} <= names
+    owners = metadata.packages_distributions()
+    lacking = {
+        name
+        for name in names - optional
+        if not {canonicalize_name(owner) for owner in owners.get(name, ())} & brought
+    }
+    assert lacking == set()
 
 
 def test_every_notebook_is_in_the_ordered_set():
@@ -225,9 +240,11 @@ def other_kernel(book):
 
 def other_address(book):
     for cell in book.cells:
-        cell.source = cell.source.replace(
-            'github.com/visdepth/visdepth"', 'github.com/fork/visdepth"'
-        )
+        cell.source = cell.source.replace(colab_line(REPO), colab_line(REPO + "-fork"))
+
+
+def other_badge(book):
+    book.cells[0].source = badge(REPO + "-fork", NOTEBOOKS[0].name)
 
 
 def out_of_order(book):
@@ -255,6 +272,7 @@ SPOILS = [
     (widget, "widget"),
     (other_kernel, "kernel"),
     (other_address, "repository address"),
+    (other_badge, "no Colab badge"),
     (out_of_order, "execution counts"),
     (home_path, "one machine"),
     (too_short, "8 cells"),

@@ -263,6 +263,22 @@ def test_data_that_are_not_there_end_it_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+def test_paths_are_meant_from_where_the_command_is_given(
+    tmp_path: Path, llava_path: Path, worlds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").symlink_to(llava_path)
+    (tmp_path / "notebooks").mkdir()
+    loads = "from visdepth_utils.tasks import load_task\nprint(len(load_task('vqa', 2, 0, source)))"
+    write(tmp_path / "notebooks" / "00_first.ipynb", OPEN, loads)
+    monkeypatch.chdir(tmp_path)
+    chosen = {"model": "mine", "source": "."}  # ``worlds`` fills tmp_path
+    stream = io.StringIO()
+    assert reproduce(chosen, "run", Path("notebooks"), stream) == 0, stream.getvalue()
+    facts = read_provenance(tmp_path / "run")
+    assert facts["settings"]["model"] == str(tmp_path / "mine")
+    assert facts["data"]["source"] == str(tmp_path)
+
+
 def test_refresh_stores_outputs_in_place(tmp_path: Path) -> None:
     file = write(tmp_path / "00_a.ipynb", "print('kept')")
     assert refresh_all([file], io.StringIO()) == 0

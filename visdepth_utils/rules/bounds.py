@@ -14,6 +14,33 @@ from visdepth_utils.statistics import cluster_bootstrap
 Floats = NDArray[np.float64]
 
 
+def noted(rows: pd.DataFrame) -> str:
+    """What is most often noted where a value is missing.
+
+    Args:
+        rows: Columns ``value`` and, if there are notes, ``note``.
+
+    Returns:
+        The note, empty if there is none.
+    """
+    notes = rows.loc[rows["value"].isna(), "note"] if "note" in rows else pd.Series(dtype=str)
+    notes = notes.replace("", None).dropna()
+    return "" if notes.empty else str(notes.mode().iloc[0])
+
+
+def aside(row: dict[str, Any]) -> str:
+    """A control in the words of a reason: its name, and why it was not measured.
+
+    Args:
+        row: Of ``Verdict.controls``.
+
+    Returns:
+        Name, or name and note.
+    """
+    note = row.get("note")
+    return f"{row['control']}: {note}" if isinstance(note, str) and note else str(row["control"])
+
+
 @dataclass(frozen=True)
 class Bounded:
     """An estimate, its two-sided interval, and its one-sided bounds.

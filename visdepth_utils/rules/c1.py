@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.rules.bounds import aside, noted
 from visdepth_utils.rules.settling import (
     EARLY,
     UNCLEAR,
@@ -64,7 +65,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     effect, ci = reflected(*weakest(trained), common["level"], 0)
     details = _details(spec, trained, depth)
     rivals = {name: _control(spec, name, t, curves, depth) for name, t in controls.items()}
-    contrasts = _contrasts(spec, trained, rivals)
+    notes = {name: noted(controls[name]) for name, parts in rivals.items() if parts is None}
+    contrasts = _contrasts(spec, trained, rivals, notes)
     found |= {"effect": effect, "ci": ci, "details": details, "controls": contrasts}
     if len(contrasts):
         found["control_effect"] = float(contrasts["effect"].max())
@@ -141,8 +143,7 @@ def _curves(spec: Spec, table: pd.DataFrame) -> tuple[Curves, int, str]:
     for name, metric in spec["metrics"].items():
         kept = wide[name].loc[complete]
         wide[name] = kept.map(math.log) if metric["scale"] == "log" else kept
-    notes = rows.loc[rows["value"].isna(), "note"].replace("", None).dropna()
-    return wide, rows["image"].nunique(), "" if notes.empty else str(notes.mode().iloc[0])
+    return wide, rows["image"].nunique(), noted(rows)
 
 
 def _wide(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -214,7 +215,10 @@ def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int)
 
 
 def _contrasts(
-    spec: Spec, trained: dict[str, Part], rivals: dict[str, dict[str, Part] | None]
+    spec: Spec,
+    trained: dict[str, Part],
+    rivals: dict[str, dict[str, Part] | None],
+    notes: dict[str, str],
 ) -> pd.DataFrame:
     """One row per control: does it show the pattern, and how much less of it."""
     level, (effect, draws), rows = spec["common"]["level"], weakest(trained), []
@@ -229,6 +233,8 @@ def _contrasts(
             states = [part.shows for part in parts.values()]
             row["shows it"] = "no" if False in states else "unclear" if None in states else "yes"
             row |= {key.replace("_", " "): part.label for key, part in parts.items()}
+        elif notes.get(name):
+            row["note"] = notes[name]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -260,8 +266,9 @@ def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]
     for name in contrasts.loc[contrasts["shows it"] == "yes", "control"]:
         model = "an untrained model of the same architecture"
         return _says("weaker", f"{there} {model} shows it too ({name})")
-    for name in contrasts.loc[contrasts["shows it"] != "no", "control"]:
-        return _says("inconclusive", f"{there} whether the control shows it is unclear ({name})")
+    for row in contrasts[contrasts["shows it"] != "no"].to_dict("records"):
+        why = f"{there} whether the control shows it is unclear ({aside(row)})"
+        return _says("inconclusive", why)
     if check["label"].eq(UNCLEAR).any():
         return _says("inconclusive", f"{there} whether the representation slows down is unclear")
     for name in contrasts.loc[~(contrasts["lo"] > 0), "control"]:

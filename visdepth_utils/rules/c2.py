@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import require, said
+from visdepth_utils.rules.bounds import aside, noted, require, said
 from visdepth_utils.rules.compared import (
     NAN,
     SHUFFLED,
@@ -70,9 +70,9 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     check = movement(spec, table, images, depth)
     placed = placed_text(spec, table, image, images, depth)
     found["details"] = pd.concat([_details(spec, parts, placed), check], ignore_index=True)
-    found["controls"] = contrasts = _contrasts(
-        spec, parts, rivals_of(spec, table, controls, images)
-    )
+    rivals = rivals_of(spec, table, controls, images)
+    notes = {name: noted(t) for name, t in controls.items() if rivals[name] is None}
+    found["controls"] = contrasts = _contrasts(spec, parts, rivals, notes)
     if len(contrasts):
         found["control_effect"] = float(contrasts["effect"].max())
     if len(images) < common["min_images"]:
@@ -152,8 +152,9 @@ def _attribution(
     if SHUFFLED not in names or names == {SHUFFLED}:
         what = "untrained control" if SHUFFLED in names else "control with shuffled labels"
         return said("inconclusive", f"{there} no {what} was given to compare with")
-    for name in contrasts.loc[contrasts["shows it"] != "no", "control"]:
-        return said("inconclusive", f"{there} whether a control shows it is unclear ({name})")
+    for row in contrasts[contrasts["shows it"] != "no"].to_dict("records"):
+        why = f"{there} whether a control shows it is unclear ({aside(row)})"
+        return said("inconclusive", why)
     if check["label"].eq(UNCLEAR).any():
         return said("inconclusive", f"{there} whether its states move more is unclear")
     if not all(part.low > 0 for part in placed.values()):
@@ -168,7 +169,9 @@ def _attribution(
     )
 
 
-def _contrasts(spec: Spec, parts: Parts, rivals: dict[str, Parts | None]) -> pd.DataFrame:
+def _contrasts(
+    spec: Spec, parts: Parts, rivals: dict[str, Parts | None], notes: dict[str, str]
+) -> pd.DataFrame:
     """One row per control: does it show the pattern, and how much less of it."""
     level, (effect, draws), rows = spec["common"]["level"], least(parts), []
     columns = ["control", "shows it", "effect", "contrast", "lo", "hi"]
@@ -183,6 +186,8 @@ def _contrasts(spec: Spec, parts: Parts, rivals: dict[str, Parts | None]) -> pd.
             states = [part.shows for part in other.values()]
             row["shows it"] = "no" if False in states else "unclear" if None in states else "yes"
             row |= {key.replace("_", " "): part.label for key, part in other.items()}
+        elif notes.get(name):
+            row["note"] = notes[name]
         rows.append(row)
     return pd.DataFrame(rows, columns=columns if not rows else None)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.rules.bounds import noted
 from visdepth_utils.rules.late import UNCLEAR, Late, late
 from visdepth_utils.rules.settling import by_image, image_layer_matrix, interval
 from visdepth_utils.rules.substituted import early_layer
@@ -48,8 +49,8 @@ def complete(curves: list[pd.DataFrame]) -> pd.Index:
 def why_missing(table: pd.DataFrame, names: tuple[str, ...]) -> str:
     """What is most often noted where a value is missing."""
     lost = table[table["modality"].isin(names) & table["value"].isna() & (table["layer"] > 0)]
-    notes = lost["note"].replace("", None).dropna() if "note" in lost else pd.Series(dtype=str)
-    return "have no value" + ("" if notes.empty else f" ({notes.mode().iloc[0]})")
+    note = noted(lost)
+    return "have no value" + (f" ({note})" if note else "")
 
 
 def parts_of(spec: Spec, text: Curves, image: Curves, images: pd.Index, depth: int) -> Parts:

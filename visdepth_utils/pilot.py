@@ -22,7 +22,7 @@ import pandas as pd
 import psutil
 import torch
 
-from visdepth_utils.probes import CALLS, Bench
+from visdepth_utils.probes import CALLS, NEW_TOKENS, Bench
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -33,7 +33,7 @@ Probe = tuple[str, str, tuple[tuple[str, Any], ...]]
 Clock = Callable[[], float]
 
 SIZES: dict[str, tuple[int, int]] = {
-    "evaluate": (2, 12),
+    "evaluate": (2, 10),
     "layer_geometry": (1, 3),
     "own_answers": (2, 8),
     "text_geometry": (1, 3),
@@ -42,9 +42,9 @@ SIZES: dict[str, tuple[int, int]] = {
     "truncation_sweep": (1, 4),
     "physical sweep": (1, 1),
     "token_kl": (1, 4),
-    "reasoning_sweep": (1, 4),
-    "recovery_sweep": (2, 12),
-    "adapted sweep": (2, 12),
+    "reasoning_sweep": (1, 3),
+    "recovery_sweep": (2, 8),
+    "adapted sweep": (2, 8),
     "training_samples": (8, 64),
     "targets": (4, 16),
     "decode": (2, 8),
@@ -64,6 +64,11 @@ COLUMNS = (
 )
 STEPS = 2
 """Of each training; the first is not counted."""
+LONG_S = 10.0
+"""A first measurement that takes longer is not followed by a larger one: the model is slow enough
+for its fixed costs to be small."""
+SHORT_S = 1.0
+"""The first of a kind that takes less is repeated: much of it may be what happens only once."""
 START = """import psutil
 from visdepth_utils import layer_geometry, load_task, load_vlm, truncation_sweep, verdict
 from visdepth_utils.plots import depth_curves
@@ -186,8 +191,8 @@ def _measured(
     """Numbers of one row; the first of its kind runs once without being counted."""
     if kind == "time_by_depth":
         found = bench.clocked(task, **options)
-        once = found[~found["again"] & (found["repetition"] > 0)]
-        decoding = 4 * once["decode_s"] if task == "own" else 0
+        once = found[~found["again"]]
+        decoding = NEW_TOKENS * once["decode_s"] if task == "own" else 0
         return _row(0.0, (once["prefill_s"] + decoding).mean(), 0, 0, 60)
     if kind == "distill":
         stamps = [clock()]
@@ -203,7 +208,8 @@ def _measured(
     drawn = kind == "training_samples"  # beside those of the run, and more than it has
     sizes = list(SIZES[kind]) if drawn else sorted({min(size, bench.n) for size in SIZES[kind]})
     found = []
-    for size in sizes if warm else [sizes[0], *sizes]:
+    while len(found) < len(sizes):
+        size = sizes[len(found)]
         samples = bench.task(task, 2 if drawn else size)
         if kind in ("text_geometry", "placed_geometry"):
             bench.answers(task)
@@ -213,8 +219,13 @@ def _measured(
             start = clock()
             table = CALLS[kind](bench, samples, {"n": size} if drawn else options)
             spent = clock() - start
+        if not warm and spent < SHORT_S:
+            warm = True
+            continue
         found.append((size, spent, peak.growth, _parquet_bytes(table)))
-    few, many = found[-min(2, len(sizes))], found[-1]
+        if spent > LONG_S:
+            break
+    few, many = found[0], found[-1]
     call_s, unit_s = line_through((few[0], many[0]), (few[1], many[1]))
     call_disk, unit_disk = line_through((few[0], many[0]), (few[3], many[3]))
     return _row(call_s, unit_s, many[2] / many[0], call_disk, unit_disk)

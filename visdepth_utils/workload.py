@@ -46,8 +46,8 @@ DECODED = {"C6": 12, "C7": 32}
 """Questions that are decoded in other ways in profile quick."""
 BESIDE_C8 = ("chart", "caption")
 BESIDE_SAMPLES, PHYSICAL_SAMPLES = 48, 4
-SEEDS = 3
-"""Of the sampled ways of decoding in profile full; half of all ways are sampled."""
+SEEDS, SAMPLED = 3, 2
+"""Seeds of the sampled ways of decoding in profile full, and how many ways are sampled."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,6 @@ def _c6(size: Size) -> list[Step]:
     tasks += claim["tasks"]["beside"] if size.full else []
     cuts, settings = 2 if size.full else 1, claim["distill"]
     pictures = settings["steps"] * settings["batch"]
-    some = _decoded(size, DECODED["C6"])
     out = [_load()]
     for name in tasks:
         task = "reason:long" if name == "reason" else name
@@ -214,7 +213,7 @@ def _c6(size: Size) -> list[Step]:
             out.append(Step("", "distill", task, settings["steps"], cuts, (("cut", False),)))
         out.append(Step(f"c6_{name}", "adapted sweep", task, size.n, 3 * cuts))
         # Whole, cut, and cut with an adapter, which costs about as two of them.
-        out.append(Step(f"c6_ways_{name}", "decode", task, some, 4))
+        out += _decoded(f"c6_ways_{name}", task, size, DECODED["C6"], 4)
     return out
 
 
@@ -223,14 +222,12 @@ def _c7(size: Size) -> list[Step]:
     order = [styles["shorter"], *styles["beside"], styles["longer"]]
     tasks = [f"reason:{style}" for style in order]
     modes = 3 if size.full else 1
-    some = _decoded(size, DECODED["C7"])
     return [
         _load(),
         *(Step("c7_*_*", "truncation_sweep", task, size.n, modes) for task in tasks),
         *_conditions("c7_conditions", tasks, size.n),
-        *(
-            Step("c7_strategies", "decode", task, some, 2) for task in (tasks[0], tasks[-1])
-        ),
+        *_decoded("c7_strategies", tasks[0], size, DECODED["C7"], 2),
+        *_decoded("c7_strategies", tasks[-1], size, DECODED["C7"], 2),
     ]
 
 
@@ -252,9 +249,14 @@ def _c8(size: Size) -> list[Step]:
     ]
 
 
-def _decoded(size: Size, some: int) -> int:
-    """Samples that are decoded in all four ways, a further seed of two ways counted as a half."""
-    return size.n * (1 + (SEEDS - 1) // 2) if size.full else min(size.n, some)
+def _decoded(table: str, task: str, size: Size, some: int, times: int) -> list[Step]:
+    """Greedy and sampled decoding, which cost the same, and beam search."""
+    n, seeds = (size.n, SEEDS) if size.full else (min(size.n, some), 1)
+    row_by_row = times * (1 + SAMPLED * seeds)
+    return [
+        Step(table, "decode", task, n, row_by_row, (("way", "greedy"),)),
+        Step(table, "decode", task, n, times, (("way", "beam"),)),
+    ]
 
 
 def _reference_runs(full: bool) -> float:

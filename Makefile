@@ -28,8 +28,8 @@ CLEAN_RESULTS := $(CURDIR)/build/results
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= ENGINE= choose
-	@$(PY) -m visdepth_utils reproduce $(options)
+reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= ENGINE= choose; DRY=1 tells what it will take
+	@$(PY) -m visdepth_utils reproduce $(options) $(if $(DRY),--dry)
 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
 	@$(PY) -m visdepth_utils report '$(or $(RUN),base-quick)'

@@ -199,7 +199,7 @@ def _measured(
         with Peak(bench.vlm.device) as peak:
             folder = bench.train(
                 task,
-                "cut" if options["cut"] else "whole",
+                options["state"],
                 STEPS,
                 progress=lambda done, total, label: stamps.append(clock()),
             )

@@ -1,7 +1,7 @@
-"""What a run will cost, told before it starts: minutes, memory and disk of each notebook.
+"""Before a long run: what each notebook will take, and a refusal in numbers where it does not fit.
 
-``estimate`` adds up the pilot over the workload: no model, only sums. ``refuse_early`` needs no
-pilot: weights that do not fit are told from the headers of their files.
+``dry_run`` measures a pilot and prints the table; ``refuse_early`` needs no pilot and no model:
+weights that cannot fit are told from the headers of their files.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
 import shutil
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,96 +26,270 @@ from huggingface_hub import try_to_load_from_cache
 
 from visdepth_utils import provenance
 from visdepth_utils.adapters import SHIPPED
-from visdepth_utils.checkpoints import REPO, locate
-from visdepth_utils.claims import load_claims
+from visdepth_utils.checkpoints import REPO, locate, read_config
+from visdepth_utils.estimates import NOTEBOOK_DISK, check, copies, estimate
 from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run
-from visdepth_utils.workload import BLOCKS, Size, Step, steps_of
+from visdepth_utils.workload import NOTEBOOKS, Size, Step, steps_of
 
-__all__ = ["check", "estimate", "needs_text", "refuse_early", "weights_bytes", "workload"]
+__all__ = ["default_samples", "dry_run", "needs_text", "refuse_early", "weights_bytes"]
 
-OVERHEAD = 2.3
-"""Kernel, statistics and figures of a notebook beside its measurements, in units of its imports:
-9.7 to 11.9 s of ten notebooks on minivlm/small, whose imports took 4.4 s. It hardly depends on the
-model."""
-NOTEBOOK_DISK = 1e6
-"""Bytes of an executed notebook with its page and figures."""
 PROCESS_MEMORY = 5e8
-"""Bytes of a process that has imported what a notebook imports, where it was not measured."""
-COPIES = {"trained": 1, "random": 1, "decoder": 2}
-"""Copies of the weights that a load holds at its peak; a decoder is drawn beside the model read."""
+"""Bytes of a process that has imported what a notebook imports: measured, minivlm on a CPU."""
+PILOT_SAMPLES = 16
 
 
-def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.DataFrame:
-    """Add up what a pilot measured over all that the notebooks do.
+class _NotMeasured(Exception):
+    """No pilot is kept in the run's folder."""
 
-    Seconds are ``OVERHEAD`` starts, and for each step ``call_s`` for each block and ``unit_s`` for
-    each sample. Memory is the process (on a CPU), the copies of the weights that are held at once,
-    and the largest block of any step. Disk is that of tables, figures and the executed notebook.
+
+def dry_run(
+    run: Run,
+    sources: Sequence[Path],
+    n_samples: int | None,
+    finished: Iterable[str] = (),
+    say: Callable[[str], None] = print,
+) -> int:
+    """Measure a pilot, or read back the one of this run, and print what the run will take.
 
     Args:
-        work: Notebook -> steps.
-        measured: Of ``pilot``.
+        run: Its folder and settings.
+        sources: The notebooks.
+        n_samples: What the user chose; None for each notebook's own.
+        finished: Notebooks that will not be run again; they are left out.
+        say: Called with each line.
 
     Returns:
-        One row per notebook: ``notebook, minutes, memory_gb, disk_mb, note`` (what could not be
-        measured, and is not counted).
+        0 if all fits, else 1.
     """
-    known = {(row.kind, row.task, row.options): row for row in measured.itertuples()}
-    start = known["start", "", "[]"]
-    rows = []
-    for name, steps in work.items():
-        found = [(step, known[step.kind, step.task, json.dumps(step.options)]) for step in steps]
-        notes = sorted({row.note for step, row in found if row.note})
-        if lacks := [note for note in notes if note.startswith("MissingTask")]:
-            notes = lacks if name != "00_start_here" else []  # which shows what there is
-            found = [(s, row) for s, row in found if s.kind == "load" or s.table == "accuracy"]
-        found = [(step, row) for step, row in found if not row.note]
-        seconds, disk, block = OVERHEAD * start.unit_s, NOTEBOOK_DISK, 0.0
-        for step, row in found:
-            seconds += step.calls * row.call_s + step.times * step.units * row.unit_s
-            disk += step.calls * row.call_disk + step.times * step.units * row.unit_disk
-            if step.kind != "load":
-                block = max(block, min(BLOCKS[step.kind] or 1, step.units) * row.unit_bytes)
-        weights = max((row.unit_bytes for step, row in found if step.kind == "load"), default=0)
-        rows.append(
-            {
-                "notebook": name,
-                "minutes": seconds / 60,
-                "memory_gb": (start.unit_bytes + copies(steps) * weights + block) / 1e9,
-                "disk_mb": disk / 1e6,
-                "note": "; ".join(notes),
-            }
-        )
-    return pd.DataFrame(rows)
+    sources = [source for source in sources if source.stem not in set(finished)]
+    if not sources:
+        say("all notebooks are finished: nothing will be run")
+        return 0
+    measured = _pilot(run, sources, n_samples, say=say)
+    table = estimate(_work(run, sources, n_samples), measured)
+    say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
+    try:
+        check(table, free_memory(run.device), _free_disk(run.folder), run.device)
+    except ValueError as error:
+        say(f"does not fit: {error}")
+        return 1
+    memory, disk = free_memory(run.device) / 1e9, _free_disk(run.folder) / 1e9
+    say(f"it fits: {memory:.1f} GB of memory and {disk:.1f} GB of disk are free")
+    return 0
 
 
-def copies(steps: Sequence[Step]) -> int:
-    """Copies of the weights that a notebook holds at its peak: its model's and a control's."""
-    loads = [COPIES[step.task] for step in steps if step.kind == "load"]
-    return loads[0] + max(loads[1:], default=0) if loads else 0
-
-
-def check(table: pd.DataFrame, memory: float, disk: float, device: str = "cpu") -> None:
-    """Refuse what does not fit.
+def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
+    """What is known of a run's needs without measuring: for notebook 00.
 
     Args:
-        table: Of ``estimate``.
-        memory: Bytes free on the device.
-        disk: Bytes free where the results go.
-        device: Where the model runs.
+        run: Opened by a notebook.
+        folder: Of the notebooks.
+
+    Returns:
+        The table of ``dry_run``, if its pilot is kept in this run's folder; else weights, memory
+        and disk that are needed at least, and how to have the rest measured.
+    """
+    sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    chosen = run.settings["n_samples"]
+    if sources and chosen == default_samples(sources[0]):
+        chosen = None
+    try:
+        measured = _pilot(run, sources, chosen, measure=False, say=lambda line: None)
+    except _NotMeasured:
+        weights, most = _at_least(run.settings["model"], run.settings["dtype"], run.device)
+        size = "not known before they are fetched" if weights is None else f"{weights / 1e9:.2f} GB"
+        lines = [f"weights in memory, once     {size}"]
+        if weights is not None:
+            held = most * weights + (0 if run.device.startswith("cuda") else PROCESS_MEMORY)
+            lines.append(f"memory, with {most - 1} for controls  {held / 1e9:.2f} GB at least")
+        lines.append(f"disk, without tables        {len(sources) * NOTEBOOK_DISK / 1e6:.0f} MB")
+        lines.append("minutes                     not measured yet: make reproduce DRY=1")
+        return "\n".join(lines)
+    title = f"{_where(run)}, from a measured pilot"
+    return _text(estimate(_work(run, sources, chosen), measured), title)
+
+
+def refuse_early(run: Run, sources: Sequence[Path]) -> None:
+    """Refuse a run that cannot fit, from the sizes of files alone, in milliseconds.
+
+    Args:
+        run: Its folder and settings.
+        sources: The notebooks.
 
     Raises:
-        ValueError: With the numbers and the mend.
+        ValueError: With the numbers and the mend. Weights that were not fetched yet pass.
     """
-    worst = table.loc[table["memory_gb"].idxmax()]
-    if worst["memory_gb"] * 1e9 > memory:
-        raise ValueError(
-            f"{worst['notebook']} takes {worst['memory_gb']:.1f} GB of memory on {device}, "
-            f"{memory / 1e9:.1f} GB are free: DTYPE=bfloat16, a smaller MODEL=, or a larger device"
-        )
-    if table["disk_mb"].sum() * 1e6 > disk:
-        raise ValueError(
-            f"the run writes {table['disk_mb'].sum():.0f} MB, {disk / 1e6:.0f} MB are free: "
-            "a smaller N=, or another OUT="
-        )
+    model, dtype = run.settings["model"], run.settings["dtype"]
+    weights, most = _at_least(model, dtype, run.device, [source.stem for source in sources])
+    accelerated = run.device != "cpu"
+    need = 0.0
+    if weights is not None:
+        need = most * weights + (0 if accelerated else PROCESS_MEMORY)
+    disk = len(sources) * NOTEBOOK_DISK
+    table = pd.DataFrame(
+        [{"notebook": f"{model} with its controls", "memory_gb": need / 1e9, "disk_mb": disk / 1e6}]
+    )
+    check(table, free_memory(run.device), _free_disk(run.folder), run.device)
+
+
+def weights_bytes(folder: Path, dtype: str, device: str) -> int:
+    """Memory that a checkpoint's weights take, from the headers of its safetensors files.
+
+    Args:
+        folder: Of the checkpoint.
+        dtype: As in the settings; ``auto`` is float32 on a CPU and that of the file elsewhere.
+        device: Where the model runs.
+
+    Returns:
+        Bytes.
+    """
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else ""
+    size = torch.finfo(getattr(torch, dtype)).bits // 8 if dtype else None
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                whole = not entry["dtype"].startswith(("F", "BF"))
+                stored = end - start
+                total += stored if whole or size is None else math.prod(entry["shape"]) * size
+    return total
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on the device; for a CPU those of the machine."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(torch.device(device))[0]
+    return psutil.virtual_memory().available
+
+
+def default_samples(source: Path) -> int | None:
+    """``n_samples`` of a notebook's ``parameters`` cell; None where it has none."""
+    for cell in nbformat.read(source, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for node in ast.parse(cell.source).body:
+                if (
+                    isinstance(node, ast.Assign)
+                    and getattr(node.targets[0], "id", "") == "n_samples"
+                ):
+                    return ast.literal_eval(node.value)
+    return None
+
+
+def _pilot(
+    run: Run,
+    sources: Sequence[Path],
+    n_samples: int | None,
+    *,
+    measure: bool = True,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    """The pilot of this run, measured once on this machine and kept beside its tables."""
+    settings, n = run.settings, min(n_samples or PILOT_SAMPLES, PILOT_SAMPLES)
+    steps = [step for part in _work(run, sources, n_samples).values() for step in part]
+    probes = sorted({step.probe for step in steps}, key=_cheap_first)
+
+    def measured() -> pd.DataFrame:
+        if not measure:
+            raise _NotMeasured
+        from visdepth_utils import load_vlm
+        from visdepth_utils.pilot import pilot
+
+        start = time.perf_counter()
+        vlm = load_vlm(settings["model"], device=settings["device"], dtype=settings["dtype"])
+        spent = time.perf_counter() - start
+        options = {"seed": settings["seed"], "source": settings["source"], "load_s": spent}
+        return pilot(vlm, probes, n=n, progress=progress_line(), **options)
+
+    own = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("pilot", "probes")]
+    key = {
+        "n": n,
+        "probes": json.dumps(probes),
+        "machine": provenance.machine(),
+        "code": hashlib.sha256(b"".join(own)).hexdigest(),
+    }
+    # A notebook's run has its default n_samples where that of the command has None.
+    alike = replace(run, settings={**settings, "n_samples": None})
+    return alike.table("preflight", measured, key, say)
+
+
+def _cheap_first(probe: tuple[str, str, Any]) -> tuple[bool, Any]:
+    """Short answers first: what happens only once is then paid, and left out, on a cheap one."""
+    kind, task, options = probe
+    return task.startswith(("caption", "reason")), (kind, task, options)
+
+
+def _work(run: Run, sources: Sequence[Path], n_samples: int | None) -> dict[str, list[Step]]:
+    """Notebook -> steps, at the user's number of samples or the notebook's own."""
+    settings = run.settings
+    config = read_config(settings["model"], locate(settings["model"])).get_text_config()
+    have = _adapters(run)
+    out = {}
+    for source in sources:
+        if source.stem in NOTEBOOKS:
+            n = n_samples or default_samples(source) or 1
+            full = settings["profile"] == "full"
+            out[source.stem] = steps_of(source.stem, Size(n, full, config.num_hidden_layers, have))
+    return out
+
+
+def _adapters(run: Run) -> frozenset[str]:
+    """Names of the adapters that this run will find: shipped for this model, or trained before."""
+    settings = run.settings
+    weights = provenance.model_identity(settings["model"])["weights_hash"]
+    found = set()
+    for file in SHIPPED.glob("*/*/distillation.json"):
+        # Shipped ones were trained on samples of the generator, drawn by seed 0.
+        ours = json.loads(file.read_text(encoding="utf-8"))["weights"] == weights
+        if ours and settings["source"] is None and settings["seed"] == 0:
+            found.add(file.parent.name)
+    for file in (run.folder / "adapters").glob("*/adapter_model.safetensors"):
+        found.add(file.parent.name.rpartition("-")[0])
+    return frozenset(found)
+
+
+def _at_least(
+    model: str, dtype: str, device: str, names: Iterable[str] = tuple(NOTEBOOKS)
+) -> tuple[int | None, int]:
+    """Bytes of the weights, None if they were not fetched, and the copies held at once."""
+    most = max((copies(steps_of(name, Size(1))) for name in names), default=1)
+    where = Path(locate(model))
+    if not where.is_dir():
+        config = try_to_load_from_cache(str(where), "config.json")
+        where = Path(config).parent if isinstance(config, str) else where
+    known = where.is_dir() and any(where.glob("*.safetensors"))
+    return (weights_bytes(where, dtype, device) if known else None), max(most, 1)
+
+
+def _free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or will be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _where(run: Run) -> str:
+    """Device and what of it is counted."""
+    return "memory of the GPU" if run.device.startswith("cuda") else "memory of one process"
+
+
+def _text(table: pd.DataFrame, title: str) -> str:
+    """The table in words, with its totals."""
+    total = {
+        "notebook": "all",
+        "minutes": table["minutes"].sum(),
+        "memory_gb": table["memory_gb"].max(),
+        "disk_mb": table["disk_mb"].sum(),
+        "note": "",
+    }
+    lines = [f"expected: {title}", f"{'':<34}{'time':>12}{'memory':>10}{'disk':>10}"]
+    for row in [*table.to_dict("records"), total]:
+        spent = duration(60 * row["minutes"])
+        numbers = f"{spent:>12}{row['memory_gb']:>7.2f} GB{row['disk_mb']:>7.1f} MB"
+        lines.append(f"{row['notebook']:<34}{numbers}  {row['note']}".rstrip())
+    return "\n".join(lines)

@@ -29,11 +29,13 @@ NOT_MEASURING = frozenset(
         "claims",
         "compare",
         "engine",
+        "estimates",
         "explorer",
         "files",
         "headless",
         "multiplicity",
         "notebook_pages",
+        "pilot",
         "plots",
         "plots_costs",
         "plots_grid",
@@ -42,6 +44,8 @@ NOT_MEASURING = frozenset(
         "plots_sweeps",
         "plots_verdicts",
         "portable",
+        "preflight",
+        "probes",
         "progress",
         "provenance",
         "pruning",
@@ -59,6 +63,7 @@ NOT_MEASURING = frozenset(
         "untrained",
         "verdict_table",
         "verdicts",
+        "workload",
     }
 )
 _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visdepth_utils.claims import load_claims
+from visdepth_utils.rules.c6 import cut_depth
 from visdepth_utils.tasks import EMBEDDED
 
 __all__ = ["BLOCKS", "DECODED", "NOTEBOOKS", "REFERENCE_COUNTS", "Size", "Step", "steps_of"]
@@ -58,13 +59,14 @@ class Size:
         n: Samples per task.
         full: Whether the profile is ``full``.
         n_layers: L.
-        shipped: Whether the adapters of this model are there already and need no training.
+        adapters: Names of the adapters that are there already and need no training, as
+            ``adapters.adapter`` gives them: ``caption-d4``, ``caption-d4-shuffled``.
     """
 
     n: int
     full: bool = False
     n_layers: int = 12
-    shipped: bool = True
+    adapters: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -199,19 +201,24 @@ def _c6(size: Size) -> list[Step]:
     claim = load_claims()["claims"]["C6"]
     tasks = [claim["tasks"]["recovers"], claim["tasks"]["does not"]]
     tasks += claim["tasks"]["beside"] if size.full else []
-    cuts, settings = 2 if size.full else 1, claim["distill"]
-    pictures = settings["steps"] * settings["batch"]
+    depths = [claim["depth"], "2/3"][: 1 + size.full]
+    cuts = [cut_depth({"depth": depth}, size.n_layers) for depth in depths]
+    steps, batch = claim["distill"]["steps"], claim["distill"]["batch"]
     out = [_load()]
     for name in tasks:
         task = "reason:long" if name == "reason" else name
-        out.append(Step(f"c6_{name}", "recovery_sweep", task, size.n, cuts))
-        out.append(Step("", "training_samples", task, pictures, cuts))
-        if not size.shipped:
-            out.append(Step("", "targets", task, pictures))
-            # Three trainings for a cut, two on the model that is cut and one on the whole.
-            out.append(Step("", "distill", task, settings["steps"], 2 * cuts, (("cut", True),)))
-            out.append(Step("", "distill", task, settings["steps"], cuts, (("cut", False),)))
-        out.append(Step(f"c6_{name}", "adapted sweep", task, size.n, 3 * cuts))
+        out.append(Step(f"c6_{name}", "recovery_sweep", task, size.n, len(cuts)))
+        out.append(Step("", "training_samples", task, steps * batch, len(cuts)))
+        wanted = [f"{name}-d{cut}{end}" for cut in cuts for end in ("", "-shuffled")]
+        cut = len({*wanted} - size.adapters)
+        whole = len({f"{name}-d{size.n_layers}"} - size.adapters)
+        if cut + whole:
+            out.append(Step("", "targets", task, steps * batch))
+        if cut:
+            out.append(Step("", "distill", task, steps, cut, (("state", "cut"),)))
+        if whole:
+            out.append(Step("", "distill", task, steps, whole, (("state", "whole"),)))
+        out.append(Step(f"c6_{name}", "adapted sweep", task, size.n, 3 * len(cuts)))
         # Whole, cut, and cut with an adapter, which costs about as two of them.
         out += _decoded(f"c6_ways_{name}", task, size, DECODED["C6"], 4)
     return out

@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments, None for the command line's.
 
     Returns:
-        Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130 interrupted. DEBUG=1 in the
-        environment shows tracebacks instead of single lines.
+        Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130
+        interrupted. DEBUG=1 in the environment shows tracebacks instead of single lines.
     """
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)

@@ -33,21 +33,21 @@ Probe = tuple[str, str, tuple[tuple[str, Any], ...]]
 Clock = Callable[[], float]
 
 SIZES: dict[str, tuple[int, int]] = {
-    "evaluate": (2, 10),
-    "layer_geometry": (1, 3),
-    "own_answers": (2, 8),
-    "text_geometry": (1, 3),
-    "placed_geometry": (2, 4),
-    "substitution_grid": (1, 3),
-    "truncation_sweep": (1, 4),
+    "evaluate": (2, 8),
+    "layer_geometry": (1, 2),
+    "own_answers": (2, 6),
+    "text_geometry": (1, 2),
+    "placed_geometry": (2, 2),
+    "substitution_grid": (2, 2),
+    "truncation_sweep": (1, 3),
     "physical sweep": (1, 1),
     "token_kl": (1, 4),
     "reasoning_sweep": (1, 3),
-    "recovery_sweep": (2, 8),
-    "adapted sweep": (2, 8),
+    "recovery_sweep": (2, 6),
+    "adapted sweep": (2, 6),
     "training_samples": (8, 64),
     "targets": (4, 16),
-    "decode": (2, 8),
+    "decode": (1, 6),
 }
 """Kind -> numbers of samples at which it is measured."""
 

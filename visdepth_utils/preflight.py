@@ -32,14 +32,14 @@ from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run
 from visdepth_utils.workload import NOTEBOOKS, Size, Step, steps_of
 
-__all__ = ["default_samples", "dry_run", "needs_text", "refuse_early", "weights_bytes"]
+__all__ = ["default_samples", "dry_run", "expected", "needs_text", "refuse_early", "weights_bytes"]
 
 PROCESS_MEMORY = 5e8
 """Bytes of a process that has imported what a notebook imports: measured, minivlm on a CPU."""
 PILOT_SAMPLES = 16
 
 
-class _NotMeasured(Exception):
+class NotMeasured(Exception):
     """No pilot is kept in the run's folder."""
 
 
@@ -66,8 +66,7 @@ def dry_run(
     if not sources:
         say("all notebooks are finished: nothing will be run")
         return 0
-    measured = _pilot(run, sources, n_samples, say=say)
-    table = estimate(_work(run, sources, n_samples), measured)
+    table = expected(run, sources, n_samples, say=say)
     say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
     try:
         check(table, free_memory(run.device), _free_disk(run.folder), run.device)
@@ -95,8 +94,8 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
     if sources and chosen == default_samples(sources[0]):
         chosen = None
     try:
-        measured = _pilot(run, sources, chosen, measure=False, say=lambda line: None)
-    except _NotMeasured:
+        table = expected(run, sources, chosen, measure=False, say=lambda line: None)
+    except NotMeasured:
         weights, most = _at_least(run.settings["model"], run.settings["dtype"], run.device)
         size = "not known before they are fetched" if weights is None else f"{weights / 1e9:.2f} GB"
         lines = [f"weights in memory, once     {size}"]
@@ -106,8 +105,7 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
         lines.append(f"disk, without tables        {len(sources) * NOTEBOOK_DISK / 1e6:.0f} MB")
         lines.append("minutes                     not measured yet: make reproduce DRY=1")
         return "\n".join(lines)
-    title = f"{_where(run)}, from a measured pilot"
-    return _text(estimate(_work(run, sources, chosen), measured), title)
+    return _text(table, f"{_where(run)}, from a measured pilot")
 
 
 def refuse_early(run: Run, sources: Sequence[Path]) -> None:
@@ -172,31 +170,44 @@ def default_samples(source: Path) -> int | None:
     """``n_samples`` of a notebook's ``parameters`` cell; None where it has none."""
     for cell in nbformat.read(source, as_version=4).cells:
         if "parameters" in cell.metadata.get("tags", []):
-            for node in ast.parse(cell.source).body:
-                if (
-                    isinstance(node, ast.Assign)
-                    and getattr(node.targets[0], "id", "") == "n_samples"
-                ):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "n_samples":
                     return ast.literal_eval(node.value)
     return None
 
 
-def _pilot(
+def expected(
     run: Run,
     sources: Sequence[Path],
     n_samples: int | None,
     *,
     measure: bool = True,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """The pilot of this run, measured once on this machine and kept beside its tables."""
-    settings, n = run.settings, min(n_samples or PILOT_SAMPLES, PILOT_SAMPLES)
-    steps = [step for part in _work(run, sources, n_samples).values() for step in part]
-    probes = sorted({step.probe for step in steps}, key=_cheap_first)
+    """What each notebook will take, from the pilot of this run.
+
+    The pilot is measured once on a machine and kept beside the tables of the run.
+
+    Args:
+        run: Its folder and settings.
+        sources: The notebooks.
+        n_samples: What the user chose; None for each notebook's own.
+        measure: Whether it may be measured now.
+        say: Called with one line: measured, or from cache.
+
+    Returns:
+        The table of ``estimate``.
+
+    Raises:
+        NotMeasured: There is no pilot, and none may be measured.
+    """
+    work, settings = _work(run, sources, n_samples), run.settings
+    n = min(n_samples or PILOT_SAMPLES, PILOT_SAMPLES)
+    probes = sorted({step.probe for part in work.values() for step in part}, key=_cheap_first)
 
     def measured() -> pd.DataFrame:
         if not measure:
-            raise _NotMeasured
+            raise NotMeasured
         from visdepth_utils import load_vlm
         from visdepth_utils.pilot import pilot
 
@@ -215,7 +226,7 @@ def _pilot(
     }
     # A notebook's run has its default n_samples where that of the command has None.
     alike = replace(run, settings={**settings, "n_samples": None})
-    return alike.table("preflight", measured, key, say)
+    return estimate(work, alike.table("preflight", measured, key, say))
 
 
 def _cheap_first(probe: tuple[str, str, Any]) -> tuple[bool, Any]:

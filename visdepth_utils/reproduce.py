@@ -67,8 +67,8 @@ def reproduce(
         dry: Run nothing: measure a pilot and print what the run would take.
 
     Returns:
-        0, or 1 if a notebook broke, or if a dry run finds that it does not fit. A claim that is not supported breaks nothing, nor do data that
-        lack a task: what needs it is "not testable".
+        0, or 1 if a notebook broke, or if a dry run finds that it does not fit. A claim that is not
+        supported breaks nothing, nor do data that lack a task: what needs it is "not testable".
 
     Raises:
         ValueError: For a bad setting, or memory or disk that cannot suffice, before anything runs.

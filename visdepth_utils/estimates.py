@@ -17,6 +17,8 @@ OVERHEAD = 2.3
 model."""
 NOTEBOOK_DISK = 1e6
 """Bytes of an executed notebook with its page and figures."""
+FIGURES_MEMORY = 6e7
+"""Bytes that a notebook's process takes for tables, statistics and figures: 09 on minivlm/small."""
 COPIES = {"trained": 1, "random": 1, "decoder": 2}
 """Copies of the weights that a load holds at its peak; a decoder is drawn beside the model read."""
 
@@ -26,7 +28,8 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
 
     Seconds are ``OVERHEAD`` starts, and for each step ``call_s`` for each block and ``unit_s`` for
     each sample. Memory is the process (on a CPU), the copies of the weights that are held at once,
-    and the largest block of any step. Disk is that of tables, figures and the executed notebook.
+    and the largest block of any step: ``call_bytes`` and ``unit_bytes`` for each of its samples.
+    Disk is that of tables, figures and the executed notebook.
 
     Args:
         work: Notebook -> steps.
@@ -38,6 +41,7 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
     """
     known = {(row.kind, row.task, row.options): row for row in measured.itertuples()}
     start = known["start", "", "[]"]
+    process = start.unit_bytes and start.unit_bytes + FIGURES_MEMORY
     rows = []
     for name, steps in work.items():
         found = [(step, known[step.kind, step.task, json.dumps(step.options)]) for step in steps]
@@ -51,13 +55,14 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
             seconds += step.calls * row.call_s + step.times * step.units * row.unit_s
             disk += step.calls * row.call_disk + step.times * step.units * row.unit_disk
             if step.kind != "load":
-                block = max(block, min(BLOCKS[step.kind] or 1, step.units) * row.unit_bytes)
+                size = min(BLOCKS[step.kind] or 1, step.units)
+                block = max(block, row.call_bytes + size * row.unit_bytes)
         weights = max((row.unit_bytes for step, row in found if step.kind == "load"), default=0)
         rows.append(
             {
                 "notebook": name,
                 "minutes": seconds / 60,
-                "memory_gb": (start.unit_bytes + copies(steps) * weights + block) / 1e9,
+                "memory_gb": (process + copies(steps) * weights + block) / 1e9,
                 "disk_mb": disk / 1e6,
                 "note": "; ".join(notes),
             }

@@ -12,22 +12,21 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import psutil
 import torch
 
+from visdepth_utils.footprint import Peak, held_memory
 from visdepth_utils.probes import CALLS, NEW_TOKENS, Bench
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
 
-__all__ = ["COLUMNS", "SIZES", "Peak", "line_through", "pilot"]
+__all__ = ["COLUMNS", "SIZES", "line_through", "pilot"]
 
 Probe = tuple[str, str, tuple[tuple[str, Any], ...]]
 Clock = Callable[[], float]
@@ -57,6 +56,7 @@ COLUMNS = (
     "options",
     "call_s",
     "unit_s",
+    "call_bytes",
     "unit_bytes",
     "call_disk",
     "unit_disk",
@@ -67,6 +67,8 @@ STEPS = 2
 LONG_S = 10.0
 """A first measurement that takes longer is not followed by a larger one: the model is slow enough
 for its fixed costs to be small."""
+ROW_DISK = 60
+"""Bytes of a row of times in a table."""
 SHORT_S = 1.0
 """The first of a kind that takes less is repeated: much of it may be what happens only once."""
 START = """import psutil
@@ -96,45 +98,6 @@ def line_through(n: tuple[float, float], y: tuple[float, float]) -> tuple[float,
     return high - slope * many, slope
 
 
-class Peak:
-    """Growth of the device's memory while a block of code runs: ``with Peak(device) as peak``.
-
-    On a CPU a thread beside it reads the memory of the process every few milliseconds.
-
-    Attributes:
-        growth: Largest bytes above what was held at the start; valid behind the block.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Watch a device."""
-        self.device, self.growth = device, 0
-        self._stop = threading.Event()
-
-    def __enter__(self) -> Peak:
-        """Start to watch."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._before = torch.cuda.memory_allocated(self.device)
-        else:
-            self._process = psutil.Process()
-            self._before = self._process.memory_info().rss
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        """Keep the largest."""
-        if self.device.type == "cuda":
-            self.growth = torch.cuda.max_memory_allocated(self.device) - self._before
-        else:
-            self._stop.set()
-            self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            self.growth = max(self.growth, self._process.memory_info().rss - self._before)
-
-
 def pilot(
     vlm: VLM,
     probes: Iterable[Probe],
@@ -161,13 +124,15 @@ def pilot(
     Returns:
         One row per probe, and one each for ``start`` (a process with all that a notebook imports)
         and the loads: ``kind, task, options`` (JSON), ``call_s, unit_s`` (seconds of a block, and
-        of each sample in it), ``unit_bytes`` (growth of memory per sample of a block, of the device
-        the model runs on; of ``start`` the whole process, of loads the weights), ``call_disk,
-        unit_disk`` (bytes of tables) and ``note``: why it could not be measured.
+        of each sample in it), ``call_bytes, unit_bytes`` (memory of the device the model runs on:
+        what measurements before it have left, and its own growth per sample; of ``start`` the
+        whole process, of loads the weights), ``call_disk, unit_disk`` (bytes of tables) and
+        ``note``: why it could not be measured.
     """
     wanted = [probe for probe in dict.fromkeys(probes) if probe[0] != "load"]
     rows: list[dict[str, Any]] = [_start(vlm, clock), *_loads(vlm, load_s, clock)]
     warm: set[str] = set()
+    before = held_memory(vlm.device)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(vlm, n, seed, source, Path(folder))
         for done, (kind, task, options) in enumerate(wanted):
@@ -176,6 +141,8 @@ def pilot(
                 found = _measured(bench, kind, task, dict(options), kind in warm, clock)
             except (ValueError, MemoryError, RuntimeError) as error:
                 found = {"note": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+            if "left" in found:
+                found["call_bytes"] = max(found.pop("left") - before, 0)
             rows.append(row | found)
             warm.add(kind)
             if progress:
@@ -188,47 +155,51 @@ def pilot(
 def _measured(
     bench: Bench, kind: str, task: str, options: dict[str, Any], warm: bool, clock: Clock
 ) -> dict[str, Any]:
-    """Numbers of one row; the first of its kind runs once without being counted."""
+    """Numbers of one row, and ``left``, the memory held before its largest measurement."""
     if kind == "time_by_depth":
-        found = bench.clocked(task, **options)
-        once = found[~found["again"]]
-        decoding = NEW_TOKENS * once["decode_s"] if task == "own" else 0
-        return _row(0.0, (once["prefill_s"] + decoding).mean(), 0, 0, 60)
+        return _clocked(bench, task, **options)
     if kind == "distill":
-        stamps = [clock()]
-        with Peak(bench.vlm.device) as peak:
-            folder = bench.train(
-                task,
-                options["state"],
-                STEPS,
-                progress=lambda done, total, label: stamps.append(clock()),
-            )
-        kept = sum(file.stat().st_size for file in folder.iterdir())
-        return _row(0.0, stamps[-1] - stamps[-2], peak.growth, kept, 0)
+        return _trained(bench, task, clock, **options)
     drawn = kind == "training_samples"  # beside those of the run, and more than it has
-    sizes = list(SIZES[kind]) if drawn else sorted({min(size, bench.n) for size in SIZES[kind]})
-    found = []
-    while len(found) < len(sizes):
-        size = sizes[len(found)]
-        samples = bench.task(task, 2 if drawn else size)
-        if kind in ("text_geometry", "placed_geometry"):
-            bench.answers(task)
-        if kind == "adapted sweep":
-            bench.adapter(task)
+    sizes = SIZES[kind] if drawn else tuple(min(size, bench.n) for size in SIZES[kind])
+    points: list[tuple[int, float, int]] = []
+    while len(points) < len(set(sizes)):
+        size = sizes[len(points)]
+        samples = bench.prepared(kind, task, 2 if drawn else size)
         with Peak(bench.vlm.device) as peak:
             start = clock()
             table = CALLS[kind](bench, samples, {"n": size} if drawn else options)
             spent = clock() - start
-        if not warm and spent < SHORT_S:
+        if not warm and spent < SHORT_S:  # the first of its kind, and cheap: once more
             warm = True
             continue
-        found.append((size, spent, peak.growth, _parquet_bytes(table)))
+        points.append((size, spent, _parquet_bytes(table)))
         if spent > LONG_S:
             break
-    few, many = found[0], found[-1]
-    call_s, unit_s = line_through((few[0], many[0]), (few[1], many[1]))
-    call_disk, unit_disk = line_through((few[0], many[0]), (few[3], many[3]))
-    return _row(call_s, unit_s, many[2] / many[0], call_disk, unit_disk)
+    (few, low, small), (many, high, large) = points[0], points[-1]
+    seconds = line_through((few, many), (low, high))
+    disk = line_through((few, many), (small, large))
+    return _row(*seconds, peak.growth / many, *disk) | {"left": peak.before}
+
+
+def _clocked(bench: Bench, decoder: str, **options: Any) -> dict[str, Any]:
+    """A run of a decoder as notebook 08 times it: the mean of its ends, cost being linear."""
+    with Peak(bench.vlm.device) as peak:
+        found = bench.clocked(decoder, **options)
+    once = found[~found["again"]]
+    # Of the reference decoder, which has more tokens, only the prefill is counted.
+    decoding = NEW_TOKENS * once["decode_s"] if decoder == "own" else 0
+    spent = (once["prefill_s"] + decoding).mean()
+    return _row(0.0, spent, peak.growth, 0, ROW_DISK) | {"left": peak.before}
+
+
+def _trained(bench: Bench, task: str, clock: Clock, state: str) -> dict[str, Any]:
+    """A step of training, and what the adapter and its optimiser take on disk."""
+    stamps: list[float] = []
+    with Peak(bench.vlm.device) as peak:
+        folder = bench.train(task, state, STEPS, progress=lambda *_: stamps.append(clock()))
+    kept = sum(file.stat().st_size for file in folder.iterdir())
+    return _row(0.0, stamps[-1] - stamps[-2], peak.growth, kept, 0) | {"left": peak.before}
 
 
 def _start(vlm: VLM, clock: Clock) -> dict[str, Any]:
@@ -257,7 +228,7 @@ def _loads(vlm: VLM, load_s: float, clock: Clock) -> list[dict[str, Any]]:
 
 
 def _row(call_s: float, unit_s: float, memory: float, call_disk: float, unit_disk: float) -> dict:
-    numbers = (call_s, unit_s, memory, call_disk, unit_disk)
+    numbers = (call_s, unit_s, 0, memory, call_disk, unit_disk)
     return dict(zip(COLUMNS[3:-1], numbers, strict=True))
 
 

@@ -1,7 +1,6 @@
 """Before a long run: what each notebook will take, and a refusal in numbers where it does not fit.
 
-``dry_run`` measures a pilot and prints the table; ``refuse_early`` needs no pilot and no model:
-weights that cannot fit are told from the headers of their files.
+``dry_run`` measures a pilot and prints the table; ``needs_text`` is what notebook 00 shows.
 """
 
 from __future__ import annotations
@@ -9,9 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import math
-import shutil
-import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,22 +16,19 @@ from typing import Any
 
 import nbformat
 import pandas as pd
-import psutil
-import torch
-from huggingface_hub import try_to_load_from_cache
 
 from visdepth_utils import provenance
 from visdepth_utils.adapters import SHIPPED
 from visdepth_utils.checkpoints import REPO, locate, read_config
-from visdepth_utils.estimates import NOTEBOOK_DISK, check, copies, estimate
+from visdepth_utils.estimates import NOTEBOOK_DISK, check, estimate
+from visdepth_utils.footprint import PROCESS_MEMORY, at_least, free_disk, free_memory
+from visdepth_utils.notebook_steps import NOTEBOOKS, steps_of
 from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run
-from visdepth_utils.workload import NOTEBOOKS, Size, Step, steps_of
+from visdepth_utils.workload import Size, Step
 
-__all__ = ["default_samples", "dry_run", "expected", "needs_text", "refuse_early", "weights_bytes"]
+__all__ = ["NotMeasured", "default_samples", "dry_run", "expected", "needs_text"]
 
-PROCESS_MEMORY = 5e8
-"""Bytes of a process that has imported what a notebook imports: measured, minivlm on a CPU."""
 PILOT_SAMPLES = 16
 
 
@@ -69,11 +62,11 @@ def dry_run(
     table = expected(run, sources, n_samples, say=say)
     say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
     try:
-        check(table, free_memory(run.device), _free_disk(run.folder), run.device)
+        check(table, free_memory(run.device), free_disk(run.folder), run.device)
     except ValueError as error:
         say(f"does not fit: {error}")
         return 1
-    memory, disk = free_memory(run.device) / 1e9, _free_disk(run.folder) / 1e9
+    memory, disk = free_memory(run.device) / 1e9, free_disk(run.folder) / 1e9
     say(f"it fits: {memory:.1f} GB of memory and {disk:.1f} GB of disk are free")
     return 0
 
@@ -96,7 +89,7 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
     try:
         table = expected(run, sources, chosen, measure=False, say=lambda line: None)
     except NotMeasured:
-        weights, most = _at_least(run.settings["model"], run.settings["dtype"], run.device)
+        weights, most = at_least(run.settings["model"], run.settings["dtype"], run.device)
         size = "not known before they are fetched" if weights is None else f"{weights / 1e9:.2f} GB"
         lines = [f"weights in memory, once     {size}"]
         if weights is not None:
@@ -106,64 +99,6 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
         lines.append("minutes                     not measured yet: make reproduce DRY=1")
         return "\n".join(lines)
     return _text(table, f"{_where(run)}, from a measured pilot")
-
-
-def refuse_early(run: Run, sources: Sequence[Path]) -> None:
-    """Refuse a run that cannot fit, from the sizes of files alone, in milliseconds.
-
-    Args:
-        run: Its folder and settings.
-        sources: The notebooks.
-
-    Raises:
-        ValueError: With the numbers and the mend. Weights that were not fetched yet pass.
-    """
-    model, dtype = run.settings["model"], run.settings["dtype"]
-    weights, most = _at_least(model, dtype, run.device, [source.stem for source in sources])
-    accelerated = run.device != "cpu"
-    need = 0.0
-    if weights is not None:
-        need = most * weights + (0 if accelerated else PROCESS_MEMORY)
-    disk = len(sources) * NOTEBOOK_DISK
-    table = pd.DataFrame(
-        [{"notebook": f"{model} with its controls", "memory_gb": need / 1e9, "disk_mb": disk / 1e6}]
-    )
-    check(table, free_memory(run.device), _free_disk(run.folder), run.device)
-
-
-def weights_bytes(folder: Path, dtype: str, device: str) -> int:
-    """Memory that a checkpoint's weights take, from the headers of its safetensors files.
-
-    Args:
-        folder: Of the checkpoint.
-        dtype: As in the settings; ``auto`` is float32 on a CPU and that of the file elsewhere.
-        device: Where the model runs.
-
-    Returns:
-        Bytes.
-    """
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else ""
-    size = torch.finfo(getattr(torch, dtype)).bits // 8 if dtype else None
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                whole = not entry["dtype"].startswith(("F", "BF"))
-                stored = end - start
-                total += stored if whole or size is None else math.prod(entry["shape"]) * size
-    return total
-
-
-def free_memory(device: str) -> int:
-    """Bytes that are free on the device; for a CPU those of the machine."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    return psutil.virtual_memory().available
 
 
 def default_samples(source: Path) -> int | None:
@@ -262,26 +197,6 @@ def _adapters(run: Run) -> frozenset[str]:
     for file in (run.folder / "adapters").glob("*/adapter_model.safetensors"):
         found.add(file.parent.name.rpartition("-")[0])
     return frozenset(found)
-
-
-def _at_least(
-    model: str, dtype: str, device: str, names: Iterable[str] = tuple(NOTEBOOKS)
-) -> tuple[int | None, int]:
-    """Bytes of the weights, None if they were not fetched, and the copies held at once."""
-    most = max((copies(steps_of(name, Size(1))) for name in names), default=1)
-    where = Path(locate(model))
-    if not where.is_dir():
-        config = try_to_load_from_cache(str(where), "config.json")
-        where = Path(config).parent if isinstance(config, str) else where
-    known = where.is_dir() and any(where.glob("*.safetensors"))
-    return (weights_bytes(where, dtype, device) if known else None), max(most, 1)
-
-
-def _free_disk(folder: Path) -> int:
-    """Bytes free where a folder is, or will be made."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _where(run: Run) -> str:

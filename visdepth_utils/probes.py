@@ -74,6 +74,15 @@ class Bench:
         whole = self._tasks[name]
         return replace(whole, samples=whole.samples[:n])
 
+    def prepared(self, kind: str, name: str, n: int) -> Task:
+        """The samples, with all at hand that a measurement needs besides and does not make."""
+        task = self.task(name, n)
+        if kind in ("text_geometry", "placed_geometry"):
+            self.answers(name)
+        if kind == "adapted sweep":
+            self.adapter(name)
+        return task
+
     def answers(self, name: str) -> pd.DataFrame:
         """The model's own outputs, to be read again."""
         if name not in self._answers:

@@ -11,7 +11,7 @@ from typing import Any
 
 import nbformat
 
-from visdepth_utils import engine, headless, preflight, provenance, report, stepcache
+from visdepth_utils import engine, footprint, headless, preflight, provenance, report, stepcache
 from visdepth_utils.checkpoints import REPO, model_name
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
 from visdepth_utils.files import alone, write_text
@@ -90,7 +90,7 @@ def reproduce(
         with alone(folder):
             say = partial(_say, stream)
             return preflight.dry_run(run, sources, settings["n_samples"], finished, say)
-    preflight.refuse_early(run, sources)
+    footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream)
 

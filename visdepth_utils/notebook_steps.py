@@ -17,29 +17,6 @@ from visdepth_utils.workload import PILOT_COUNT, Size, Step
 
 __all__ = ["NOTEBOOKS", "steps_of"]
 
-REFERENCE_COUNTS", "Size", "Step", "steps_of"]
-
-BLOCKS: dict[str, int | None] = {
-    "evaluate": 32,
-    "layer_geometry": 8,
-    "own_answers": 16,
-    "text_geometry": 8,
-    "placed_geometry": 8,
-    "substitution_grid": 16,
-    "truncation_sweep": 16,
-    "physical sweep": 1,
-    "token_kl": 16,
-    "reasoning_sweep": 16,
-    "recovery_sweep": 256,
-    "adapted sweep": 256,
-    "training_samples": None,
-    "targets": 64,
-    "distill": None,
-    "decode": 32,
-    "time_by_depth": None,
-}
-"""Kind of measurement -> samples that it takes at once; None where its size is no sample count."""
-
 REFERENCE_COUNTS = (64, 256, 576, 1024, 3000)
 REFERENCE_DEPTHS, REFERENCE_REPEATS, REFERENCE_LAYERS = (0, 2, 4), 3, 6
 """Of the reference decoder that notebook 08 times."""

@@ -7,6 +7,28 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["BLOCKS", "PILOT_COUNT", "Size", "Step"]
+
+BLOCKS: dict[str, int | None] = {
+    "evaluate": 32,
+    "layer_geometry": 8,
+    "own_answers": 16,
+    "text_geometry": 8,
+    "placed_geometry": 8,
+    "substitution_grid": 16,
+    "truncation_sweep": 16,
+    "physical sweep": 1,
+    "token_kl": 16,
+    "reasoning_sweep": 16,
+    "recovery_sweep": 256,
+    "adapted sweep": 256,
+    "training_samples": None,
+    "targets": 64,
+    "distill": None,
+    "decode": 32,
+    "time_by_depth": None,
+}
+"""Kind of measurement -> samples that it takes at once; None where its size is no sample count."""
+PILOT_COUNT = 1024
 """Image tokens at which the pilot times the reference decoder of notebook 08."""
 
 

@@ -117,6 +117,7 @@ def expected(
     n_samples: int | None,
     *,
     measure: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """What each notebook will take, from the pilot of this run.
@@ -128,6 +129,7 @@ def expected(
         sources: The notebooks.
         n_samples: What the user chose; None for each notebook's own.
         measure: Whether it may be measured now.
+        clock: Seconds, for the pilot.
         say: Called with one line: measured, or from cache.
 
     Returns:
@@ -146,11 +148,11 @@ def expected(
         from visdepth_utils import load_vlm
         from visdepth_utils.pilot import pilot
 
-        start = time.perf_counter()
+        start = clock()
         vlm = load_vlm(settings["model"], device=settings["device"], dtype=settings["dtype"])
-        spent = time.perf_counter() - start
+        spent = clock() - start
         options = {"seed": settings["seed"], "source": settings["source"], "load_s": spent}
-        return pilot(vlm, probes, n=n, progress=progress_line(), **options)
+        return pilot(vlm, probes, n=n, clock=clock, progress=progress_line(), **options)
 
     own = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("pilot", "probes")]
     key = {

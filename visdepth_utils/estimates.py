@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.progress import duration
 from visdepth_utils.workload import BLOCKS, Step
 
 __all__ = ["NOTEBOOK_DISK", "OVERHEAD", "check", "copies", "estimate"]
@@ -19,6 +21,8 @@ NOTEBOOK_DISK = 1e6
 """Bytes of an executed notebook with its page and figures."""
 FIGURES_MEMORY = 6e7
 """Bytes that a notebook's process takes for tables, statistics and figures: 09 on minivlm/small."""
+NO_MEMORY = ("MemoryError", "OutOfMemoryError", "does not fit into memory")
+"""Signs in a note that the pilot itself ran out of memory."""
 COPIES = {"trained": 1, "random": 1, "decoder": 2}
 """Copies of the weights that a load holds at its peak; a decoder is drawn beside the model read."""
 
@@ -37,7 +41,7 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
 
     Returns:
         One row per notebook: ``notebook, minutes, memory_gb, disk_mb, note`` (what could not be
-        measured, and is not counted).
+        measured and is not counted; what of the time is training).
     """
     known = {(row.kind, row.task, row.options): row for row in measured.itertuples()}
     start = known["start", "", "[]"]
@@ -57,6 +61,7 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
             if step.kind != "load":
                 size = min(BLOCKS[step.kind] or 1, step.units)
                 block = max(block, row.call_bytes + size * row.unit_bytes)
+        notes += _training(found)
         weights = max((row.unit_bytes for step, row in found if step.kind == "load"), default=0)
         rows.append(
             {
@@ -68,6 +73,16 @@ def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.D
             }
         )
     return pd.DataFrame(rows)
+
+
+def _training(found: list[tuple[Step, Any]]) -> list[str]:
+    """What of a notebook's time is training, in words; empty where nothing is trained."""
+    steps = [(step, row) for step, row in found if step.kind in ("distill", "targets")]
+    number = sum(step.times for step, _ in steps if step.kind == "distill")
+    spent = sum(
+        step.calls * row.call_s + step.times * step.units * row.unit_s for step, row in steps
+    )
+    return [f"of it {duration(spent)} to train {number} adapters"] if number else []
 
 
 def copies(steps: Sequence[Step]) -> int:
@@ -88,6 +103,9 @@ def check(table: pd.DataFrame, memory: float, disk: float, device: str = "cpu") 
     Raises:
         ValueError: With the numbers and the mend.
     """
+    for row in table.itertuples():
+        if any(sign in getattr(row, "note", "") for sign in NO_MEMORY):
+            raise ValueError(f"{row.notebook}: {row.note}")
     worst = table.loc[table["memory_gb"].idxmax()]
     if worst["memory_gb"] * 1e9 > memory:
         raise ValueError(

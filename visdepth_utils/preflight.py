@@ -21,8 +21,14 @@ from visdepth_utils import provenance
 from visdepth_utils.adapters import SHIPPED
 from visdepth_utils.checkpoints import REPO, locate, read_config
 from visdepth_utils.estimates import NOTEBOOK_DISK, check, estimate
-from visdepth_utils.footprint import PROCESS_MEMORY, at_least, free_disk, free_memory
-from visdepth_utils.notebook_steps import NOTEBOOKS, steps_of
+from visdepth_utils.footprint import (
+    PROCESS_MEMORY,
+    at_least,
+    free_disk,
+    free_memory,
+    refuse_early,
+)
+from visdepth_utils.notebook_steps import steps_of
 from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run
 from visdepth_utils.workload import Size, Step
@@ -59,9 +65,10 @@ def dry_run(
     if not sources:
         say("all notebooks are finished: nothing will be run")
         return 0
-    table = expected(run, sources, n_samples, say=say)
-    say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
     try:
+        refuse_early(run, sources)
+        table = expected(run, sources, n_samples, say=say)
+        say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
         check(table, free_memory(run.device), free_disk(run.folder), run.device)
     except ValueError as error:
         say(f"does not fit: {error}")
@@ -177,13 +184,12 @@ def _work(run: Run, sources: Sequence[Path], n_samples: int | None) -> dict[str,
     settings = run.settings
     config = read_config(settings["model"], locate(settings["model"])).get_text_config()
     have = _adapters(run)
-    out = {}
-    for source in sources:
-        if source.stem in NOTEBOOKS:
-            n = n_samples or default_samples(source) or 1
-            full = settings["profile"] == "full"
-            out[source.stem] = steps_of(source.stem, Size(n, full, config.num_hidden_layers, have))
-    return out
+    full, layers = settings["profile"] == "full", config.num_hidden_layers
+    sizes = {source: n_samples or default_samples(source) or 1 for source in sources}
+    return {
+        source.stem: steps_of(source.stem, Size(n, full, layers, have))
+        for source, n in sizes.items()
+    }
 
 
 def _adapters(run: Run) -> frozenset[str]:

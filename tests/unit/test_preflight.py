@@ -122,6 +122,7 @@ def test_an_estimate_is_the_sum_by_hand() -> None:
     # The process, the model and a decoder drawn beside one that is read, and a block of 32.
     held = 4e8 + estimates.FIGURES_MEMORY + 3e9 + 7e6 + 32 * 1e6
     assert table.loc["01_a", "memory_gb"] == pytest.approx(held / 1e9)
+    assert table.loc["01_a", "note"] == "of it 15 min 00 s to train 3 adapters"
     disk = NOTEBOOK_DISK + (6 * 100 + 140 * 10) + 3 * 1e6
     assert table.loc["01_a", "disk_mb"] == pytest.approx(disk / 1e6)
     assert table.loc["02_b", "minutes"] == pytest.approx(OVERHEAD * 4 / 60)
@@ -205,6 +206,13 @@ def test_what_fits_passes_and_what_does_not_is_refused_with_numbers_and_a_mend()
     assert "DTYPE=bfloat16" in str(e.value)
     with pytest.raises(ValueError, match=r"writes 100 MB, 99 MB are free.*N=.*OUT="):
         check(needs(1.0, 50), 8e9, 99e6)
+
+
+def test_a_pilot_that_ran_out_of_memory_is_a_refusal_too() -> None:
+    check(needs(1.0, 50).assign(note="ValueError: no masks"), 2e9, 1e9)
+    with pytest.raises(ValueError, match="01_a: RuntimeError: sample 'x' does not fit into memory"):
+        note = ["RuntimeError: sample 'x' does not fit into memory with a single row", ""]
+        check(needs(1.0, 50).assign(note=note), 2e9, 1e9)
 
 
 def test_weights_are_counted_from_the_headers_of_their_files(llava: VLM, llava_path: Path) -> None:
@@ -387,6 +395,12 @@ def test_training_is_counted_only_where_no_adapter_is_at_hand(tmp_path) -> None:
 # --- the pilot ---
 
 
+@pytest.fixture(autouse=True)
+def no_imports(monkeypatch) -> None:
+    """The process that a pilot starts imports nothing, and so takes no seconds."""
+    monkeypatch.setattr(pilot, "START", "print(5)")
+
+
 def test_the_pilot_finds_the_costs_of_a_clock_that_is_ours(llava: VLM, monkeypatch) -> None:
     now, calls = [0.0], []
 
@@ -434,21 +448,22 @@ def test_a_slow_model_is_measured_once_and_never_on_more_samples_than_the_run_ha
     assert calls == [1]
 
 
-def test_every_kind_runs_on_a_tiny_model(llava64: VLM) -> None:
+def test_every_kind_runs_on_a_tiny_model(llava64: VLM, monkeypatch) -> None:
     """As the notebooks call it: a changed signature is seen here and not in a dry run."""
-    cheap = [step for name in NOTEBOOKS for step in steps_of(name, Size(24, n_layers=4))]
-    chosen = {}
-    for step in cheap:  # one probe of each kind, on the shortest answers
-        if step.kind not in chosen or step.task in ("vqa", "chart", "reason:direct"):
-            chosen.setdefault((step.kind, step.options), step.probe)
-    wanted = [probe for (kind, _), probe in chosen.items() if kind in SMALL]
-    table = pilot.pilot(llava64, wanted, n=24)
+    monkeypatch.setattr(pilot, "SIZES", {**dict.fromkeys(pilot.SIZES, (2, 2)), "targets": (1, 2)})
+    monkeypatch.setattr(pilot, "SHORT_S", 0.0)
+    # The clocks of notebook 08 run a decoder of a real size; they have tests of their own.
+    kinds, chosen = {*BLOCKS} - {"time_by_depth"}, {}
+    for name in NOTEBOOKS:
+        for step in steps_of(name, Size(24, n_layers=4)):
+            kind = step.kind, step.options
+            if step.kind in kinds and (kind not in chosen or step.task in ("vqa", "chart")):
+                chosen[kind] = step.probe
+    table = pilot.pilot(llava64, chosen.values(), n=24)
     assert table["note"].tolist() == [""] * len(table)
-    assert set(table["kind"]) == {"start", "load", *SMALL}
-    assert (table["call_s"] + table["unit_s"] > 0)[table["kind"] != "load"].all()
-
-
-SMALL = {*BLOCKS} - {"time_by_depth"}
+    assert set(table["kind"]) == {"start", "load", *kinds}
+    measured = table[table["kind"] != "load"]
+    assert (measured["call_s"] + measured["unit_s"] > 0).all()
 
 
 # --- the command ---
@@ -493,7 +508,7 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
     # Notebook 00 shows the same, though its run has 24 samples where the command has none.
     shown = preflight.needs_text(run_of(llava_path, tmp_path / "run", n_samples=24))
     assert chains in shown
-    monkeypatch.setattr(preflight, "free_memory", lambda device: 2e6)
+    monkeypatch.setattr(preflight, "free_memory", lambda device: 2e6)  # not that of refuse_early
     status, text = dry(llava_path, tmp_path / "run")
     assert status == 1
     assert "does not fit: " in text.splitlines()[-1]

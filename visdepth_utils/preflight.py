@@ -98,13 +98,14 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
     except NotMeasured:
         weights, most = at_least(run.settings["model"], run.settings["dtype"], run.device)
         size = "not known before they are fetched" if weights is None else f"{weights / 1e9:.2f} GB"
-        lines = [f"weights in memory, once     {size}"]
+        facts = {"weights": size}
         if weights is not None:
             held = most * weights + (0 if run.device.startswith("cuda") else PROCESS_MEMORY)
-            lines.append(f"memory, with {most - 1} for controls  {held / 1e9:.2f} GB at least")
-        lines.append(f"disk, without tables        {len(sources) * NOTEBOOK_DISK / 1e6:.0f} MB")
-        lines.append("minutes                     not measured yet: make reproduce DRY=1")
-        return "\n".join(lines)
+            copies = f"{most} copies of the weights, with those of the controls"
+            facts["memory, at least"] = f"{held / 1e9:.2f} GB: {copies}"
+        facts["disk, without tables"] = f"{len(sources) * NOTEBOOK_DISK / 1e6:.0f} MB"
+        facts["minutes"] = "not measured yet: make reproduce DRY=1"
+        return "\n".join(f"{name:<22}{value}" for name, value in facts.items())
     return _text(table, f"{_where(run)}, from a measured pilot")
 
 

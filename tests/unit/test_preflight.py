@@ -517,8 +517,10 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
 
 def test_without_a_pilot_notebook_00_says_what_is_needed_at_least(tmp_path: Path) -> None:
     text = preflight.needs_text(run_of("data/minivlm/base", tmp_path))
-    assert "weights in memory, once     0.03 GB" in text
-    assert "0.58 GB at least" in text
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    assert lines[0] == ["weights", "0.03 GB"]
+    assert "0.58 GB: 3 copies" in text  # 0.5 GB and three times 27.5 MB
+    assert "10 MB" in text
     assert "make reproduce DRY=1" in text
     assert list(tmp_path.iterdir()) == []
 

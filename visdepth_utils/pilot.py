@@ -46,7 +46,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "adapted sweep": (2, 6),
     "training_samples": (8, 64),
     "targets": (4, 16),
-    "decode": (1, 6),
+    "decode": (1, 4),
 }
 """Kind -> numbers of samples at which it is measured."""
 

@@ -179,7 +179,7 @@ def _name(task: Task) -> str:
 
 
 CALLS: dict[str, Call] = {
-    "evaluate": lambda b, t, o: evaluate(b.vlm, t, "full" if o["picture"] else "blind"),
+    "evaluate": lambda b, t, o: evaluate(b.vlm, t),
     "layer_geometry": _geometry,
     "own_answers": _own,
     "text_geometry": _text,

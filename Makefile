@@ -17,7 +17,7 @@ option = $(if $(value $(word 1,$(1))),$(word 2,$(1)) '$(call quoted,$(word 1,$(1
 quoted = $(subst ','\'',$(value $(1)))
 
 # Else make would expand them for the environment of each command, $(shell ...) included.
-unexport MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY RUN
+unexport MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY RUN DRY
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -33,8 +33,8 @@ CLEAN_RESULTS := $(CURDIR)/build/results
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
-reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= JOBS= ENGINE= choose
-	@$(PY) -m visdepth_utils reproduce $(options)
+reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= JOBS= ENGINE= choose; DRY=1 tells what it will take
+	@$(PY) -m visdepth_utils reproduce $(options) $(if $(value DRY),--dry)
 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
 	@$(PY) -m visdepth_utils report '$(if $(value RUN),$(call quoted,RUN),base-quick)'

@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments, None for the command line's.
 
     Returns:
-        Exit status: 0 well, 1 a notebook broke, 2 wrong input, 130 interrupted. DEBUG=1 in the
-        environment shows tracebacks instead of single lines.
+        Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130
+        interrupted. DEBUG=1 in the environment shows tracebacks instead of single lines.
     """
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
@@ -57,7 +57,8 @@ def _dispatch(argv: list[str]) -> int:
         given: dict[str, Any] = {
             name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
         }
-        return reproduce(given, options.out, options.notebooks, jobs=options.jobs)
+        chosen = {"jobs": options.jobs, "dry": options.dry}
+        return reproduce(given, options.out, options.notebooks, **chosen)
     if options.command == "cache":
         from visdepth_utils.pruning import show_cache
 
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
     )
     run.add_argument("--jobs", type=int, help="notebooks at a time (default: by model and cores)")
+    run.add_argument("--dry", action="store_true", help="measure a pilot, say what it takes")
     run.add_argument("--engine", help="local (default) or ray")
     run.add_argument("--ray", metavar="JSON", help='e.g. \'{"num_actors": 2, "num_gpus": 1}\'')
     kept = commands.add_parser("cache", help="what the step cache holds, and what is outdated")

@@ -11,7 +11,16 @@ from typing import Any
 
 import nbformat
 
-from visdepth_utils import engine, headless, provenance, report, schedule, stepcache
+from visdepth_utils import (
+    engine,
+    footprint,
+    headless,
+    preflight,
+    provenance,
+    report,
+    schedule,
+    stepcache,
+)
 from visdepth_utils.checkpoints import REPO, model_name
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
 from visdepth_utils.files import alone, write_text
@@ -49,6 +58,7 @@ def reproduce(
     notebooks: Path = REPO / "notebooks",
     stream: Any = None,
     jobs: int | None = None,
+    dry: bool = False,
 ) -> int:
     """Execute the notebooks into a results folder, then print the verdicts and write the report.
 
@@ -64,13 +74,14 @@ def reproduce(
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
         jobs: Notebooks at the same time; None: see ``schedule.chosen_jobs``.
+        dry: Run nothing: measure a pilot and print what the run would take.
 
     Returns:
-        0, or 1 if a notebook broke. A claim that is not supported breaks nothing, nor do data that
-        lack a task: what needs it is "not testable".
+        0, or 1 if a notebook broke, or if a dry run finds that it does not fit. A claim that is not
+        supported breaks nothing, nor do data that lack a task: what needs it is "not testable".
 
     Raises:
-        ValueError: For a bad setting, before anything runs.
+        ValueError: For a bad setting, or memory or disk that cannot suffice, before anything runs.
         FileNotFoundError: For a missing model or no notebooks.
     """
     stream = stream or sys.stdout
@@ -90,6 +101,12 @@ def reproduce(
     jobs = schedule.chosen_jobs(jobs, settings["model"], resolved_device(settings["device"]))
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
+    if dry:
+        finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
+        with alone(folder):
+            say = partial(_say, stream)
+            return preflight.dry_run(run, sources, settings["n_samples"], finished, say)
+    footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream, jobs)
 

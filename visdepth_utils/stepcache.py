@@ -33,11 +33,15 @@ NOT_MEASURING = frozenset(
         "controls",
         "engine",
         "entries",
+        "estimates",
         "explorer",
         "files",
+        "footprint",
         "headless",
         "multiplicity",
         "notebook_pages",
+        "notebook_steps",
+        "pilot",
         "plots",
         "plots_costs",
         "plots_grid",
@@ -46,6 +50,8 @@ NOT_MEASURING = frozenset(
         "plots_sweeps",
         "plots_verdicts",
         "portable",
+        "preflight",
+        "probes",
         "progress",
         "provenance",
         "pruning",
@@ -65,6 +71,7 @@ NOT_MEASURING = frozenset(
         "untrained",
         "verdict_table",
         "verdicts",
+        "workload",
     }
 )
 _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")

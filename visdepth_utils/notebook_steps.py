@@ -108,8 +108,8 @@ def _c4(size: Size) -> list[Step]:
     out = [_load(), *_conditions("c4_conditions", tasks, size.n)]
     for name in tasks:
         others = 2 if size.full or name == "vqa" else 0  # modes of truncation
-        out.append(Step(f"c4_truncation_{name}", "truncation_sweep", name, size.n, 1 + others))
-        out.append(Step(f"c4_tokens_{name}", "token_kl", name, size.n))
+        out.append(Step(f"truncation_sweep_{name}", "truncation_sweep", name, size.n, 1 + others))
+        out.append(Step(f"token_kl_{name}", "token_kl", name, size.n))
     return [*out, Step("", "physical sweep", "vqa", min(size.n, PHYSICAL_SAMPLES))]
 
 
@@ -169,7 +169,7 @@ def _c8(size: Size) -> list[Step]:
     every = claim["min_repetitions"] * (size.n_layers + 2)
     return [
         _load(),
-        *(Step(f"c8_truncation_{t}", "truncation_sweep", t, n) for t, n in sizes.items()),
+        *(Step(f"truncation_sweep_{t}", "truncation_sweep", t, n) for t, n in sizes.items()),
         *_conditions("c8_conditions", claim["tasks"], size.n),
         *(
             Step("c8_times_own", "time_by_depth", "own", every, 1, (("count", count),))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import time
@@ -14,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 
 from visdepth_utils import provenance
@@ -28,12 +26,13 @@ from visdepth_utils.footprint import (
     free_memory,
     refuse_early,
 )
+from visdepth_utils.headless import default_parameters
 from visdepth_utils.notebook_steps import steps_of
 from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run
 from visdepth_utils.workload import Size, Step
 
-__all__ = ["NotMeasured", "default_samples", "dry_run", "expected", "needs_text"]
+__all__ = ["NotMeasured", "dry_run", "expected", "needs_text"]
 
 PILOT_SAMPLES = 16
 
@@ -91,7 +90,7 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
     """
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     chosen = run.settings["n_samples"]
-    if sources and chosen == default_samples(sources[0]):
+    if sources and chosen == default_parameters(sources[0]).get("n_samples"):
         chosen = None
     try:
         table = expected(run, sources, chosen, measure=False, say=lambda line: None)
@@ -107,16 +106,6 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
         facts["minutes"] = "not measured yet: make reproduce DRY=1"
         return "\n".join(f"{name:<22}{value}" for name, value in facts.items())
     return _text(table, f"{_where(run)}, from a measured pilot")
-
-
-def default_samples(source: Path) -> int | None:
-    """``n_samples`` of a notebook's ``parameters`` cell; None where it has none."""
-    for cell in nbformat.read(source, as_version=4).cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            for node in ast.walk(ast.parse(cell.source)):
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "n_samples":
-                    return ast.literal_eval(node.value)
-    return None
 
 
 def expected(
@@ -186,11 +175,16 @@ def _work(run: Run, sources: Sequence[Path], n_samples: int | None) -> dict[str,
     config = read_config(settings["model"], locate(settings["model"])).get_text_config()
     have = _adapters(run)
     full, layers = settings["profile"] == "full", config.num_hidden_layers
-    sizes = {source: n_samples or default_samples(source) or 1 for source in sources}
-    return {
-        source.stem: steps_of(source.stem, Size(n, full, layers, have))
-        for source, n in sizes.items()
-    }
+    work: dict[str, list[Step]] = {}
+    kept: dict[str, float] = {}  # samples whose tables an earlier notebook of the run leaves
+    for source in sources:
+        n = n_samples or default_parameters(source).get("n_samples") or 1
+        steps = steps_of(source.stem, Size(n, full, layers, have))
+        work[source.stem] = [
+            replace(step, units=max(0, step.units - kept.get(step.table, 0))) for step in steps
+        ]
+        kept |= {step.table: step.units for step in steps if step.table}
+    return work
 
 
 def _adapters(run: Run) -> frozenset[str]:
@@ -222,7 +216,10 @@ def _text(table: pd.DataFrame, title: str) -> str:
         "disk_mb": table["disk_mb"].sum(),
         "note": "",
     }
-    lines = [f"expected: {title}", f"{'':<34}{'time':>12}{'memory':>10}{'disk':>10}"]
+    lines = [
+        f"expected, one after the other: {title}",
+        f"{'':<34}{'time':>12}{'memory':>10}{'disk':>10}",
+    ]
     for row in [*table.to_dict("records"), total]:
         spent = duration(60 * row["minutes"])
         numbers = f"{spent:>12}{row['memory_gb']:>7.2f} GB{row['disk_mb']:>7.1f} MB"

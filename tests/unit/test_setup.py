@@ -37,6 +37,7 @@ TARGETS = [
     "reproduce",
     "report",
     "test",
+    "test-e2e",
     "test-faults",
     "cache",
     "lab",

@@ -149,7 +149,9 @@ def pilot(
                 progress(done + 1, len(wanted), f"pilot, {kind} {task}".rstrip())
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     numbers = list(COLUMNS[3:-1])
-    return table.assign(note=table["note"].astype(object).fillna(""), **table[numbers].astype(float))
+    return table.assign(
+        note=table["note"].astype(object).fillna(""), **table[numbers].astype(float)
+    )
 
 
 def _measured(

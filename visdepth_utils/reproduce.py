@@ -219,7 +219,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) ->
             source.stem, outcome.lacks_data, model_name(run.settings["model"])
         ):
             run.record(verdict)
-    used = {name: (defaults | parameters)[name] for name in run.settings}
+    used = {name: (run.settings | defaults | parameters)[name] for name in run.settings}
     minutes = round(outcome.seconds / 60, 2)
     annotate(run.folder, notebooks={source.stem: {"minutes": minutes, "settings": used}})
     executed = nbformat.read(target, as_version=4)

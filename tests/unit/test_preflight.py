@@ -388,10 +388,10 @@ def test_training_is_counted_only_where_no_adapter_is_at_hand(tmp_path) -> None:
     run = run_of("data/minivlm/base", tmp_path)
     assert preflight._adapters(run) == shipped
     assert preflight._adapters(run_of("data/minivlm/base", tmp_path, seed=1)) == frozenset()
-    done = tmp_path / "adapters" / "vqa-d4-shuffled-0123abcd" / "adapter_model.safetensors"
+    done = tmp_path / "adapters" / "mcq-d4-shuffled-0123abcd" / "adapter_model.safetensors"
     done.parent.mkdir(parents=True)
     done.touch()
-    assert preflight._adapters(run) == shipped | {"vqa-d4-shuffled"}
+    assert preflight._adapters(run) == shipped | {"mcq-d4-shuffled"}
 
 
 # --- the pilot ---

@@ -55,7 +55,7 @@ def write(file: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
 
 def call(model: Path, notebooks: Path, out: Path, **chosen: object) -> tuple[int, str]:
     stream = io.StringIO()
-    status = reproduce({"model": str(model), **chosen}, out, notebooks, stream)
+    status = reproduce({"model": str(model), **chosen}, out, notebooks, stream, jobs=1)
     return status, stream.getvalue()
 
 

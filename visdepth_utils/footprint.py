@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import threading
@@ -123,7 +124,7 @@ def free_memory(device: str) -> int:
 
 def free_disk(folder: Path) -> int:
     """Bytes that are free where a folder is, or will be made."""
-    while not folder.exists():
+    while not os.path.exists(folder):  # a name too long or unlawful is said where it is written
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

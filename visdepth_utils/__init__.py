@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from visdepth_utils.tasks import load_task
     from visdepth_utils.vlm import load_vlm
 
-# Threads that wait for work spin for a millisecond by default. Where anything else runs on the
-# machine they spin away the time of whoever has the work: a sweep then took ten times as long.
-# Read by torch's OpenMP when it is loaded; what the user set stays.
+# Threads that wait for work spin for long by default. Where anything else runs on the machine they
+# spin away the time of whoever has the work: beside one busy process on two cores a sweep took 53 s
+# so, and 7 s with this. Read by torch's OpenMP when it is loaded; what the user set stays.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from visdepth_utils.claims import load_claims
-from visdepth_utils.runs import read_claims, read_provenance
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.verdict_table import effect_text, number_text, verdict_rows
 
 __all__ = ["claim_sections", "flat_rows", "shown_table"]

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.entries import is_number
-from visdepth_utils.runs import read_claims, read_provenance
+from visdepth_utils.entries import is_number, read_claims, read_provenance
 from visdepth_utils.verdict_table import effect_text
 
 __all__ = ["comparison_rows", "comparison_text", "judge", "settings_that_differ"]

@@ -1,21 +1,64 @@
-"""What claims.json and provenance.json must look like to be read: checked once, here.
+"""claims.json and provenance.json of a run, read: what they must look like is checked here.
 
 Both are plain files in a folder that people copy, merge and edit. Whoever shows or compares runs
 may rely on names being text and numbers being numbers, whatever happened to the file.
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from visdepth_utils.verdicts import VERDICTS
 
-__all__ = ["checked_claims", "checked_provenance", "is_number"]
+__all__ = ["checked_claims", "checked_provenance", "is_number", "read_claims", "read_provenance"]
 
 _TEXTS = ("statement", "reason", "notebook", "effect_label", "control_label")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
 _TABLES = ("details", "controls")
 _LARGE = 1e300  # JSON holds whole numbers that are too large for a float
 _PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks")
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """The verdicts recorded in a run.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of claims.json, empty without the file.
+
+    Raises:
+        ValueError: If the file is not what ``Run.record`` writes.
+    """
+    file = folder / "claims.json"
+    if not file.exists():
+        return []
+    try:
+        return checked_claims(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What is known about where a run's numbers come from.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of provenance.json, empty if there is none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / "provenance.json"
+    if not file.exists():
+        return {}
+    try:
+        return checked_provenance(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
 
 
 def checked_claims(text: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import nbformat
 import papermill
@@ -19,8 +19,8 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from visdepth_utils.files import write_text
-from visdepth_utils.schedule import Tagged
 from visdepth_utils.settings import assigned
+from visdepth_utils.streams import Shown
 
 KERNEL = "python3"
 # The kernel talks to this process on this machine only; its advice on encryption is noise here.
@@ -49,49 +49,6 @@ class Outcome:
         """What the data lacks, if the notebook ended because of it (``tasks.MissingTask``)."""
         name, _, message = (self.error or "").partition(": ")
         return message if name == "MissingTask" else ""
-
-
-class Indented:
-    """A stream for a notebook's output: indented, lines rewritten in place only in a terminal."""
-
-    def __init__(self, stream: TextIO, indent: str = "    ") -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: Where the output goes.
-            indent: In front of each line.
-        """
-        self.stream, self.indent, self.fresh = stream, indent, True
-
-    def write(self, text: str) -> None:
-        """Pass text on.
-
-        Args:
-            text: Any piece of output, not necessarily whole lines.
-        """
-        in_place = self.stream.isatty()
-        for piece in re.split(r"(\r?\n|\r)", text):
-            if piece == "\r":
-                if in_place:
-                    self.stream.write("\r\x1b[K")
-                elif not self.fresh:  # a log keeps each state of the line
-                    self.stream.write("\n")
-                self.fresh = True
-            elif piece in ("\n", "\r\n"):
-                self.stream.write("\n")
-                self.fresh = True
-            elif piece:
-                self.stream.write((self.indent if self.fresh else "") + piece)
-                self.fresh = False
-
-    def flush(self) -> None:
-        """Flush the wrapped stream."""
-        self.stream.flush()
-
-    def end(self) -> None:
-        """Finish a line that was left open."""
-        if not self.fresh:
-            self.write("\n")
 
 
 def use_own_kernel() -> None:
@@ -186,7 +143,7 @@ def tags(source: Path) -> set[str]:
 
 
 def execute(
-    source: Path, target: Path, parameters: dict[str, Any], cwd: Path, stream: TextIO
+    source: Path, target: Path, parameters: dict[str, Any], cwd: Path, shown: Shown
 ) -> Outcome:
     """Run a notebook with parameters and keep the executed copy, also of one that broke.
 
@@ -195,12 +152,11 @@ def execute(
         target: The executed copy, saved after each cell.
         parameters: Literals, injected after the ``parameters`` cell.
         cwd: Working directory of the kernel.
-        stream: Where its output is shown while it runs: indented, unless it is ``Tagged``.
+        shown: Where its output goes while it runs.
 
     Returns:
         Time and error: what the notebook raises is returned here; KeyboardInterrupt is raised.
     """
-    shown = stream if isinstance(stream, Tagged) else Indented(stream)
     target.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     error, details = None, ""

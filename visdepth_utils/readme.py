@@ -8,8 +8,8 @@ from PIL import Image
 
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.claims import load_claims
+from visdepth_utils.entries import read_claims
 from visdepth_utils.files import atomic, write_text
-from visdepth_utils.runs import read_claims
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from visdepth_utils.checkpoints import REPO
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.files import atomic
-from visdepth_utils.runs import read_claims, read_provenance
 
 __all__ = ["RECORDED", "all_verdicts", "record", "side_by_side"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import jinja2
 
 from visdepth_utils.claim_sections import claim_sections, flat_rows
+from visdepth_utils.entries import read_provenance
 from visdepth_utils.explorer import read_outputs
 from visdepth_utils.files import write_text
 from visdepth_utils.notebook_pages import notebook_page
-from visdepth_utils.runs import read_provenance
 from visdepth_utils.verdict_table import verdict_rows
 
 __all__ = ["notebooks_of", "write_report"]

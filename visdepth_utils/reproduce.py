@@ -28,6 +28,7 @@ from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.runs import Run, annotate
 from visdepth_utils.settings import check_settings, resolved_device, run_folder
+from visdepth_utils.streams import Indented, Shown, Tagged
 from visdepth_utils.verdict_table import verdict_text
 
 DEFAULT_MODEL = "data/minivlm/base"
@@ -89,7 +90,7 @@ def reproduce(
     chosen |= {name: _from_here(chosen[name]) for name in ("model", "source") if name in chosen}
     defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
     settings = check_settings(**{**defaults, **chosen})
-    sources = ordered_notebooks(notebooks)
+    sources = [source.absolute() for source in ordered_notebooks(notebooks)]
     for source in sources:
         headless.default_parameters(source)  # a damaged one ends here, not after hours
     headless.use_own_kernel()
@@ -138,7 +139,7 @@ def _run_all(
             _say(stream, f"{head}: unchanged since it was finished, not run again")
             return
         _say(stream, head)
-        shown = schedule.Tagged(stream, f"[{number}]    ") if several else stream
+        shown = Tagged(stream, f"[{number}]    ") if several else Indented(stream)
         outcome = _execute(run, source, parameters, shown)
         if outcome.lacks_data:
             spent = duration(outcome.seconds)
@@ -197,7 +198,7 @@ def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
     return status
 
 
-def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) -> headless.Outcome:
+def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -> headless.Outcome:
     """Run one notebook; on success stamp it with its inputs, on failure withdraw its verdicts.
 
     Data without the task that a notebook needs is no failure: its claims are not testable.
@@ -208,7 +209,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], stream: Any) ->
         names = ", ".join(unknown)
         return headless.Outcome(0.0, f"its cell tagged 'parameters' does not declare {names}")
     target = run.folder / "notebooks" / source.name
-    outcome = headless.execute(source, target, parameters, REPO, stream)
+    outcome = headless.execute(source, target, parameters, REPO, shown)
     if schedule.stopping():
         raise KeyboardInterrupt
     if outcome.error:

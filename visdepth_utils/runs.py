@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from visdepth_utils import engine, explorer, provenance, stepcache
 from visdepth_utils.claims import VERDICTS
-from visdepth_utils.entries import checked_claims, checked_provenance
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.files import atomic, locked, rows_text, write_text
 from visdepth_utils.progress import Progress, progress_line
 from visdepth_utils.selection import keep_selection
@@ -31,8 +31,6 @@ __all__ = [
     "annotate",
     "open_run",
     "progress_line",
-    "read_claims",
-    "read_provenance",
 ]
 
 
@@ -148,7 +146,8 @@ class Run:
             name: Of the step.
             samples: All samples.
             fn: Called with (samples of a block, progress).
-            key: As for ``table``; should hold the content hash of the task.
+            key: As for ``table``. The samples of a block are always in it, and how many others
+                there are is not: what ``fn`` uses of others, such as the whole task, must be.
             size: Samples in a block.
 
         Returns:
@@ -161,7 +160,9 @@ class Run:
         def key_of(start: int) -> dict[str, Any]:
             block = blocks[start]
             ids, content = [sample.id for sample in block], stepcache.content_hash(block)
-            return self._full_key({**(key or {}), "samples": ids, "content": content})
+            whole = self._full_key({**(key or {}), "samples": ids, "content": content})
+            # Notebooks that take other numbers of samples share the blocks that both have.
+            return {**whole, "settings": {**whole["settings"], "n_samples": None}}
 
         def missing() -> Iterator[engine.Shard]:
             # Looked up one by one: what another run in this folder did meanwhile is not done twice.
@@ -311,27 +312,6 @@ class Run:
         return frame.rename_axis("setting")
 
 
-def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """The verdicts recorded in a run.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Entries of claims.json, empty without the file.
-
-    Raises:
-        ValueError: If the file is not what ``Run.record`` writes.
-    """
-    file = folder / "claims.json"
-    if not file.exists():
-        return []
-    try:
-        return checked_claims(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
-
-
 def annotate(folder: Path, **facts: Any) -> None:
     """Change entries of provenance.json; dictionaries are merged into those already there.
 
@@ -348,27 +328,6 @@ def annotate(folder: Path, **facts: Any) -> None:
             entries[name] = {**old, **value} if both else value
         entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
-
-
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """What is known about where a run's numbers come from.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Entries of provenance.json, empty if there is none.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    file = folder / "provenance.json"
-    if not file.exists():
-        return {}
-    try:
-        return checked_provenance(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
 
 
 def _as_dict(verdict: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which notebooks run at the same time, and what is seen of them.
+"""Which notebooks run at the same time.
 
 Matrices of a small model are too small to be worth sharing among threads: on two cores, two
 notebooks of one thread each are done sooner than two after one another with two threads. A notebook
@@ -8,11 +8,9 @@ that measures time runs alone, with all threads, and one that shows the others' 
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TextIO
 
 import psutil
 
@@ -26,7 +24,6 @@ have found, and is stale when that changes."""
 SMALL = 200e6
 """Bytes of weights up to which several processes may each hold a model."""
 MOST = 4
-_EVERY = 5.0
 _stopping = threading.Event()
 Work = Callable[[], None]
 
@@ -157,50 +154,3 @@ def _environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-class Tagged:
-    """A stream for one of several notebooks: whole lines, each with a tag in front.
-
-    A line that is rewritten in place, as progress is, is shown once in a few seconds.
-    """
-
-    _lock = threading.Lock()
-
-    def __init__(self, stream: TextIO, tag: str) -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: Where the lines go.
-            tag: In front of each.
-        """
-        self.stream, self.tag = stream, tag
-        self.line, self.shown = "", time.monotonic()
-
-    def write(self, text: str) -> None:
-        """Pass text on.
-
-        Args:
-            text: Any piece of output, not necessarily whole lines.
-        """
-        *whole, self.line = (self.line + text.replace("\r\n", "\n")).split("\n")
-        for line in whole:
-            self._show(line.rpartition("\r")[2])
-        before, _, self.line = self.line.rpartition("\r")
-        state = before.rpartition("\r")[2]
-        if state.strip() and time.monotonic() - self.shown > _EVERY:
-            self._show(state)
-
-    def _show(self, line: str) -> None:
-        self.shown = time.monotonic()
-        with self._lock:
-            self.stream.write(f"{self.tag}{line.rstrip()}\n")
-            self.stream.flush()
-
-    def flush(self) -> None:
-        """Lines are flushed as they are written."""
-
-    def end(self) -> None:
-        """Finish a line that was left open."""
-        if self.line.strip():
-            self.write("\n")

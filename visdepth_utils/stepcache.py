@@ -67,6 +67,7 @@ NOT_MEASURING = frozenset(
         "settings",
         "show",
         "stepcache",
+        "streams",
         "tradeoff",
         "untrained",
         "verdict_table",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.runs import read_claims
+from visdepth_utils.entries import read_claims
 from visdepth_utils.verdicts import COLOURS
 
 __all__ = ["effect_text", "number_text", "verdict_rows", "verdict_text"]

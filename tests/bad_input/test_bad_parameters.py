@@ -17,6 +17,7 @@ from visdepth_utils import headless
 from visdepth_utils import settings as settings_module
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.settings import check_injected
+from visdepth_utils.streams import Indented
 
 HOSTILE = {
     "model": "a'b\"c\\n{{x}} {model} $(touch pwned) `touch pwned`",
@@ -53,7 +54,7 @@ def test_parameters_and_folders_stay_text(box: Box, folder: str) -> None:
     target, log = box.folder / folder / "out.ipynb", io.StringIO()
     cwd = box.folder / "cwd"
     cwd.mkdir()
-    outcome = headless.execute(notebook, target, HOSTILE, cwd, log)
+    outcome = headless.execute(notebook, target, HOSTILE, cwd, Indented(log))
     assert outcome.error is None, outcome.details
     assert json.loads(log.getvalue()) == list(HOSTILE.values())
     assert list(cwd.iterdir()) == []

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.bad_input.box import VERDICT
 from visdepth_utils import stepcache
 from visdepth_utils.compare import comparison_text
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.readme import markdown_table
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.report import write_report
-from visdepth_utils.runs import read_claims, read_provenance
 from visdepth_utils.verdict_table import verdict_text
 
 QUICK = settings(

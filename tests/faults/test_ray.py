@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 
 from tests import tiny
 from visdepth_utils import raycluster, stepcache, token_kl, truncation_sweep
-from visdepth_utils.runs import Run, open_run, read_provenance
+from visdepth_utils.entries import read_provenance
+from visdepth_utils.runs import Run, open_run
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i) for i in range(8)]

@@ -12,6 +12,7 @@ from tests import tiny
 from tests.families.checkpoints import CHECKPOINTS
 from visdepth_utils import headless
 from visdepth_utils.claims import VERDICTS
+from visdepth_utils.streams import Indented
 
 REPO = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPO / "notebooks" / "01_image_tokens_stabilise.ipynb"
@@ -32,7 +33,7 @@ def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
     parameters = {"model": str(checkpoint), "n_samples": n, "out_dir": str(tmp_path / "run")}
     log = io.StringIO()
     target = tmp_path / "out.ipynb"
-    outcome = headless.execute(NOTEBOOK, target, parameters, cwd, log)
+    outcome = headless.execute(NOTEBOOK, target, parameters, cwd, Indented(log))
     assert outcome.error is None, outcome.details
 
     cells = nbformat.read(target, as_version=4).cells
@@ -95,7 +96,7 @@ def test_a_model_that_cannot_answer_is_not_testable(
     checkpoint = request.getfixturevalue(f"{model}_checkpoint")
     parameters = {"model": str(checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
     target = tmp_path / "out.ipynb"
-    outcome = headless.execute(notebook, target, parameters, REPO, io.StringIO())
+    outcome = headless.execute(notebook, target, parameters, REPO, Indented(io.StringIO()))
     assert outcome.error is None, outcome.details
     cells = nbformat.read(target, as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]

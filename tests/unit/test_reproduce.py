@@ -10,10 +10,12 @@ import nbformat
 import pytest
 
 from visdepth_utils import __main__ as command
-from visdepth_utils import headless, stepcache
+from visdepth_utils import stepcache
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
-from visdepth_utils.runs import Run, read_claims, read_provenance
+from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
+from visdepth_utils.streams import Indented
 from visdepth_utils.verdict_table import effect_text
 
 PARAMETERS = (
@@ -270,10 +272,13 @@ def test_paths_are_meant_from_where_the_command_is_given(
     (tmp_path / "notebooks").mkdir()
     loads = "from visdepth_utils.tasks import load_task\nprint(len(load_task('vqa', 2, 0, source)))"
     write(tmp_path / "notebooks" / "00_first.ipynb", OPEN, loads)
+    write(tmp_path / "notebooks" / "01_second.ipynb", "print('at the same time')")
     monkeypatch.chdir(tmp_path)
     chosen = {"model": "mine", "source": "."}  # ``worlds`` fills tmp_path
     stream = io.StringIO()
-    assert reproduce(chosen, "run", Path("notebooks"), stream) == 0, stream.getvalue()
+    status = reproduce(chosen, "run", Path("notebooks"), stream, jobs=2)
+    assert status == 0, stream.getvalue()
+    assert "[2]    at the same time" in stream.getvalue()
     facts = read_provenance(tmp_path / "run")
     assert facts["settings"]["model"] == str(tmp_path / "mine")
     assert facts["data"]["source"] == str(tmp_path)
@@ -381,7 +386,7 @@ def test_live_output_is_rewritten_in_place_only_in_a_terminal() -> None:
         (io.StringIO(), "  a\n  1/2\n  2/2\n  b\n"),
         (Terminal(), "  a\n\r\x1b[K  1/2\r\x1b[K  2/2\n  b\n"),
     ):
-        live = headless.Indented(stream, "  ")
+        live = Indented(stream, "  ")
         for piece in ("a\n", "\r1/", "2", "\r2/2", "\nb"):
             live.write(piece)
         live.end()

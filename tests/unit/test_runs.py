@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from visdepth_utils import provenance, stepcache
+from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.files import atomic
 from visdepth_utils.progress import duration, progress_line
-from visdepth_utils.runs import Run, open_run, read_claims, read_provenance
+from visdepth_utils.runs import Run, open_run
 from visdepth_utils.settings import check_settings, run_folder
 
 TABLE = pd.DataFrame(
@@ -129,6 +130,24 @@ def test_a_killed_sweep_repeats_only_the_block_it_was_in(
     assert "sweep: 3 of 3 blocks from cache (5 rows)" in out
     assert "sweep: measured (5 rows)" in out
     assert "sweep: 5/5" in out
+
+
+def test_notebooks_with_other_numbers_of_samples_share_their_blocks(run: Run) -> None:
+    samples = [Named(f"s{i}") for i in range(6)]
+    seen: list[list[str]] = []
+
+    def measure(block: list, _progress: object) -> pd.DataFrame:
+        seen.append([sample.id for sample in block])
+        return pd.DataFrame({"sample": seen[-1]})
+
+    fewer = Run(run.folder, {**run.settings, "n_samples": 4})
+    more = Run(run.folder, {**run.settings, "n_samples": 6})
+    fewer.by_block("sweep", samples[:4], measure, size=2)
+    frame = more.by_block("sweep", samples, measure, size=2)
+    assert seen == [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]
+    assert frame["sample"].tolist() == [sample.id for sample in samples]
+    Run(run.folder, {**more.settings, "seed": 1}).by_block("sweep", samples[:2], measure, size=2)
+    assert len(seen) == 4  # other settings count
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from visdepth_utils import schedule
+from visdepth_utils import schedule, streams
 
 
 @pytest.fixture(autouse=True)
@@ -86,9 +86,9 @@ def test_lines_are_whole_and_tagged_and_progress_is_thinned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(streams.time, "monotonic", lambda: now[0])
     out = io.StringIO()
-    tagged = schedule.Tagged(out, "[3] ")
+    tagged = streams.Tagged(out, "[3] ")
     for text, at in (
         ("first ", 0),
         ("line\nsec", 1),

@@ -1,0 +1,114 @@
+"""How a notebook's output is shown while it runs: as it comes, or by lines among others."""
+
+import re
+import threading
+import time
+from typing import Protocol, TextIO
+
+__all__ = ["Indented", "Shown", "Tagged"]
+
+_EVERY = 5.0
+"""Seconds between two states of one line of progress."""
+
+
+class Shown(Protocol):
+    """Takes what a notebook prints, in pieces."""
+
+    def write(self, text: str) -> None:
+        """Pass text on."""
+
+    def flush(self) -> None:
+        """Pass on at once what was written."""
+
+    def end(self) -> None:
+        """Finish a line that was left open."""
+
+
+class Indented:
+    """For one notebook at a time: indented, lines rewritten in place only in a terminal."""
+
+    def __init__(self, stream: TextIO, indent: str = "    ") -> None:
+        """Wrap a stream.
+
+        Args:
+            stream: Where the output goes.
+            indent: In front of each line.
+        """
+        self.stream, self.indent, self.fresh = stream, indent, True
+
+    def write(self, text: str) -> None:
+        """Pass text on.
+
+        Args:
+            text: Any piece of output, not necessarily whole lines.
+        """
+        in_place = self.stream.isatty()
+        for piece in re.split(r"(\r?\n|\r)", text):
+            if piece == "\r":
+                if in_place:
+                    self.stream.write("\r\x1b[K")
+                elif not self.fresh:  # a log keeps each state of the line
+                    self.stream.write("\n")
+                self.fresh = True
+            elif piece in ("\n", "\r\n"):
+                self.stream.write("\n")
+                self.fresh = True
+            elif piece:
+                self.stream.write((self.indent if self.fresh else "") + piece)
+                self.fresh = False
+
+    def flush(self) -> None:
+        """Flush the wrapped stream."""
+        self.stream.flush()
+
+    def end(self) -> None:
+        """Finish a line that was left open."""
+        if not self.fresh:
+            self.write("\n")
+
+
+class Tagged:
+    """For one of several notebooks: whole lines, each with a tag in front.
+
+    A line that is rewritten in place, as progress is, is shown once in a few seconds.
+    """
+
+    _lock = threading.Lock()
+
+    def __init__(self, stream: TextIO, tag: str) -> None:
+        """Wrap a stream.
+
+        Args:
+            stream: Where the lines go.
+            tag: In front of each.
+        """
+        self.stream, self.tag = stream, tag
+        self.line, self.shown = "", time.monotonic()
+
+    def write(self, text: str) -> None:
+        """Pass text on.
+
+        Args:
+            text: Any piece of output, not necessarily whole lines.
+        """
+        *whole, self.line = (self.line + text.replace("\r\n", "\n")).split("\n")
+        for line in whole:
+            self._show(line.rpartition("\r")[2])
+        before, _, self.line = self.line.rpartition("\r")
+        state = before.rpartition("\r")[2]
+        if state.strip() and time.monotonic() - self.shown > _EVERY:
+            self._show(state)
+
+    def _show(self, line: str) -> None:
+        self.shown = time.monotonic()
+        with self._lock:
+            self.stream.write(f"{self.tag}{line.rstrip()}\n")
+            self.stream.flush()
+
+    def flush(self) -> None:
+        """Lines are flushed as they are written."""
+
+    def end(self) -> None:
+        """Finish a line that was left open."""
+        if self.line.strip():
+            self.write("\n")

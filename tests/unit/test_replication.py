@@ -80,10 +80,27 @@ YES, NO, OPEN = "supported", "not supported", "inconclusive"
     ],
 )
 def test_known_truths(a, b, said, effect):
-    v = verdict("C9", table(a=a, b=b))
+    v = verdict("C9", table(a=a, b=b, a_random_init=["weaker"] * 8))
     assert v.verdict == said
     if effect is not None:
         assert v.effect == effect and v.ci[0] <= effect <= v.ci[1]
+
+
+@pytest.mark.parametrize(
+    ("untrained", "said"),
+    [
+        ([YES] * 3 + [NO] * 5, "supported"),
+        ([YES] * 4 + [NO] * 4, "weaker"),
+        ([YES] * 2 + [OPEN] * 6, "weaker"),  # of those it was asked and that were decided
+        ([OPEN] * 8, "inconclusive"),
+        ([], "inconclusive"),
+    ],
+)
+def test_agreement_that_untrained_models_share_is_less(untrained, said):
+    v = verdict("C9", table(a=[YES] * 8, b=[YES] * 8, a_random_init=untrained))
+    assert (v.verdict, v.effect) == (said, 1.0)
+    disagreed = verdict("C9", table(a=[YES] * 8, b=[NO] * 8, a_random_init=untrained))
+    assert disagreed.verdict == "not supported"  # no control can raise it
 
 
 def test_bounds_are_exact_and_untrained_models_only_a_control():

@@ -4,6 +4,7 @@ Models are not pooled: per claim it is asked whether all trained models say the 
 claims how often.
 """
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -54,6 +55,12 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     least = spec["margins"]["agreement"]["value"]
     count = f"{agree} of {n} claims have one verdict on all trained models"
     if interval.low > least:
+        shared = found["control_effect"]
+        if math.isnan(shared):
+            return found | said("inconclusive", f"{count}, but no untrained model was asked them")
+        if shared >= least:
+            given = f"untrained models are given {shared:.0%} of these verdicts too"
+            return found | said("weaker", f"{count}, but {given}: the method may agree with itself")
         return found | said("supported", count)
     if interval.high < least:
         return found | said("not supported", count)
@@ -80,7 +87,7 @@ def replications(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _control(untrained: pd.DataFrame, asked: pd.DataFrame) -> tuple[float, pd.DataFrame]:
-    """Share of the agreed claims on which untrained models are given that verdict too."""
+    """Share of the agreed verdicts that untrained models are given too; NaN if none was asked."""
     agreed = asked[asked["agree"]].set_index("claim")["verdict"]
     rows = untrained[untrained["claim"].isin(agreed.index)]
     if rows.empty:

@@ -1,16 +1,30 @@
-"""claims.json and provenance.json of a run, read: what they must look like is checked here.
+"""claims.json and provenance.json of a run, read and written: what they must look like is here.
 
 Both are plain files in a folder that people copy, merge and edit. Whoever shows or compares runs
 may rely on names being text and numbers being numbers, whatever happened to the file.
 """
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from visdepth_utils.files import locked, rows_text, write_text
 from visdepth_utils.verdicts import VERDICTS
 
-__all__ = ["checked_claims", "checked_provenance", "is_number", "read_claims", "read_provenance"]
+__all__ = [
+    "annotate",
+    "as_entry",
+    "checked_claims",
+    "checked_provenance",
+    "edit_claims",
+    "is_number",
+    "read_claims",
+    "read_provenance",
+]
 
 _TEXTS = ("statement", "reason", "notebook", "effect_label", "control_label")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
@@ -59,6 +73,67 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         return checked_provenance(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def as_entry(verdict: Any) -> dict[str, Any]:
+    """A verdict as claims.json holds it.
+
+    Args:
+        verdict: A ``Verdict``, or a dictionary with the same entries.
+
+    Returns:
+        Values that JSON can hold.
+
+    Raises:
+        ValueError: If claim, model or a known verdict is missing.
+    """
+    entry = _plain(_as_dict(verdict))
+    for name in ("claim", "model"):
+        if not entry.get(name):
+            raise ValueError(f"verdict without {name!r}: claims.json is filed by it")
+    if entry.get("verdict") not in VERDICTS:
+        raise ValueError(
+            f"unknown verdict {entry.get('verdict')!r}: must be one of {', '.join(VERDICTS)}"
+        )
+    return entry
+
+
+def edit_claims(
+    folder: Path, keep: Callable[[dict[str, Any]], bool], new: dict[str, Any] | None = None
+) -> None:
+    """Filter claims.json and add an entry, as one step for other processes.
+
+    Args:
+        folder: Of the run.
+        keep: Which of the entries stay.
+        new: One more.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / "claims.json"
+    with locked(file):
+        entries = [old for old in read_claims(folder) if keep(old)] + ([new] if new else [])
+        entries.sort(key=lambda item: (item["claim"], item["model"]))
+        write_text(file, rows_text(entries))
+
+
+def annotate(folder: Path, **facts: Any) -> None:
+    """Change entries of provenance.json; dictionaries are merged into those already there.
+
+    Args:
+        folder: Of the run.
+        **facts: Entries.
+    """
+    file = folder / "provenance.json"
+    with locked(file):
+        entries = read_provenance(folder)
+        for name, value in facts.items():
+            old = entries.get(name)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            entries[name] = {**old, **value} if both else value
+        entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
 
 
 def checked_claims(text: str) -> list[dict[str, Any]]:
@@ -112,7 +187,7 @@ def checked_provenance(text: str) -> dict[str, Any]:
         The entries.
 
     Raises:
-        ValueError: It is not what ``runs.annotate`` writes; says what is wrong.
+        ValueError: It is not what ``annotate`` writes; says what is wrong.
     """
     facts = _parsed(text)
     if not isinstance(facts, dict):
@@ -150,3 +225,23 @@ def _parsed(text: str) -> Any:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it holds {constant}")
+
+
+def _as_dict(verdict: Any) -> dict[str, Any]:
+    """Whatever a verdict comes as, as a dictionary."""
+    if hasattr(verdict, "to_dict"):
+        return verdict.to_dict()
+    return asdict(verdict) if is_dataclass(verdict) else dict(verdict)
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: numpy as numbers, NaN and infinity as None, paths as text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

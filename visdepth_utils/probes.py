@@ -12,12 +12,13 @@ import pandas as pd
 from visdepth_utils.adapters import recovery_sweep
 from visdepth_utils.claims import load_claims
 from visdepth_utils.decoders import random_decoder
+from visdepth_utils.distillation import TARGET_ROWS, Distillation
 from visdepth_utils.evaluation import evaluate
 from visdepth_utils.forcing import token_kl
 from visdepth_utils.grid import substitution_grid
 from visdepth_utils.layerwise import layer_geometry
 from visdepth_utils.reasoning import reasoning_sweep
-from visdepth_utils.recovery import TARGET_ROWS, Distillation, distill
+from visdepth_utils.recovery import distill
 from visdepth_utils.rules.c6 import cut_depth
 from visdepth_utils.strategies import decode
 from visdepth_utils.sweeps import truncation_sweep

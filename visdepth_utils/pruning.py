@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils import provenance, stepcache
+from visdepth_utils import measuring_code, provenance, stepcache
 from visdepth_utils.checkpoints import REPO
 from visdepth_utils.files import alone, explained
 from visdepth_utils.settings import results_folder
@@ -85,7 +85,7 @@ def _state(key: dict[str, Any] | None) -> str:
     """Compare a stored key with the code, model and data that are here now."""
     if key is None:
         return "unreadable"
-    if key.get("code") != stepcache.code_version():
+    if key.get("code") != measuring_code.code_version():
         return "other code"
     parts = key.get("key", {})
     settings = parts.get("settings", {})

@@ -21,7 +21,7 @@ import pandas as pd
 import ray
 from ray import cloudpickle
 
-from visdepth_utils import stepcache
+from visdepth_utils import measuring_code
 from visdepth_utils.engine import Measure, RayOptions, Shard, describe, ray_options
 from visdepth_utils.progress import Progress
 from visdepth_utils.rayworker import Worker
@@ -193,7 +193,11 @@ class _Job:
     ) -> None:
         self.name, self.shards, self.keep, self.pool = name, shards, keep, pool
         self.show, self.total, self.measured, self.passed = show, total, 0, 0
-        self.function = (uuid.uuid4().hex, ray.put(cloudpickle.dumps(fn)), stepcache.code_version())
+        self.function = (
+            uuid.uuid4().hex,
+            ray.put(cloudpickle.dumps(fn)),
+            measuring_code.code_version(),
+        )
         self.waiting: deque[Shard] = deque()  # pulled, or to be tried again
         self.running: dict[Any, tuple[Any, Shard | None]] = {}  # None: the worker loads
         self.free: list[Any] = []

@@ -46,10 +46,10 @@ class Worker:
         """
         from ray import cloudpickle
 
-        from visdepth_utils import stepcache
+        from visdepth_utils import measuring_code
 
         try:
-            if stepcache.code_version() != version:
+            if measuring_code.code_version() != version:
                 raise ValueError("its measuring code or libraries are of another version")
             self.token, self.fn = token, cloudpickle.loads(blob)
         except Exception as error:

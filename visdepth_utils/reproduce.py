@@ -15,6 +15,7 @@ from visdepth_utils import (
     engine,
     footprint,
     headless,
+    measuring_code,
     preflight,
     provenance,
     report,
@@ -23,10 +24,11 @@ from visdepth_utils import (
 )
 from visdepth_utils.checkpoints import REPO, model_name
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
+from visdepth_utils.entries import annotate
 from visdepth_utils.files import alone, write_text
 from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
-from visdepth_utils.runs import Run, annotate
+from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings, resolved_device, run_folder
 from visdepth_utils.streams import Indented, Shown, Tagged
 from visdepth_utils.verdict_table import verdict_text
@@ -253,7 +255,7 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "weights": provenance.model_identity(run.settings["model"]),
         "data": provenance.data_identity(run.settings["source"]),
         "code": [
-            stepcache.hash_sources(folder)
+            measuring_code.hash_sources(folder)
             for folder in sorted({package, *(file.parent for file in package.rglob("*.py"))})
         ],
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),

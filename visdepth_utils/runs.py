@@ -1,10 +1,7 @@
 """A run: one model, one set of settings, one folder of tables, figures, verdicts and provenance."""
 
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from visdepth_utils import engine, explorer, provenance, stepcache
-from visdepth_utils.claims import VERDICTS
-from visdepth_utils.entries import read_claims, read_provenance
-from visdepth_utils.files import atomic, locked, rows_text, write_text
+from visdepth_utils import engine, explorer, measuring_code, provenance, stepcache
+from visdepth_utils.entries import annotate, as_entry, edit_claims
+from visdepth_utils.files import atomic
 from visdepth_utils.progress import Progress, progress_line
 from visdepth_utils.selection import keep_selection
 from visdepth_utils.settings import (
@@ -28,7 +24,6 @@ from visdepth_utils.settings import (
 
 __all__ = [
     "Run",
-    "annotate",
     "open_run",
     "progress_line",
 ]
@@ -75,7 +70,7 @@ def open_run(
         profile=profile,
     )
     provenance.model_identity(model)  # raises now, not after the first long step
-    stepcache.code_version()
+    measuring_code.code_version()
     run = Run(run_folder(model, profile, out_dir), settings)
     run.note()
     return run
@@ -232,16 +227,9 @@ class Run:
         Raises:
             ValueError: If claim, model or a known verdict is missing.
         """
-        entry = _plain(_as_dict(verdict))
-        for name in ("claim", "model"):
-            if not entry.get(name):
-                raise ValueError(f"verdict without {name!r}: claims.json is filed by it")
-        if entry.get("verdict") not in VERDICTS:
-            raise ValueError(
-                f"unknown verdict {entry.get('verdict')!r}: must be one of {', '.join(VERDICTS)}"
-            )
+        entry = as_entry(verdict)
         identity = (entry["claim"], entry["model"])
-        self._edit_claims(lambda old: (old["claim"], old["model"]) != identity, entry)
+        edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != identity, entry)
         self.note()
 
     def withdraw(self, notebook: str) -> None:
@@ -252,24 +240,13 @@ class Run:
         """
         # A verdict may name a folder by its last parts: minivlm/base for data/minivlm/base.
         model = "/" + self.settings["model"].rstrip("/")
-        self._edit_claims(
+        edit_claims(
+            self.folder,
             lambda old: (
                 Path(str(old.get("notebook"))).stem != notebook
                 or not model.endswith("/" + old["model"].strip("/"))
-            )
+            ),
         )
-
-    def _edit_claims(
-        self, keep: Callable[[dict[str, Any]], bool], new: dict[str, Any] | None = None
-    ) -> None:
-        """Filter claims.json and add an entry, as one step for other processes."""
-        file = self.folder / "claims.json"
-        with locked(file):
-            entries = [old for old in read_claims(self.folder) if keep(old)] + (
-                [new] if new else []
-            )
-            entries.sort(key=lambda item: (item["claim"], item["model"]))
-            write_text(file, rows_text(entries))
 
     def note(self) -> None:
         """Bring provenance.json up to date with the settings, the machine and what is installed."""
@@ -280,7 +257,7 @@ class Run:
             device=self.device,
             model=provenance.model_identity(self.settings["model"]),
             data=provenance.data_identity(self.settings["source"]),
-            code={"git_commit": provenance.commit(), "measuring": stepcache.code_version()},
+            code={"git_commit": provenance.commit(), "measuring": measuring_code.code_version()},
             versions=provenance.versions(),
             machine=provenance.machine(),
             arithmetic=provenance.arithmetic(),
@@ -310,41 +287,3 @@ class Run:
         }
         frame = pd.DataFrame({"value": [str(value) for value in rows.values()]}, index=list(rows))
         return frame.rename_axis("setting")
-
-
-def annotate(folder: Path, **facts: Any) -> None:
-    """Change entries of provenance.json; dictionaries are merged into those already there.
-
-    Args:
-        folder: Of the run.
-        **facts: Entries.
-    """
-    file = folder / "provenance.json"
-    with locked(file):
-        entries = read_provenance(folder)
-        for name, value in facts.items():
-            old = entries.get(name)
-            both = isinstance(value, dict) and isinstance(old, dict)
-            entries[name] = {**old, **value} if both else value
-        entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
-
-
-def _as_dict(verdict: Any) -> dict[str, Any]:
-    """Whatever a verdict comes as, as a dictionary."""
-    if hasattr(verdict, "to_dict"):
-        return verdict.to_dict()
-    return asdict(verdict) if is_dataclass(verdict) else dict(verdict)
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON can hold: numpy as numbers, NaN and infinity as None, paths as text."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value

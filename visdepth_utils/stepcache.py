@@ -1,14 +1,11 @@
 """The step cache: a finished table is measured once, and never read back damaged or outdated."""
 
-import ast
 import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,109 +13,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visdepth_utils import measuring_code
 from visdepth_utils.files import atomic, explained
 
-# Modules that show, judge or organise, but change no measured number. Every other module counts as
-# measuring, so a new one is never forgotten; sub-packages (minivlm, rules) do not.
-NOT_MEASURING = frozenset(
-    {
-        "__init__",
-        "__main__",
-        "address",
-        "bands",
-        "claim_sections",
-        "claims",
-        "colab",
-        "compare",
-        "controls",
-        "engine",
-        "entries",
-        "estimates",
-        "explorer",
-        "files",
-        "footprint",
-        "headless",
-        "multiplicity",
-        "notebook_pages",
-        "notebook_steps",
-        "pilot",
-        "plots",
-        "plots_costs",
-        "plots_grid",
-        "plots_reasoning",
-        "plots_recovery",
-        "plots_sweeps",
-        "plots_verdicts",
-        "portable",
-        "preflight",
-        "probes",
-        "progress",
-        "provenance",
-        "pruning",
-        "raycluster",
-        "rayworker",
-        "readme",
-        "replication",
-        "report",
-        "reproduce",
-        "runs",
-        "schedule",
-        "selection",
-        "settings",
-        "show",
-        "stepcache",
-        "streams",
-        "tradeoff",
-        "untrained",
-        "verdict_table",
-        "verdicts",
-        "workload",
-    }
-)
-_NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")
 _META = b"visdepth.key"
 _SEAL = b"visdepth.sha256:"
 _UNSEALED = b"0" * 64
 DAMAGED = ".damaged"
 """Ending of a cached file that was set aside."""
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-
-
-def hash_sources(folder: Path, skip: frozenset[str] = frozenset()) -> str:
-    """Hash Python sources by what they mean: comments and layout do not count.
-
-    Args:
-        folder: Searched for ``*.py``, sub-folders not included.
-        skip: Module names to leave out.
-
-    Returns:
-        Hex digest (sha256).
-    """
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.py")):
-        if file.stem not in skip:
-            tree = ast.dump(ast.parse(file.read_text(encoding="utf-8")))
-            digest.update(f"{file.stem}\0{tree}\0".encode())
-    return digest.hexdigest()
-
-
-@cache
-def code_version() -> str:
-    """Version of the code that measures: our modules and the libraries that do the arithmetic.
-
-    Taken once per process, so that a source edited afterwards does not lend its version to numbers
-    that the code already loaded has made.
-
-    Returns:
-        Hex digest (sha256).
-    """
-    parts = [hash_sources(Path(__file__).parent, NOT_MEASURING)]
-    for name in _NUMERIC_PACKAGES:
-        try:
-            parts.append(f"{name}=={version(name)}")
-        except PackageNotFoundError:
-            parts.append(f"{name} missing")
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def canonical(value: Any) -> str:
@@ -280,7 +183,7 @@ def _place(folder: Path, name: str, key: dict[str, Any]) -> tuple[Path, str]:
     """File of a step, and the text of its whole key."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"step name {name!r} is no file name: use letters, digits, - and _")
-    text = canonical({"step": name, "key": key, "code": code_version()})
+    text = canonical({"step": name, "key": key, "code": measuring_code.code_version()})
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet", text
 
 

@@ -14,8 +14,9 @@ from tests.hubdata import png
 from visdepth_utils import load_task, load_vlm, reasoning_sweep, truncation_sweep
 from visdepth_utils.adapters import adapter, state_settings
 from visdepth_utils.claims import claim_entry
+from visdepth_utils.distillation import Distillation
 from visdepth_utils.evaluation import evaluate
-from visdepth_utils.recovery import Distillation, adapted
+from visdepth_utils.recovery import adapted
 from visdepth_utils.runs import open_run
 from visdepth_utils.scoring import score
 from visdepth_utils.stepcache import step

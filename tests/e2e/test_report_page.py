@@ -12,8 +12,9 @@ import pytest
 from tests import browser, tiny
 from tests.browser import Watched, chromium, clipped, unresolved
 from visdepth_utils.datasets import Sample
+from visdepth_utils.entries import annotate
 from visdepth_utils.report import notebooks_of, write_report
-from visdepth_utils.runs import Run, annotate
+from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
 
 SCRIPT = "<script>alert(1)</script>"

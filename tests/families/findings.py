@@ -23,8 +23,9 @@ from tests.families.words import words_of
 from visdepth_utils import layer_geometry, load_vlm, substitution_grid, truncation_sweep
 from visdepth_utils.capture import capture
 from visdepth_utils.datasets import Sample
+from visdepth_utils.distillation import Distillation
 from visdepth_utils.encoding import Encoded
-from visdepth_utils.recovery import Distillation, adapted, distill
+from visdepth_utils.recovery import adapted, distill
 from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
 from visdepth_utils.variants import MODES, check_depths, replaceable
 from visdepth_utils.vlm import VLM

@@ -20,9 +20,10 @@ from visdepth_utils import (
     truncation_sweep,
 )
 from visdepth_utils.capture import capture
+from visdepth_utils.distillation import Distillation
 from visdepth_utils.interventions import truncated
 from visdepth_utils.prefill import prefill
-from visdepth_utils.recovery import Distillation, distill
+from visdepth_utils.recovery import distill
 from visdepth_utils.vlm import VLM
 
 NAMES = ("llava_next", "gemma3", "qwen3_vl")  # newline vectors; tied and windows; DeepStack

@@ -15,7 +15,7 @@ import pytest
 
 from tests import tiny
 from visdepth_utils import __main__ as command
-from visdepth_utils import files, pruning, stepcache
+from visdepth_utils import files, measuring_code, pruning, stepcache
 from visdepth_utils.files import WriteError, alone, atomic, locked, write_text
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.stepcache import content_hash
@@ -208,7 +208,7 @@ def test_pruning_deletes_what_no_run_reads_again(
     run.table("current", lambda: FRAME)
     tables = run.folder / "tables"
     with monkeypatch.context() as patch:
-        patch.setattr(stepcache, "code_version", lambda: "old")
+        patch.setattr(measuring_code, "code_version", lambda: "old")
         run.table("old", lambda: FRAME)
     replace(run, settings={**run.settings, "model": "data/minivlm/small"}).table("x", lambda: FRAME)
     gone = tiny.llava(tmp_path / "gone")

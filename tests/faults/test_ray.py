@@ -14,7 +14,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from tests import tiny
-from visdepth_utils import raycluster, stepcache, token_kl, truncation_sweep
+from visdepth_utils import measuring_code, raycluster, token_kl, truncation_sweep
 from visdepth_utils.entries import read_provenance
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.vlm import VLM
@@ -144,7 +144,7 @@ def test_a_poisoned_shard_is_named_and_the_rest_is_kept(
 def test_workers_with_other_code_are_refused(
     run: Run, on_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepcache, "code_version", lambda: "edited")
+    monkeypatch.setattr(measuring_code, "code_version", lambda: "edited")
     with pytest.raises(ValueError, match="measuring code or libraries are of another version"):
         run.by_block("step", SAMPLES, lambda b, p: pd.DataFrame(), size=2)
 

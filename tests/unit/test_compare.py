@@ -14,8 +14,8 @@ from visdepth_utils.compare import (
     judge,
     settings_that_differ,
 )
+from visdepth_utils.entries import annotate
 from visdepth_utils.files import rows_text
-from visdepth_utils.runs import annotate
 
 
 def entry(claim: str, effect: float | None, lo: float | None, hi: float | None, **more) -> dict:

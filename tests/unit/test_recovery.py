@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import recovery, truncation_sweep
+from visdepth_utils import distillation, truncation_sweep
+from visdepth_utils.distillation import Distillation, answer_loss
 from visdepth_utils.encoding import followed
 from visdepth_utils.interventions import truncated
-from visdepth_utils.recovery import Distillation, adapted, answer_loss, distill
+from visdepth_utils.recovery import adapted, distill
 from visdepth_utils.sweeps import stop_ids
 from visdepth_utils.vlm import VLM
 
@@ -64,7 +65,7 @@ def test_training_changes_the_truncated_model_and_leaves_the_full_one(vlm, tmp_p
 
 
 def test_only_the_decoder_is_adapted(vlm, tmp_path):
-    config = recovery.lora_config(vlm, SHORT)
+    config = distillation.lora_config(vlm, SHORT)
     assert config.target_modules
     modules = dict(vlm.model.named_modules())
     inside = {id(m) for layer in vlm.layers for m in layer.modules()}
@@ -122,7 +123,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm):
 
 
 def test_targets_are_the_full_models_tokens_and_their_end(vlm):
-    targets = recovery._targets(vlm, SAMPLES, 4)
+    targets = distillation.targets_of(vlm, SAMPLES, 4)
     full = truncation_sweep(
         vlm, SAMPLES, depths=[vlm.n_layers], max_new_tokens=4, with_token_ids=True
     )

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from visdepth_utils import __main__ as command
-from visdepth_utils import stepcache
+from visdepth_utils import measuring_code
 from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
 from visdepth_utils.runs import Run
@@ -91,7 +91,7 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory, llava_path: Path) -> Story:
     with pytest.MonkeyPatch.context() as patch:
         # Somebody may edit a module while the tests run; what an edit does has a test of its own.
-        patch.setattr(stepcache, "hash_sources", lambda folder, skip=frozenset(): "fixed")
+        patch.setattr(measuring_code, "hash_sources", lambda folder, skip=frozenset(): "fixed")
         return Story(tmp_path_factory.mktemp("story"), llava_path)
 
 
@@ -152,7 +152,7 @@ def test_a_second_call_runs_nothing_and_reports_the_same(story: Story) -> None:
 def test_inputs_of_a_notebook(
     change: str, tmp_path: Path, llava_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepcache, "hash_sources", lambda folder: "code")
+    monkeypatch.setattr(measuring_code, "hash_sources", lambda folder: "code")
     chosen = {"source": None, "n_samples": None, "seed": 0, "device": "cpu", "dtype": "auto"}
     run = Run(tmp_path, check_settings(model=str(llava_path), profile="quick", **chosen))
     file = write(tmp_path / "00_a.ipynb", "print(1)")
@@ -165,7 +165,7 @@ def test_inputs_of_a_notebook(
     elif change == "parameter":
         parameters["seed"] = 1
     elif change == "code":
-        monkeypatch.setattr(stepcache, "hash_sources", lambda folder: "other")
+        monkeypatch.setattr(measuring_code, "hash_sources", lambda folder: "other")
     elif change == "versions":
         monkeypatch.setattr("visdepth_utils.provenance.versions", lambda: {"torch": "9"})
     same = _inputs(run, file, parameters) == before

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils import provenance, stepcache
+from visdepth_utils import measuring_code, provenance, stepcache
 from visdepth_utils.entries import read_claims, read_provenance
 from visdepth_utils.files import atomic
 from visdepth_utils.progress import duration, progress_line
@@ -88,7 +88,7 @@ def test_whatever_the_table_depends_on_makes_a_new_table(
     elif change == "weights":
         monkeypatch.setattr(provenance, "model_identity", lambda model: {"weights_hash": "new"})
     elif change == "code":
-        monkeypatch.setattr(stepcache, "code_version", lambda: "new")
+        monkeypatch.setattr(measuring_code, "code_version", lambda: "new")
     else:
         other = Run(run.folder, {**run.settings, change: 7})
     other.table(name, fn, key=key)
@@ -217,23 +217,28 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_the_version_of_the_code_is_that_of_what_it_does(tmp_path: Path) -> None:
     (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 1\n")
     (tmp_path / "plots.py").write_text("COLOUR = 'red'\n")
-    before = stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)
+    before = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
     (tmp_path / "geometry.py").write_text("# why\ndef f(x):\n\n    return (x + 1)\n")
     (tmp_path / "plots.py").write_text("COLOUR = 'blue'\n")
-    assert stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING) == before
+    assert measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING) == before
     (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 2\n")
-    changed = stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)
+    changed = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
     (tmp_path / "sweeps.py").write_text("")  # a module nobody listed counts as measuring
-    assert len({before, changed, stepcache.hash_sources(tmp_path, stepcache.NOT_MEASURING)}) == 3
+    assert (
+        len({before, changed, measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)})
+        == 3
+    )
 
 
 def test_measuring_modules_are_not_excluded() -> None:
     measuring = {"geometry", "layerwise", "capture", "vlm", "families", "tasks", "datasets"}
     measuring |= {"prefill", "replay", "decoding", "variants", "interventions", "sweeps", "grid"}
     measuring |= {"scoring", "evaluation", "statistics", "similarity", "blocks", "physical"}
-    assert not stepcache.NOT_MEASURING & measuring
+    assert not measuring_code.NOT_MEASURING & measuring
     package = Path(stepcache.__file__).parent
-    missing = {name for name in stepcache.NOT_MEASURING if not (package / f"{name}.py").exists()}
+    missing = {
+        name for name in measuring_code.NOT_MEASURING if not (package / f"{name}.py").exists()
+    }
     assert not missing
 
 

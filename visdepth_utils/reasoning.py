@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from visdepth_utils.blocks import chunks
 from visdepth_utils.chains import ANSWER
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["CONTROLS", "one_pixel", "reasoning_sweep", "token_parts"]
 
 CONTROLS = ("run again", "one pixel", "another picture")
-OTHER_BATCH = 5
-"""Controls run in batches of this size, so that "run again" is not the very same computation."""
+OTHER_BATCH = 12
+"""Controls run in batches of this size, and of all controls mixed, so that "run again" is not the
+very same computation."""
 
 COLUMNS = (
     *LABELS,
@@ -110,11 +112,11 @@ def reasoning_sweep(
     spoke = [sample for sample in samples if len(full[sample.id])]
     said = [full[sample.id] for sample in spoke]
     changed = {name: _changed(samples, name, others) for name in controls}
+    batch = min(OTHER_BATCH, max_rows or OTHER_BATCH)
+    found = pd.concat([found, _answers(vlm, samples, changed, mode, budget, batch)])
     tokens = [token_kl(vlm, spoke, token_ids=said, **options).assign(control="")] if spoke else []
-    for name, shown in changed.items():
-        found = pd.concat([found, _answers(vlm, samples, shown, mode, budget, name)])
-        if spoke:
-            tokens.append(_along(vlm, spoke, shown, said, mode, name))
+    if spoke:
+        tokens.append(_along(vlm, spoke, changed, said, mode, batch))
     forced = _by_part(vlm, pd.concat(tokens, ignore_index=True)) if tokens else None
     found = found.assign(reference=found["sample"].map({s.id: s.reference for s in samples}))
     if forced is not None:
@@ -179,23 +181,24 @@ def _changed(
 def _answers(
     vlm: VLM,
     samples: Sequence[Sample],
-    shown: dict[str, Sample],
+    changed: dict[str, dict[str, Sample]],
     mode: str,
     budget: int,
-    control: str,
+    batch: int,
 ) -> pd.DataFrame:
-    """Greedy outputs of the full model on what a control shows, scored by the own answer."""
-    outputs = vlm.generate([shown[s.id] for s in samples], budget, OTHER_BATCH)
+    """Greedy outputs of the full model on what the controls show, scored by the own answer."""
+    asked = [(name, sample) for name in changed for sample in samples]
+    outputs = vlm.generate([changed[name][s.id] for name, s in asked], budget, batch)
     rows = [
         {
             **sample.labels(),
             "mode": mode,
             "depth": vlm.n_layers,
-            "control": control,
+            "control": name,
             "output": text,
             "correct": score(sample, text),
         }
-        for sample, text in zip(samples, outputs, strict=True)
+        for (name, sample), text in zip(asked, outputs, strict=True)
     ]
     return pd.DataFrame(rows)
 
@@ -203,24 +206,27 @@ def _answers(
 def _along(
     vlm: VLM,
     samples: Sequence[Sample],
-    shown: dict[str, Sample],
+    changed: dict[str, dict[str, Sample]],
     said: Sequence[Sequence[int]],
     mode: str,
-    control: str,
+    batch: int,
 ) -> pd.DataFrame:
-    """Token by token along the full model's outputs, the full model on what a control shows."""
+    """Token by token along the full model's outputs, the full model on what the controls show."""
     rows = []
-    for start in range(0, len(samples), OTHER_BATCH):
-        own, ids = samples[start : start + OTHER_BATCH], said[start : start + OTHER_BATCH]
-        # The plain side runs one sample at a time: "run again" is then another batch.
-        plain = [_tails(vlm, [s], [tokens])[0] for s, tokens in zip(own, ids, strict=True)]
-        other = _tails(vlm, [shown[s.id] for s in own], ids)
-        for b, sample in enumerate(own):
-            kl = kl_divergence(plain[b], other[b]).tolist()
-            same = (plain[b].argmax(-1) == other[b].argmax(-1)).tolist()
+    # The plain side runs one sample at a time: "run again" is then another batch.
+    plain = {
+        sample.id: _tails(vlm, [sample], [ids])[0]
+        for sample, ids in zip(samples, said, strict=True)
+    }
+    asked = [(name, s, ids) for name in changed for s, ids in zip(samples, said, strict=True)]
+    for part in chunks(asked, batch):
+        tails = _tails(vlm, [changed[name][s.id] for name, s, _ in part], [ids for *_, ids in part])
+        for (name, sample, ids), other in zip(part, tails, strict=True):
+            kl = kl_divergence(plain[sample.id], other).tolist()
+            same = (plain[sample.id].argmax(-1) == other.argmax(-1)).tolist()
             rows += [
-                (sample.id, mode, vlm.n_layers, control, i, *token)
-                for i, token in enumerate(zip(ids[b], kl, same, strict=True))
+                (sample.id, mode, vlm.n_layers, name, i, *token)
+                for i, token in enumerate(zip(ids, kl, same, strict=True))
             ]
     columns = ["sample", "mode", "depth", "control", "token", "token_id", "kl", "same_top1"]
     return pd.DataFrame(rows, columns=columns)

@@ -22,7 +22,7 @@ from visdepth_utils.runs import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "scaling.md"
-MODEL, N, SIZE = "data/minivlm/small", 96, 8
+MODEL, N, SIZE = "data/minivlm/small", 384, 8
 EMPTY_SHARDS = 200
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SHARDS = 1000

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import os
 import re
 import sys
@@ -158,6 +159,7 @@ def execute(
         Time and error: what the notebook raises is returned here; KeyboardInterrupt is raised.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").addFilter(_told_by_us)
     start = time.monotonic()
     error, details = None, ""
     try:
@@ -235,6 +237,11 @@ def refresh(path: Path) -> Outcome:
     notebook.metadata["language_info"] = {"name": "python"}
     write_text(path, nbformat.writes(notebook) + "\n")
     return Outcome(time.monotonic() - start)
+
+
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """Papermill logs that a kernel died: said in ``Outcome``, or meant, where a run is stopped."""
+    return "Kernel died" not in record.getMessage()
 
 
 def _literal(path: Path) -> str:

@@ -60,7 +60,7 @@ test-faults: export HF_HUB_OFFLINE := 1
 test-faults: export TOKENIZERS_PARALLELISM := false
 test-faults: export MPLBACKEND := agg
 test-faults: export OMP_NUM_THREADS := 1
-test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; about ten minutes
+test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; a quarter of an hour
 	@$(PY) -m pytest -s tests/faults
 
 cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN=base-quick one run, PRUNE=1 deletes

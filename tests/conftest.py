@@ -1,6 +1,7 @@
 """Shared fixtures: tiny random models and a small folder of worlds, made once per run."""
 
 import io
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,11 @@ import pytest
 
 from tests import tiny
 from visdepth_utils.vlm import VLM, load_vlm
+
+
+# A shell that puts tests into the background has them, and what they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -178,13 +178,14 @@ def test_variables_become_options() -> None:
 
 
 @needs_make
-def test_ci_runs_make_test_and_its_last_word_is_that_of_pytest() -> None:
+def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
     run = ROOT / ".ci" / "run"
     assert run.stat().st_mode & stat.S_IXUSR
     code = [line for line in run.read_text().splitlines() if line and not line.startswith("#")]
     assert code[:2] == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."']
     assert "command -v chromium" in code[2] and "apt-get install -y chromium" in code[3]
-    assert code[4:] == ["fi", "exec make test"]
+    assert code[4:] == ["fi", "make test-faults", "exec make test"]
+    assert "-m pytest" in make("-n", "-o", ".venv/.installed", "test-faults").stdout
     planned = make("-n", "-o", ".venv/.installed", "test").stdout.splitlines()
     assert "-m pytest" in planned[-1]
     assert any("ruff check" in line for line in planned)

@@ -10,7 +10,6 @@ import pytest
 from tests import tiny
 from visdepth_utils.vlm import VLM, load_vlm
 
-
 # A shell that puts tests into the background has them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

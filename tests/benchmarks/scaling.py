@@ -154,6 +154,9 @@ shows what a shard costs beside its work: handing out, sending back, writing the
 
 {table(["engine", "samples/s", "per empty shard"], small)}
 
+Workers, the driver and Ray's own processes share these cores, so that two workers here are less
+than twice one.
+
 ## Simulated
 
 {SHARDS} shards; their times are log-normal around the measured {shard_s:.2f} s, with a standard

@@ -37,7 +37,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "own_answers": (2, 6),
     "text_geometry": (1, 2),
     "placed_geometry": (2, 2),
-    "substitution_grid": (2, 2),
+    "substitution_grid": (1, 2),
     "truncation_sweep": (1, 3),
     "physical sweep": (1, 1),
     "token_kl": (1, 4),
@@ -125,9 +125,9 @@ def pilot(
         One row per probe, and one each for ``start`` (a process with all that a notebook imports)
         and the loads: ``kind, task, options`` (JSON), ``call_s, unit_s`` (seconds of a block, and
         of each sample in it), ``call_bytes, unit_bytes`` (memory of the device the model runs on:
-        what measurements before it have left, and its own growth per sample; of ``start`` the
-        whole process, of loads the weights), ``call_disk, unit_disk`` (bytes of tables) and
-        ``note``: why it could not be measured.
+        what measurements before it have left with its own growth for a block, and that for each
+        sample in it; of ``start`` the whole process, of loads the weights), ``call_disk,
+        unit_disk`` (bytes of tables) and ``note``: why it could not be measured.
     """
     wanted = [probe for probe in dict.fromkeys(probes) if probe[0] != "load"]
     rows: list[dict[str, Any]] = [_start(vlm, clock), *_loads(vlm, load_s, clock)]
@@ -142,7 +142,7 @@ def pilot(
             except (ValueError, MemoryError, RuntimeError) as error:
                 found = {"note": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             if "left" in found:
-                found["call_bytes"] = max(found.pop("left") - before, 0)
+                found["call_bytes"] += max(found.pop("left") - before, 0)
             rows.append(row | found)
             warm.add(kind)
             if progress:
@@ -164,7 +164,7 @@ def _measured(
         return _trained(bench, task, clock, **options)
     drawn = kind == "training_samples"  # beside those of the run, and more than it has
     sizes = SIZES[kind] if drawn else tuple(min(size, bench.n) for size in SIZES[kind])
-    points: list[tuple[int, float, int]] = []
+    points: list[tuple[int, float, float, int]] = []
     while len(points) < len(set(sizes)):
         size = sizes[len(points)]
         samples = bench.prepared(kind, task, 2 if drawn else size)
@@ -175,13 +175,12 @@ def _measured(
         if not warm and spent < SHORT_S:  # the first of its kind, and cheap: once more
             warm = True
             continue
-        points.append((size, spent, _parquet_bytes(table)))
+        points.append((size, spent, peak.growth, _parquet_bytes(table)))
         if spent > LONG_S:
             break
-    (few, low, small), (many, high, large) = points[0], points[-1]
-    seconds = line_through((few, many), (low, high))
-    disk = line_through((few, many), (small, large))
-    return _row(*seconds, peak.growth / many, *disk) | {"left": peak.before}
+    (few, *low), (many, *high) = points[0], points[-1]
+    lines = [line_through((few, many), ends) for ends in zip(low, high, strict=True)]
+    return _row(*lines) | {"left": peak.before}
 
 
 def _clocked(bench: Bench, decoder: str, **options: Any) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def _clocked(bench: Bench, decoder: str, **options: Any) -> dict[str, Any]:
     # Of the reference decoder, which has more tokens, only the prefill is counted.
     decoding = NEW_TOKENS * once["decode_s"] if decoder == "own" else 0
     spent = (once["prefill_s"] + decoding).mean()
-    return _row(0.0, spent, peak.growth, 0, ROW_DISK) | {"left": peak.before}
+    return _row((0, spent), (0, peak.growth), (0, ROW_DISK)) | {"left": peak.before}
 
 
 def _trained(bench: Bench, task: str, clock: Clock, state: str) -> dict[str, Any]:
@@ -201,7 +200,8 @@ def _trained(bench: Bench, task: str, clock: Clock, state: str) -> dict[str, Any
     with Peak(bench.vlm.device) as peak:
         folder = bench.train(task, state, STEPS, progress=lambda *_: stamps.append(clock()))
     kept = sum(file.stat().st_size for file in folder.iterdir())
-    return _row(0.0, stamps[-1] - stamps[-2], peak.growth, kept, 0) | {"left": peak.before}
+    spent = stamps[-1] - stamps[-2]
+    return _row((0, spent), (0, peak.growth), (kept, 0)) | {"left": peak.before}
 
 
 def _start(vlm: VLM, clock: Clock) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _start(vlm: VLM, clock: Clock) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
     spent = clock() - start
     held = int(done.stdout.split()[-1]) if vlm.device.type == "cpu" else 0
-    return {"kind": "start", "task": "", "options": "[]"} | _row(0.0, spent, held, 0, 0)
+    return {"kind": "start", "task": "", "options": "[]"} | _row((0, spent), (0, held))
 
 
 def _loads(vlm: VLM, load_s: float, clock: Clock) -> list[dict[str, Any]]:
@@ -224,14 +224,16 @@ def _loads(vlm: VLM, load_s: float, clock: Clock) -> list[dict[str, Any]]:
     drawn = (clock() - start) * count / max(some.numel(), 1)
     seconds = {"trained": load_s, "random": load_s + drawn, "decoder": load_s + drawn}
     return [
-        {"kind": "load", "task": how, "options": "[]"} | _row(0.0, spent, held, 0, 0)
+        {"kind": "load", "task": how, "options": "[]"} | _row((0, spent), (0, held))
         for how, spent in seconds.items()
     ]
 
 
-def _row(call_s: float, unit_s: float, memory: float, call_disk: float, unit_disk: float) -> dict:
-    numbers = (call_s, unit_s, 0, memory, call_disk, unit_disk)
-    return dict(zip(COLUMNS[3:-1], numbers, strict=True))
+def _row(
+    seconds: tuple[float, float], memory: tuple[float, float], disk: tuple[float, float] = (0, 0)
+) -> dict[str, Any]:
+    """Columns of numbers: of each pair the fixed cost, then that of a unit."""
+    return dict(zip(COLUMNS[3:-1], (*seconds, *memory, *disk), strict=True))
 
 
 def _parquet_bytes(table: Any) -> int:

@@ -30,7 +30,7 @@ from visdepth_utils.progress import duration
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings, resolved_device, run_folder
-from visdepth_utils.streams import Indented, Shown, Tagged
+from visdepth_utils.streams import Indented, Shown, Tagged, say
 from visdepth_utils.verdict_table import verdict_text
 
 DEFAULT_MODEL = "data/minivlm/base"
@@ -107,8 +107,8 @@ def reproduce(
     if dry:
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
         with alone(folder):
-            say = partial(_say, stream)
-            return preflight.dry_run(run, sources, settings["n_samples"], finished, say)
+            told = partial(say, stream)
+            return preflight.dry_run(run, sources, settings["n_samples"], finished, told)
     footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream, jobs)
@@ -129,7 +129,7 @@ def _run_all(
     folder, settings = run.folder, run.settings
     beside = f", {jobs} at a time" if jobs > 1 else ""
     where = f"results in {_portable(folder)}"
-    _say(stream, f"{len(sources)} notebooks on {settings['model']}{beside}, {where}")
+    say(stream, f"{len(sources)} notebooks on {settings['model']}{beside}, {where}")
     start = time.monotonic()
     broken: dict[str, str] = {}
     reused: list[str] = []
@@ -138,22 +138,22 @@ def _run_all(
         head = f"[{number}/{len(sources)}] {source.stem}"
         if _is_finished(run, source, parameters):
             reused.append(source.stem)
-            _say(stream, f"{head}: unchanged since it was finished, not run again")
+            say(stream, f"{head}: unchanged since it was finished, not run again")
             return
-        _say(stream, head)
+        say(stream, head)
         shown = Tagged(stream, f"[{number}]    ") if several else Indented(stream)
         outcome = _execute(run, source, parameters, shown)
         if outcome.lacks_data:
             spent = duration(outcome.seconds)
-            _say(stream, f"{head}: not testable, after {spent}: {outcome.lacks_data}")
+            say(stream, f"{head}: not testable, after {spent}: {outcome.lacks_data}")
         elif outcome.error:
             broken[source.stem] = outcome.error
             annotate(folder, notebooks={source.stem: {"error": outcome.error}})
-            _say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
+            say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
             if outcome.details and os.environ.get("DEBUG"):
-                _say(stream, outcome.details)
+                say(stream, outcome.details)
         else:
-            _say(stream, f"{head}: done in {duration(outcome.seconds)}")
+            say(stream, f"{head}: done in {duration(outcome.seconds)}")
 
     works: dict[bool, list[schedule.Work]] = {False: [], True: []}
     for number, source in enumerate(sources, 1):
@@ -162,13 +162,13 @@ def _run_all(
     schedule.run_together(works[False], jobs)
     schedule.run_together(works[True], 1)
     page = report.write_report(folder, [source.stem for source in sources])
-    _say(stream, "\n" + verdict_text(folder, broken))
+    say(stream, "\n" + verdict_text(folder, broken))
     for name, error in sorted(broken.items()):
-        _say(stream, f"broken: {name}: {error}")
+        say(stream, f"broken: {name}: {error}")
     ran = len(sources) - len(reused) - len(broken)
     spent = duration(time.monotonic() - start)
-    _say(stream, f"\n{ran} run, {len(reused)} unchanged, {len(broken)} broken, in {spent}")
-    _say(stream, f"report: {_portable(page)}")
+    say(stream, f"\n{ran} run, {len(reused)} unchanged, {len(broken)} broken, in {spent}")
+    say(stream, f"report: {_portable(page)}")
     return 1 if broken else 0
 
 
@@ -194,9 +194,9 @@ def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
         outcome = headless.refresh(path)
         status |= bool(outcome.error)
         end = f"broke, left as it was: {outcome.error}" if outcome.error else "outputs stored"
-        _say(stream, f"{path.stem}: {end} ({duration(outcome.seconds)})")
+        say(stream, f"{path.stem}: {end} ({duration(outcome.seconds)})")
         if outcome.details and os.environ.get("DEBUG"):
-            _say(stream, outcome.details)
+            say(stream, outcome.details)
     return status
 
 
@@ -270,8 +270,3 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
 def _portable(path: Path) -> str:
     """Relative to the repository where possible, so that results can be moved with it."""
     return path.relative_to(REPO).as_posix() if path.is_relative_to(REPO) else str(path)
-
-
-def _say(stream: Any, text: str) -> None:
-    """Print one line at once, also into a pipe."""
-    print(text, file=stream, flush=True)

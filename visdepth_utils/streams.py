@@ -5,10 +5,25 @@ import threading
 import time
 from typing import Protocol, TextIO
 
-__all__ = ["Indented", "Shown", "Tagged"]
+__all__ = ["Indented", "Shown", "Tagged", "say"]
 
 _EVERY = 5.0
 """Seconds between two states of one line of progress."""
+_lock = threading.Lock()
+
+
+def say(stream: TextIO, text: str) -> None:
+    """Print a line at once, also into a pipe, and whole, whatever other threads print.
+
+    ``print`` writes the line and its end apart: another thread's line can come between them.
+
+    Args:
+        stream: Where it goes.
+        text: Without the newline at its end.
+    """
+    with _lock:
+        stream.write(f"{text}\n")
+        stream.flush()
 
 
 class Shown(Protocol):
@@ -73,8 +88,6 @@ class Tagged:
     A line that is rewritten in place, as progress is, is shown once in a few seconds.
     """
 
-    _lock = threading.Lock()
-
     def __init__(self, stream: TextIO, tag: str) -> None:
         """Wrap a stream.
 
@@ -101,9 +114,7 @@ class Tagged:
 
     def _show(self, line: str) -> None:
         self.shown = time.monotonic()
-        with self._lock:
-            self.stream.write(f"{self.tag}{line.rstrip()}\n")
-            self.stream.flush()
+        say(self.stream, f"{self.tag}{line.rstrip()}")
 
     def flush(self) -> None:
         """Lines are flushed as they are written."""

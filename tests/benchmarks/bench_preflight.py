@@ -3,7 +3,8 @@
 Run ``python tests/benchmarks/bench_preflight.py`` for the embedded models, all notebooks (about
 ten minutes each on two idle cores); ``--only 01 03`` for some. For each model the pilot is measured
 in a fresh folder and the notebooks are run right behind it, on the same machine with the same
-threads. Goal: the total, and each notebook that takes more than 20 s, within a factor of 1.5.
+threads. Goal: the total, and each notebook that takes more than 20 s, within a factor of 1.5, and
+memory as well, of every notebook.
 
 Where other work shares the machine, walls say nothing: ``--cpu-time`` counts the seconds of a
 processor on both sides instead, and needs OMP_NUM_THREADS=1, so that a processor's second is one of
@@ -128,12 +129,16 @@ def main() -> int:
     for model in args.models:
         found = compared(model, sources, clock)
         counts = found[found["took_s"] > COUNTS_FROM_S]
-        outside = counts[~counts["ratio"].between(1 / FACTOR, FACTOR)]
+        outside = [
+            f"{name} ({what})"
+            for what, rows, ratio in (("time", counts, "ratio"), ("memory", found, "ratio_gb"))
+            for name in rows.index[~rows[ratio].between(1 / FACTOR, FACTOR)]
+        ]
         missed += len(outside)
         threads = torch.get_num_threads()
         print(f"\n{model}, {threads} threads, {unit}; both sides saw the same machine")
         print(found.round(2).to_string())
-        names = ", ".join(outside.index) or "none"
+        names = ", ".join(outside) or "none"
         print(f"outside of a factor {FACTOR}: {names}\n", flush=True)
     return int(missed > 0)
 

@@ -109,3 +109,17 @@ def test_lines_are_whole_and_tagged_and_progress_is_thinned(
         "[3] step 4",
         "[3] no end",
     ]
+
+
+def test_a_line_is_written_in_one_piece() -> None:
+    """Else the end of another thread's line can come between a line and its own end."""
+    pieces: list[str] = []
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return len(text)
+
+    streams.say(Pipe(), "[3/9] one")
+    streams.Tagged(Pipe(), "[3] ").write("two\nthree\n")
+    assert pieces == ["[3/9] one\n", "[3] two\n", "[3] three\n"]

@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from visdepth_utils.checkpoints import quiet
 from visdepth_utils.costs import predicted_costs, shape_of
 from visdepth_utils.families import FAMILIES
+from visdepth_utils.loaders import quiet
 from visdepth_utils.vlm import VLM
 
 __all__ = ["SIZES", "materialised", "predicted_sizes", "random_decoder", "text_config"]

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from visdepth_utils.decoder_parts import embed, head, rotary_angles, window
 from visdepth_utils.layercall import run_layer
-from visdepth_utils.prefill import Prefill, embed, head, rotary_angles, window
-from visdepth_utils.replay import Replayed, Rows, closed_rank
+from visdepth_utils.prefill import Prefill
+from visdepth_utils.replay import Replayed
+from visdepth_utils.replay_rows import Rows, closed_rank
 
 
 class _Shelf:

@@ -118,9 +118,9 @@ def serving() -> Iterator[None]:
     if chosen_engine() == "local":
         yield
         return
-    from visdepth_utils import raycluster
+    from visdepth_utils import raypool
 
-    with raycluster.serving():
+    with raypool.serving():
         yield
 
 

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
+from visdepth_utils.decoder_parts import head
 from visdepth_utils.encoding import followed
-from visdepth_utils.prefill import Prefill, head, prefill
+from visdepth_utils.prefill import Prefill, prefill
 from visdepth_utils.replay import replay
 from visdepth_utils.sweeps import kl_divergence
 from visdepth_utils.variants import check_depths, kept_for_truncation, truncation

@@ -15,16 +15,12 @@ from scipy.special import entr
 from visdepth_utils.dimension import (
     DTYPE_TOL,
     Estimate,
-    Gram,
-    as_states,
-    check_option,
-    draws,
-    gram,
     intrinsic_dimension,
     mle_from_gram,
     neighbours,
     twonn_from_gram,
 )
+from visdepth_utils.grams import Gram, as_states, check_option, draws, gram
 
 # fmt: off
 __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curvature", "draws",

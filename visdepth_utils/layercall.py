@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from visdepth_utils.prefill import Angles, Prefill, mask_for
+from visdepth_utils.decoder_parts import Angles, mask_for
+from visdepth_utils.prefill import Prefill
 
 __all__ = ["Splice", "keys_of", "run_layer"]
 

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from visdepth_utils.blocks import in_blocks
 from visdepth_utils.capture import capture
-from visdepth_utils.dimension import draws as token_draws
 from visdepth_utils.geometry import sink_mask
+from visdepth_utils.grams import draws as token_draws
 from visdepth_utils.tracks import Track
 
 if TYPE_CHECKING:

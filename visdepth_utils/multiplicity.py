@@ -7,16 +7,36 @@ data/claims.yaml under ``common`` (``p_value``, ``multiplicity``).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from visdepth_utils.significance import holm
 from visdepth_utils.verdicts import VERDICTS
 
-__all__ = ["after_holm", "holm_over_claims", "replications"]
+__all__ = ["after_holm", "holm", "holm_over_claims", "replications"]
 
 Entry = Mapping[str, Any]
 NAN = float("nan")
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p values (family-wise error; Holm 1979).
+
+    Args:
+        p: Of all tests of the family.
+
+    Returns:
+        Adjusted, in the order given.
+
+    Raises:
+        ValueError: For what is no p value.
+    """
+    given = np.asarray(p, dtype=np.float64)
+    if given.ndim != 1 or not ((given >= 0) & (given <= 1)).all():
+        raise ValueError(f"p values must be numbers in [0, 1], got {given.tolist()}")
+    order = np.argsort(given, kind="stable")
+    stepped = np.maximum.accumulate(given[order] * (len(given) - np.arange(len(given))))
+    return np.minimum(stepped, 1.0)[np.argsort(order, kind="stable")]
 
 
 def holm_over_claims(entries: Sequence[Entry], alpha: float = 0.05) -> pd.DataFrame:

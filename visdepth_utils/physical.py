@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
+from visdepth_utils.decoder_parts import mask_for, refuse_unmaskable, window
 from visdepth_utils.interventions import edited
-from visdepth_utils.prefill import mask_for, refuse_unmaskable, window
 from visdepth_utils.variants import check_depths, image_spans
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from visdepth_utils import provenance
 from visdepth_utils.adapters import SHIPPED
-from visdepth_utils.checkpoints import REPO, locate, read_config
+from visdepth_utils.checkpoints import REPO, locate
 from visdepth_utils.estimates import NOTEBOOK_DISK, check, estimate
 from visdepth_utils.footprint import (
     PROCESS_MEMORY,
@@ -27,6 +27,7 @@ from visdepth_utils.footprint import (
     refuse_early,
 )
 from visdepth_utils.headless import default_parameters
+from visdepth_utils.loaders import read_config
 from visdepth_utils.notebook_steps import steps_of
 from visdepth_utils.progress import duration, progress_line
 from visdepth_utils.runs import Run

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftConfig, get_peft_model
 
-from visdepth_utils.checkpoints import one_line_errors, quiet
 from visdepth_utils.distillation import PRECISIONS, Distillation, lora_config, targets_of, train
 from visdepth_utils.files import read_object, write_text
+from visdepth_utils.loaders import one_line_errors, quiet
 from visdepth_utils.placement import has_offloaded
 from visdepth_utils.tasks import samples_and_budget, with_other_image
 from visdepth_utils.variants import check_depths

@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visdepth_utils.dimension import (
-    Gram,
-    gram,
-    intrinsic_dimension,
-    mle_from_gram,
-    neighbours,
-    twonn_from_gram,
-)
+from visdepth_utils.dimension import intrinsic_dimension, mle_from_gram, neighbours, twonn_from_gram
 from visdepth_utils.geometry import (
     debiased_cka,
     depth_curvature,
@@ -29,6 +22,7 @@ from visdepth_utils.geometry import (
     matrix_entropy,
     update_ratio,
 )
+from visdepth_utils.grams import Gram, gram
 
 MATCHED = ("entropy", "id_twonn", "id_mle", "id_gride")
 """Metrics that depend on N, computed on draws of exactly n0 tokens."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from visdepth_utils.checkpoints import REPO, locate, quiet
+from visdepth_utils.checkpoints import REPO, locate
 from visdepth_utils.files import explained
+from visdepth_utils.loaders import quiet
 from visdepth_utils.vlm import load_vlm
 
 __all__ = ["save_untrained"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from visdepth_utils.prefill import Index, Prefill
-from visdepth_utils.replay import Rows
+from visdepth_utils.replay_rows import Rows
 
 if TYPE_CHECKING:
     from visdepth_utils.encoding import Encoded

@@ -8,21 +8,20 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from visdepth_utils.checkpoints import (
-    copy_decoder,
-    draw_model,
-    drawn_bytes,
-    locate,
-    quiet,
-    read_config,
-    read_model,
-    read_processor,
-    weights_hash,
-)
+from visdepth_utils.checkpoints import locate, weights_hash
 from visdepth_utils.checks import check
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
 from visdepth_utils.families import Family, family_of
+from visdepth_utils.loaders import (
+    copy_decoder,
+    draw_model,
+    drawn_bytes,
+    quiet,
+    read_config,
+    read_model,
+    read_processor,
+)
 from visdepth_utils.placement import (
     DeviceMap,
     check_fetched,

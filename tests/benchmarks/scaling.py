@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from visdepth_utils import load_task, load_vlm, provenance, raycluster, truncation_sweep
+from visdepth_utils import load_task, load_vlm, provenance, raypool, truncation_sweep
 from visdepth_utils.runs import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def measure() -> dict[str, float]:
         return pd.DataFrame({"sample": [sample.id for sample in block]})
 
     found = {}
-    with raycluster.serving():
+    with raypool.serving():
         for actors in (None, 1, 2):
             label = f"{actors} workers" if actors else "local"
             found[label] = N / timed("real", actors, task.samples, real, SIZE)

@@ -14,7 +14,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from tests import tiny
-from visdepth_utils import measuring_code, raycluster, token_kl, truncation_sweep
+from visdepth_utils import measuring_code, raypool, token_kl, truncation_sweep
 from visdepth_utils.entries import read_provenance
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.vlm import VLM
@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
     made.add_node(**NODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", made.address)
-        with raycluster.serving():
+        with raypool.serving():
             yield made
     made.shutdown()
 

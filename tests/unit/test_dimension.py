@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 
 from visdepth_utils.dimension import (
     Neighbours,
-    draws,
-    gram,
     intrinsic_dimension,
     mle_from_gram,
     neighbours,
     twonn_from_gram,
 )
+from visdepth_utils.grams import draws, gram
 
 ESTIMATORS = ("twonn", "mle", "gride")
 

@@ -105,18 +105,18 @@ def test_bad_options_are_named_in_one_line(
 def test_a_ray_that_cannot_be_had_is_one_line(
     address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils import raycluster
+    from visdepth_utils import raypool
 
     def fails(**_options: object) -> None:
         raise Exception("The current node timed out\nand a page more")
 
-    monkeypatch.setattr(raycluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(raycluster.ray, "init", fails)
+    monkeypatch.setattr(raypool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(raypool.ray, "init", fails)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=message) as caught:
-        raycluster.connect()
+        raypool.connect()
     assert "\n" not in str(caught.value)
 
 

@@ -10,13 +10,14 @@ import torch
 
 from tests import tiny
 from visdepth_utils.capture import capture
-from visdepth_utils.dimension import draws, intrinsic_dimension
+from visdepth_utils.dimension import intrinsic_dimension
 from visdepth_utils.geometry import (
     debiased_cka,
     depth_curvature,
     matrix_entropy,
     update_ratio,
 )
+from visdepth_utils.grams import draws
 from visdepth_utils.layerwise import COLUMNS, METRICS, layer_geometry
 from visdepth_utils.vlm import VLM
 

@@ -2,16 +2,37 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from visdepth_utils.calibration.curves import curves_table, early_change, image_table
 from visdepth_utils.claims import claim_entry, verdict
-from visdepth_utils.multiplicity import after_holm, holm_over_claims, replications
+from visdepth_utils.multiplicity import after_holm, holm, holm_over_claims, replications
 
 
 def entry(claim, said, p=None, model="a"):
     return {"claim": claim, "model": model, "verdict": said, "p": p}
+
+
+def test_holm_of_plain_numbers():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert len(holm([])) == 0
+    for bad in ([0.1, np.nan], [1.2], [-0.1]):
+        with pytest.raises(ValueError, match="p values"):
+            holm(bad)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_adjusted_numbers_keep_their_order(p):
+    raw, family = np.array(p), holm(p)
+    assert (raw <= family + 1e-12).all()
+    assert (family <= np.minimum(raw * len(p), 1) + 1e-12).all()
+    assert (np.diff(family[np.argsort(raw, kind="stable")]) >= 0).all()
 
 
 def test_holm_known_answer():

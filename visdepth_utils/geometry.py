@@ -1,8 +1,9 @@
-"""Geometry of one token set: matrix entropy, depth curvature, update ratio, debiased CKA.
+"""Geometry of one token set: curvature, update ratio, debiased CKA, attention sinks.
 
 ``H`` is always (N, D): the states of N tokens of one type at one layer of one sample. Everything
 is computed in float64. Data that carry no answer (NaN, one token, no spread) give NaN with a
-reason; a wrong shape or an unknown option is a ValueError. Intrinsic dimension: dimension.py.
+reason; a wrong shape or an unknown option is a ValueError. Matrix entropy: entropy.py;
+intrinsic dimension: dimension.py; both are to be had from here as well.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
 
 from visdepth_utils.dimension import (
     DTYPE_TOL,
@@ -20,7 +20,8 @@ from visdepth_utils.dimension import (
     neighbours,
     twonn_from_gram,
 )
-from visdepth_utils.grams import Gram, as_states, check_option, draws, gram
+from visdepth_utils.entropy import entropy_from_gram, matrix_entropy
+from visdepth_utils.grams import Gram, as_states, check_option, draws, gram, inverse_norm
 
 # fmt: off
 __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curvature", "draws",
@@ -28,134 +29,7 @@ __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curv
            "neighbours", "sink_mask", "twonn_from_gram", "update_ratio"]
 # fmt: on
 
-NORMALISE = ("center+row", "center", "row", "raw", "standardise")
-SCALES = ("log_n", "max", "max_centred", "none", "effective_rank")
-COMPAT = (None, "skean", "roy-vetterli")
 SEQUENCE_VARIANTS = ("stable", "hosseini", "skean", "skean-2024")
-
-
-def _inverse_norm(square: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """1/sqrt(square), or 0 where a vector is only rounding and so has no direction."""
-    keep = square > floor
-    return np.where(keep, 1.0 / np.sqrt(np.where(keep, square, 1.0)), 0.0)
-
-
-def _check_entropy(normalise: str, alpha: float, scale: str, compat: str | None) -> None:
-    check_option(normalise, NORMALISE, "normalise")
-    check_option(scale, SCALES, "scale")
-    check_option(compat, COMPAT, "compat")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha!r}")
-
-
-def _spectral_entropy(K: np.ndarray, alpha: float, compat: str | None) -> np.ndarray:
-    """Renyi entropy (...,) of the trace-normalised spectrum of each K (..., m, m)."""
-    if compat == "skean":
-        K = np.clip(K, 0.0, None)  # as in public code; K is no longer positive semi-definite
-    if alpha == 2 and compat is None:  # -log ||K / tr K||_F^2: no eigenvalues needed
-        return -np.log((K * K).sum(axis=(-1, -2)) / np.trace(K, axis1=-2, axis2=-1) ** 2)
-    p = np.clip(np.linalg.eigvalsh(K), 0.0, None)
-    p = np.sqrt(p) if compat == "roy-vetterli" else p
-    p = p / p.sum(axis=-1, keepdims=True)
-    if alpha == 1:
-        return entr(p).sum(axis=-1)
-    if np.isinf(alpha):
-        return -np.log(p.max(axis=-1))
-    return np.log((p**alpha).sum(axis=-1)) / (1.0 - alpha)
-
-
-def _scaled_entropy(
-    K: np.ndarray,
-    spread: np.ndarray,
-    shape: tuple[int, int],
-    alpha: float,
-    scale: str,
-    compat: str | None,
-) -> tuple[np.ndarray, str]:
-    """Entropies of K (..., m, m) where ``spread`` (...,), else NaN; ``shape`` is (N, D)."""
-    value = np.full(np.shape(spread), np.nan)
-    n, d = shape
-    top = {"log_n": n, "max": min(n, d), "max_centred": min(n - 1, d)}.get(scale)
-    if n < 2 or top == 1:
-        return value, f"{n} token(s) in {d} dimension(s): entropy is not defined"
-    finite = np.isfinite(K).all(axis=(-1, -2))
-    good = finite & spread
-    if good.any():
-        S = np.maximum(_spectral_entropy(K[good], alpha, compat), 0.0)  # rank one rounds to -1e-16
-        value[good] = np.exp(S) if scale == "effective_rank" else S / (np.log(top) if top else 1.0)
-    if good.all():
-        return value, ""
-    return value, "no spread between tokens" if finite.all() else "non-finite values in states"
-
-
-def matrix_entropy(
-    H: Any,
-    *,
-    normalise: str = "center+row",
-    alpha: float = 1.0,
-    scale: str = "log_n",
-    compat: str | None = None,
-) -> tuple[float, str]:
-    """Entropy of the eigenvalue distribution of Z Z^T / tr, Z = normalised states.
-
-    S_1 = -sum p log p (von Neumann), S_a = log(sum p^a) / (1 - a) (Renyi); natural logarithm.
-
-    Args:
-        H: states (N, D).
-        normalise: "center+row" (subtract the mean, then unit rows), "center", "row", "raw", or
-            "standardise" (unit variance per dimension; Timkey and van Schijndel 2021).
-        alpha: Renyi order > 0; 1 is von Neumann, ``inf`` is -log of the largest eigenvalue.
-        scale: divide by log N ("log_n"), log min(N, D) ("max"), log min(N-1, D) ("max_centred",
-            the reachable maximum once centred), by nothing ("none"); "effective_rank" = exp(S).
-        compat: "skean" repeats the clamp of negative Gram entries found in public code,
-            "roy-vetterli" uses singular values, not their squares. Not for new results.
-
-    Returns:
-        Value and "", or NaN and the reason. An unknown option or shape is a ValueError.
-    """
-    _check_entropy(normalise, alpha, scale, compat)
-    X = as_states(H)
-    with np.errstate(all="ignore"):
-        Z = X if normalise in ("row", "raw") else X - X.mean(axis=0)
-        square, own = X * X, Z * Z
-        if not np.isfinite(square.sum()):
-            return float("nan"), "non-finite values in states"
-        spread = np.asarray(own.sum() > DTYPE_TOL**2 * square.sum())
-        if normalise.endswith("row"):
-            Z = Z * _inverse_norm(own.sum(axis=1), DTYPE_TOL**2 * square.sum(axis=1))[:, None]
-        elif normalise == "standardise":
-            Z = Z * _inverse_norm(own.mean(axis=0), DTYPE_TOL**2 * square.mean(axis=0))
-        K = Z @ Z.T if X.shape[0] <= X.shape[1] else Z.T @ Z  # same non-zero spectrum
-    value, note = _scaled_entropy(K, spread, X.shape, alpha, scale, compat)
-    return float(value), note
-
-
-def entropy_from_gram(
-    G: Gram,
-    *,
-    normalise: str = "center+row",
-    alpha: float = 1.0,
-    scale: str = "log_n",
-    compat: str | None = None,
-) -> tuple[np.ndarray, str]:
-    """``matrix_entropy`` of a Gram, or of R subsets at once: values (...,) and the first reason.
-
-    Each subset is re-centred on its own tokens. "raw" and "row" need ``gram(H, center=False)``.
-    """
-    _check_entropy(normalise, alpha, scale, compat)
-    n, d = G.values.shape[-1], G.n_dims
-    if normalise == "standardise" or (compat == "skean" and n > d):
-        raise ValueError(f"{compat or normalise} needs the states: use matrix_entropy(H, ...)")
-    if normalise in ("raw", "row") and G.centred:
-        raise ValueError(f"normalise={normalise!r} needs an uncentred Gram: gram(H, center=False)")
-    with np.errstate(all="ignore"):
-        K = G.values if normalise in ("raw", "row") else G.recentred()
-        own = np.diagonal(K, axis1=-2, axis2=-1)
-        spread = np.asarray(own.sum(axis=-1) > DTYPE_TOL**2 * G.square_norms.sum(axis=-1))
-        if normalise.endswith("row"):
-            inverse = _inverse_norm(own, DTYPE_TOL**2 * G.square_norms)
-            K = K * inverse[..., :, None] * inverse[..., None, :]
-    return _scaled_entropy(K, spread, (n, d), alpha, scale, compat)
 
 
 def _angle(u: np.ndarray, v: np.ndarray, floor: Any = 0.0) -> np.ndarray:
@@ -204,7 +78,7 @@ def curvature_sequence(H: Any, *, variant: str = "stable") -> np.ndarray:
     X = as_states(H)
     if variant.startswith("skean"):
         X = X - X.mean(axis=0)
-        X = X * _inverse_norm((X * X).sum(axis=1), np.float64(0.0))[:, None]
+        X = X * inverse_norm((X * X).sum(axis=1), np.float64(0.0))[:, None]
     steps = X if variant == "skean-2024" else np.diff(X, axis=0)
     u, v = steps[:-1], steps[1:]
     if variant in ("stable", "skean-2024"):

@@ -26,6 +26,12 @@ def check_option(value: Any, known: tuple, name: str) -> None:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(repr, known))}")
 
 
+def inverse_norm(square: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """1/sqrt(square), or 0 where a vector is only rounding and so has no direction."""
+    keep = square > floor
+    return np.where(keep, 1.0 / np.sqrt(np.where(keep, square, 1.0)), 0.0)
+
+
 @dataclass(frozen=True)
 class Gram:
     """Inner products of one token set, or of R subsets; serves entropy, dimension and CKA.

@@ -13,13 +13,17 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "accuracy_bars", "depth_curves", "layer_axis_name"]
+from visdepth_utils.figure_style import (
+    COLOURS,
+    CONTROL_DASHES,
+    CONTROL_GREYS,
+    PANEL_INCHES,
+    finish,
+    styled,
+)
 
-COLOURS = {"image": "#0072B2", "text": "#D55E00"}
-"""Modality -> colour, the same in every figure."""
+__all__ = ["accuracy_bars", "depth_curves", "layer_axis_name"]
 
-CONTROL_DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (2, 2))
-CONTROL_GREYS = ("#5a5a5a", "#8a8a8a", "#a8a8a8", "#202020")
 CONDITIONS = {"full": "#0072B2", "blind": "#999999", "other": "#E69F00"}
 CONDITION_NAMES = {"full": "its own picture", "blind": "no picture", "other": "another picture"}
 
@@ -40,8 +44,6 @@ BAND_COLUMNS = {"layer", "metric", "mean", "lo", "hi"}
 UPDATE_METRICS = {"update_ratio", "curvature"}
 LOG_METRICS = {"update_ratio"}
 """Drawn on a logarithmic axis: updates differ by orders of magnitude between layers and models."""
-PANEL_INCHES = (3.2, 2.9)
-DPI = 85
 
 
 def depth_curves(
@@ -74,7 +76,7 @@ def depth_curves(
     _check(bands, metrics, "bands")
     for name, table in (controls or {}).items():
         _check(table, metrics, f"control {name!r}")
-    with _style():
+    with styled():
         fig, axes = plt.subplots(
             1,
             len(metrics),
@@ -97,7 +99,7 @@ def depth_curves(
             ax.xaxis.get_major_locator().set_params(integer=True)
             if metric in LOG_METRICS:
                 ax.set_yscale("log")
-        _finish(fig, axes[0], title)
+        finish(fig, axes[0], title)
     return fig
 
 
@@ -126,7 +128,7 @@ def accuracy_bars(
     by_image = results.groupby(by, sort=False, as_index=False)["score"].mean()
     tasks = list(dict.fromkeys(results["task"]))
     present = [c for c in CONDITIONS if c in set(results["condition"])]
-    with _style():
+    with styled():
         fig, ax = plt.subplots(figsize=(8, 3.2))
         sns.barplot(
             data=by_image.replace({"condition": CONDITION_NAMES}),
@@ -148,7 +150,7 @@ def accuracy_bars(
                 line = {"colors": "#000000", "linestyles": "dotted", "label": "chance"}
                 ax.hlines(chances[task], i - 0.45, i + 0.45, **line)
         ax.set(ylim=(0, 1.05), ylabel="mean score", xlabel="")
-        _finish(fig, [ax], title, "lines on bars: 95% interval of the mean, by image")
+        finish(fig, [ax], title, "lines on bars: 95% interval of the mean, by image")
     return fig
 
 
@@ -241,45 +243,3 @@ def _mark(ax: Axes, layer: float) -> None:
         clip_on=False,
         transform=ax.get_xaxis_transform(),
     )
-
-
-def _style() -> plt.rc_context:
-    """The one style, as a context: importing this module changes nothing outside."""
-    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.8)}
-    extra = {
-        "figure.dpi": DPI,
-        "savefig.dpi": DPI,
-        "axes.titlesize": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "grid.color": "#e6e6e6",
-        "svg.hashsalt": "visdepth",
-    }
-    return plt.rc_context({**settings, **extra})
-
-
-def _finish(
-    fig: Figure,
-    axes: Sequence[Axes],
-    title: str,
-    note: str = "bands: 95% interval of the mean, by image",
-) -> None:
-    """One legend below the panels, which also says what the bands are; then close."""
-    entries: dict[str, object] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if title:
-        fig.suptitle(title, fontsize=10.5)
-    fig.legend(
-        list(entries.values()),
-        list(entries),
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0.02),
-        frameon=False,
-        ncols=min(4, len(entries)),
-        title=note,
-        title_fontsize=8,
-    )
-    fig.tight_layout()
-    plt.close(fig)

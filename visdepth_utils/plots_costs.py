@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.bands import need
-from visdepth_utils.plots import PANEL_INCHES, _finish, _style
+from visdepth_utils.figure_style import PANEL_INCHES, finish, styled
 from visdepth_utils.plots_sweeps import DEPTH_AXIS, TASK_COLOURS
 
 __all__ = ["cost_front", "savings_by_depth"]
@@ -55,7 +55,7 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
         raise ValueError(f"{min(lacking)} image tokens were measured but not predicted")
     colours = dict(zip(counts, sns.color_palette("viridis", len(counts) + 1), strict=False))
     last = int(measured["depth"].max())
-    with _style():
+    with styled():
         fig, axes = plt.subplots(1, 3, figsize=(3 * PANEL_INCHES[0], PANEL_INCHES[1]))
         for ax, (kind, (title, (name, unit))) in zip(axes, KINDS.items(), strict=True):
             ax.axhline(1, color="#444444", ls=":", lw=1.2, label="the whole model")
@@ -70,7 +70,7 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
             ax.set_ylim(0, max(1.15, *ax.get_ylim()))
             ax.xaxis.get_major_locator().set_params(integer=True)
         axes[0].set(ylabel="ratio to the whole model")
-        _finish(fig, axes, "", "points: measured, median and range; lines: predicted")
+        finish(fig, axes, "", "points: measured, median and range; lines: predicted")
     return fig
 
 
@@ -100,7 +100,7 @@ def cost_front(
     columns = {"task", "depth", "score", "lo", "hi", f"{cost}_ratio", f"front_{cost}"}
     need(points, columns, "points", "tradeoff.scores_and_savings")
     tasks = list(dict.fromkeys(points["task"]))
-    with _style():
+    with styled():
         size = (2.6 * len(tasks) + 0.4, PANEL_INCHES[1])
         fig, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, sharey=True)
         for i, (ax, task) in enumerate(zip(axes[0], tasks, strict=True)):
@@ -116,7 +116,7 @@ def cost_front(
             ax.axvline(1, color="#bbbbbb", lw=1)
             ax.set(title=task, xlabel=f"{cost_name}, ratio to the whole", ylim=(-0.05, 1.08))
         axes[0, 0].set(ylabel="score")
-        _finish(fig, axes[0], "", "bars: 95% interval by image; filled: on the Pareto front")
+        finish(fig, axes[0], "", "bars: 95% interval by image; filled: on the Pareto front")
     return fig
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.bands import LEAST_KL, bands, draw, need
-from visdepth_utils.plots import COLOURS, CONTROL_GREYS, PANEL_INCHES, _finish, _style
+from visdepth_utils.figure_style import COLOURS, CONTROL_GREYS, PANEL_INCHES, finish, styled
 
 __all__ = ["gap_curves", "substitution_maps"]
 
@@ -45,7 +45,7 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
     if np.isfinite(base_score):
         values["lost"] = "score lost"
     layers = sorted(set(plain["layer"]))
-    with _style():
+    with styled():
         size = (3.1 * len(kinds) + 0.9, 2.9 * len(values))
         fig, axes = plt.subplots(len(values), len(kinds), figsize=size, squeeze=False)
         for row, (value, label) in zip(axes, values.items(), strict=True):
@@ -90,7 +90,7 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
     if plain["similarity"].notna().any():
         values = {"similarity": "similarity to the unmodified answer"} | values
     other = plain[plain["control"] == "other image"]
-    with _style():
+    with styled():
         size = (1.35 * PANEL_INCHES[0] * len(values), PANEL_INCHES[1] + 0.3)
         fig, axes = plt.subplots(1, len(values), figsize=size, squeeze=False)
         for ax, (value, label) in zip(axes[0], values.items(), strict=True):
@@ -109,7 +109,7 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
                 ax.set_yscale("log")
             else:
                 ax.set_ylim(-0.03, 1.03)
-        _finish(fig, axes[0], "")
+        finish(fig, axes[0], "")
     return fig
 
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from visdepth_utils.bands import bands, draw, need
 from visdepth_utils.chains import words
-from visdepth_utils.plots import PANEL_INCHES, _finish, _style
+from visdepth_utils.figure_style import PANEL_INCHES, finish, styled
 from visdepth_utils.plots_sweeps import DEPTH_AXIS, TASK_COLOURS
 from visdepth_utils.statistics import cluster_bootstrap
 
@@ -48,7 +48,7 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
     plain = compared[compared["control"] == ""].assign(
         moved=lambda rows: (rows["edit"] > 0).astype(float)
     )
-    with _style():
+    with styled():
         fig, axes = _two_panels()
         for name, (colour, label) in SIDES.items():
             share = bands(plain, "depth", "moved" if name == "edit" else name)
@@ -66,7 +66,7 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
         axes[0].set(title="share that changes at all (misleads)", ylim=(-0.05, 1.05))
         axes[1].set(title="distance over chance")
         axes[1].axhline(1, color="#444444", lw=0.8, ls=":", label="no more alike than unrelated")
-        _finish(fig, axes, "")
+        finish(fig, axes, "")
     return fig
 
 
@@ -88,7 +88,7 @@ def token_changes(compared: pd.DataFrame) -> Figure:
     _one_mode(compared)
     plain = compared[compared["control"] == ""]
     plain = plain.assign(direct=1 - plain["answer_kept"])
-    with _style():
+    with styled():
         fig, axes = _two_panels()
         for name, side in (("changed_chain", "edit"), ("changed_answer", "flip")):
             colour, label = SIDES[side]
@@ -98,7 +98,7 @@ def token_changes(compared: pd.DataFrame) -> Figure:
         draw(axes[1], given, "#0072B2", "answer, full model's chain given", ls="--")
         axes[0].set(title="tokens that change, same text read", ylim=(-0.03, 1.03))
         axes[1].set(title="answers that change", ylim=(-0.03, 1.03))
-        _finish(fig, axes, "")
+        finish(fig, axes, "")
     return fig
 
 
@@ -117,7 +117,7 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
     columns = {"image", "style", "mode", "depth", "correct", "token_layers"}
     need(sweep, columns, "sweep", "compute.with_token_layers")
     _one_mode(sweep)
-    with _style():
+    with styled():
         fig, axes = _two_panels()
         for i, (style, rows) in enumerate(sweep.groupby("style", sort=False)):
             colour = TASK_COLOURS.get(style, f"C{i}")
@@ -127,7 +127,7 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
             draw(axes[1], curve.assign(x=cost.reindex(curve["x"]).to_numpy()), colour, style)
         axes[0].set(title="score", ylim=(-0.05, 1.05))
         axes[1].set(title="score", ylim=(-0.05, 1.05), xlabel="token-layers of an answer")
-        _finish(fig, axes, "")
+        finish(fig, axes, "")
     return fig
 
 

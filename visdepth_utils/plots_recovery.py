@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from visdepth_utils.bands import bands, need
-from visdepth_utils.plots import _finish, _style
+from visdepth_utils.figure_style import finish, styled
 
 __all__ = ["recovery_dots", "strategy_dots"]
 
@@ -42,7 +42,7 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
         raise ValueError("the table holds several cuts: pass the rows of one")
     tasks = list(dict.fromkeys(table["task"]))
     present = [state for state in STATES if state in set(table["state"])]
-    with _style():
+    with styled():
         size = (max(4.0, 2.1 * len(tasks) + 1.2), 3.2)
         fig, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
         for ax, task in zip(axes[0], tasks, strict=True):
@@ -53,7 +53,7 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
                     _dot(ax, i, found.loc[state], *STATES[state])
             ax.set(title=task, xticks=[], xlim=(-0.6, len(present) - 0.4), ylim=(-0.05, 1.05))
         axes[0][0].set_ylabel("mean score")
-        _finish(fig, axes[0], "", "lines: 95% interval of the mean, by image; shaded: lost")
+        finish(fig, axes[0], "", "lines: 95% interval of the mean, by image; shaded: lost")
     return fig
 
 
@@ -72,7 +72,7 @@ def strategy_dots(decoded: pd.DataFrame) -> Figure:
     need(decoded, {"task", "state", "strategy", "seed", "score"}, "decoded", "strategies.decode")
     tasks = list(dict.fromkeys(decoded["task"]))
     present = [state for state in STATES if state in set(decoded["state"])]
-    with _style():
+    with styled():
         size = (max(4.0, 2.6 * len(tasks) + 0.8), 2.9)
         fig, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
         for ax, task in zip(axes[0], tasks, strict=True):
@@ -89,7 +89,7 @@ def strategy_dots(decoded: pd.DataFrame) -> Figure:
         for strategy, marker in MARKERS.items():
             axes[0][0].plot([], [], marker, color="#444444", ms=5, mew=0, label=strategy)
         axes[0][0].set_ylabel("mean score")
-        _finish(fig, axes[0], "", "a dot is a mean over samples, one per strategy and seed")
+        finish(fig, axes[0], "", "a dot is a mean over samples, one per strategy and seed")
     return fig
 
 

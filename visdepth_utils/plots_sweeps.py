@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.bands import LEAST_KL, bands, draw, gains, need, retention
-from visdepth_utils.plots import PANEL_INCHES, _finish, _style
+from visdepth_utils.figure_style import PANEL_INCHES, finish, styled
 
 __all__ = ["kl_by_depth", "modes_compared", "retention_curves"]
 
@@ -73,7 +73,7 @@ def retention_curves(
         for name in ("blind", "other")
     }
     panels, columns = 1 + len(tasks) + len(drawn), 3
-    with _style():
+    with styled():
         rows = -(-panels // columns)
         size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
         fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
@@ -102,7 +102,7 @@ def retention_curves(
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[1:panels]:
             ax.set(ylim=(-0.05, 1.05))
-        _finish(fig, axes[:panels], "")
+        finish(fig, axes[:panels], "")
     return fig
 
 
@@ -130,7 +130,7 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
     keys = ["task", "image", "sample", "depth"]
     below = below.groupby(keys, sort=False, as_index=False)[["kl", "changed"]].mean()
     tasks = list(dict.fromkeys(token_kl["task"]))
-    with _style():
+    with styled():
         size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
         fig, axes = plt.subplots(1, 2, figsize=size)
         for task in tasks:
@@ -143,7 +143,7 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
         for ax in axes:
             ax.set(xlabel=DEPTH_AXIS)
             ax.xaxis.get_major_locator().set_params(integer=True)
-        _finish(fig, axes, "")
+        finish(fig, axes, "")
     return fig
 
 
@@ -164,7 +164,7 @@ def modes_compared(table: pd.DataFrame) -> Figure:
     if table["task"].nunique() > 1:
         raise ValueError("table holds several tasks: pass the rows of one")
     task = table["task"].iloc[0]
-    with _style():
+    with styled():
         size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
         fig, axes = plt.subplots(1, 2, figsize=size)
         groups = dict(list(table.groupby(["mode", "implementation"], sort=False)))
@@ -179,7 +179,7 @@ def modes_compared(table: pd.DataFrame) -> Figure:
         for ax, title in zip(axes, ("score", "the full model's very answer"), strict=True):
             ax.set(title=f"{task}: {title}", xlabel=DEPTH_AXIS, ylim=(-0.05, 1.05))
             ax.xaxis.get_major_locator().set_params(integer=True)
-        _finish(fig, axes, "")
+        finish(fig, axes, "")
     return fig
 
 

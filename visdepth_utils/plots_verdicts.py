@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.bands import need
-from visdepth_utils.plots import _finish, _style
+from visdepth_utils.figure_style import finish, styled
 from visdepth_utils.verdicts import COLOURS
 
 __all__ = ["effects_by_model"]
@@ -41,7 +41,7 @@ def effects_by_model(verdicts: pd.DataFrame, columns: int = 3) -> Figure:
     claims = sorted(set(verdicts["claim"]))
     models = sorted(set(verdicts["model"]), reverse=True)
     rows = math.ceil(len(claims) / columns)
-    with _style():
+    with styled():
         size = (3.1 * columns + 1.2, (0.24 * len(models) + 0.75) * rows + 0.3)
         fig, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
         for ax, claim in zip(axes.flat, claims, strict=False):
@@ -61,7 +61,7 @@ def effects_by_model(verdicts: pd.DataFrame, columns: int = 3) -> Figure:
                 ax.plot([], [], "o", color=colour, ms=5, label=verdict)
         ax.plot([], [], "o", color=COLOURS["inconclusive"], ms=5, label="undecided")
         ax.plot([], [], "x", color="#777777", ms=5, label="control")
-        _finish(fig, [ax], "", "effect of each claim (its own unit), line: 95% interval")
+        finish(fig, [ax], "", "effect of each claim (its own unit), line: 95% interval")
     return fig
 
 

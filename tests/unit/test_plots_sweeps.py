@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from visdepth_utils.bands import LEAST_KL, bands, gains, retention
-from visdepth_utils.plots import COLOURS
+from visdepth_utils.figure_style import COLOURS
 from visdepth_utils.plots_grid import gap_curves, substitution_maps
 from visdepth_utils.plots_sweeps import kl_by_depth, modes_compared, retention_curves
 

@@ -1,0 +1,71 @@
+"""The one style of all figures: colour-blind safe (Okabe and Ito), bands explained, then closed.
+
+Image tokens are always blue, text tokens always orange, untrained controls always grey and broken.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "CONTROL_DASHES",
+    "CONTROL_GREYS",
+    "DPI",
+    "PANEL_INCHES",
+    "finish",
+    "styled",
+]
+
+COLOURS = {"image": "#0072B2", "text": "#D55E00"}
+"""Modality -> colour, the same in every figure."""
+
+CONTROL_DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (2, 2))
+CONTROL_GREYS = ("#5a5a5a", "#8a8a8a", "#a8a8a8", "#202020")
+PANEL_INCHES = (3.2, 2.9)
+DPI = 85
+
+
+def styled() -> plt.rc_context:
+    """The one style, as a context: importing this module changes nothing outside."""
+    settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.8)}
+    extra = {
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "axes.titlesize": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": "#e6e6e6",
+        "svg.hashsalt": "visdepth",
+    }
+    return plt.rc_context({**settings, **extra})
+
+
+def finish(
+    fig: Figure,
+    axes: Sequence[Axes],
+    title: str,
+    note: str = "bands: 95% interval of the mean, by image",
+) -> None:
+    """One legend below the panels, which also says what the bands are; then close."""
+    entries: dict[str, object] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if title:
+        fig.suptitle(title, fontsize=10.5)
+    fig.legend(
+        list(entries.values()),
+        list(entries),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.02),
+        frameon=False,
+        ncols=min(4, len(entries)),
+        title=note,
+        title_fontsize=8,
+    )
+    fig.tight_layout()
+    plt.close(fig)

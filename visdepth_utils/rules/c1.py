@@ -5,29 +5,31 @@ itself slow down, and is it more than an untrained model of the same architectur
 """
 
 import copy
-import math
-from fractions import Fraction
 from typing import Any
 
 import pandas as pd
 
 from visdepth_utils.rules.bounds import aside, noted
+from visdepth_utils.rules.c1_curves import (
+    Curves,
+    Spec,
+    by_layer,
+    curves_of,
+    depth_of,
+    early_layer,
+    parts_of,
+)
 from visdepth_utils.rules.settling import (
     EARLY,
     UNCLEAR,
     Part,
     by_image,
-    image_layer_matrix,
     interval,
     reflected,
-    settling,
     weakest,
 )
 
-Spec = dict[str, Any]
-Curves = dict[str, pd.DataFrame]  # measure -> (images x layers)
 NAN = float("nan")
-COLUMNS = {"image", "modality", "layer", "metric", "value"}
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -45,8 +47,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         ValueError: If a table lacks a column or metric, or a control has other images or layers.
     """
     common = spec["common"]
-    curves, asked, note = _curves(spec, table)
-    depth, n = _depth(table), len(next(iter(curves.values())))
+    curves, asked, note = curves_of(spec, table)
+    depth, n = depth_of(table), len(next(iter(curves.values())))
     found: dict[str, Any] = {
         "effect": NAN,
         "ci": (NAN, NAN),
@@ -61,7 +63,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         least = common["min_layers"]
         return found | _says("not testable", f"{depth} decoder layers; it takes at least {least}")
 
-    trained = _parts(spec, curves, depth)
+    trained = parts_of(spec, curves, depth)
     effect, ci = reflected(*weakest(trained), common["level"], 0)
     details = _details(spec, trained, depth)
     rivals = {name: _control(spec, name, t, curves, depth) for name, t in controls.items()}
@@ -114,60 +116,8 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     }
 
 
-def early_layer(spec: Spec, depth: int) -> int:
-    """Last layer l with l / (L - 1) within ``z_star_max``."""
-    return int(Fraction(spec["z_star_max"]) * (depth - 1))
-
-
 def _says(verdict: str, reason: str) -> dict[str, str]:
     return {"verdict": verdict, "reason": reason}
-
-
-def _depth(table: pd.DataFrame) -> int:
-    """Decoder layers L: entropy is measured at states 0..L."""
-    return int(table.loc[table["metric"] == "entropy", "layer"].max())
-
-
-def _curves(spec: Spec, table: pd.DataFrame) -> tuple[Curves, int, str]:
-    """Curves of the images that have every value, images asked for, most frequent note."""
-    if missing := COLUMNS - set(table.columns):
-        names = ", ".join(sorted(missing))
-        raise ValueError(f"table lacks column(s) {names}: pass what layer_geometry returns")
-    rows = table[table["modality"] == spec["modality"]]
-    if rows.empty:
-        raise ValueError(f"table has no {spec['modality']} tokens: add them to modalities=")
-    wide = {name: _wide(rows, metric["column"]) for name, metric in spec["metrics"].items()}
-    complete = rows["image"].drop_duplicates()
-    for curve in wide.values():
-        complete = complete[complete.isin(curve.index[curve.notna().all(axis=1)])]
-    for name, metric in spec["metrics"].items():
-        kept = wide[name].loc[complete]
-        wide[name] = kept.map(math.log) if metric["scale"] == "log" else kept
-    return wide, rows["image"].nunique(), noted(rows)
-
-
-def _wide(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric as (images x layers); a missing value of any sample leaves a gap."""
-    if metric not in rows["metric"].unique():
-        raise ValueError(f"table has no metric {metric!r}: add it to metrics= of layer_geometry")
-    return image_layer_matrix(rows, metric)
-
-
-def _parts(spec: Spec, curves: Curves, depth: int) -> dict[str, Part]:
-    """Every measure under the same resamples of images."""
-    common, out = spec["common"], {}
-    for name, metric in spec["metrics"].items():
-        margin = metric["margin"]
-        out[name] = settling(
-            curves[name],
-            margin=math.log(margin) if metric["scale"] == "log" else float(margin),
-            early=early_layer(spec, depth),
-            fall=metric["pattern"] == "compresses",
-            level=common["level"],
-            resamples=common["resamples"],
-            seed=common["seed"],
-        )
-    return out
 
 
 def _pattern(
@@ -198,7 +148,7 @@ def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int)
     images = next(iter(curves.values())).index
     out = []
     for column in spec["representation_check"]["columns"]:
-        curve = _wide(rows, column).reindex(images)
+        curve = by_layer(rows, column).reindex(images)
         speed = 1 - curve if column.startswith("cka") else curve
         before, after = speed.loc[:, speed.columns < layer], speed.loc[:, speed.columns >= layer]
         change = (before.mean(axis=1) - after.mean(axis=1)).to_frame()
@@ -243,8 +193,8 @@ def _control(
     spec: Spec, name: str, table: pd.DataFrame, curves: Curves, depth: int
 ) -> dict[str, Part] | None:
     """The control on exactly the trained model's images; None where it cannot be measured."""
-    other, _, _ = _curves(spec, table)
-    if (own := _depth(table)) != depth:
+    other, _, _ = curves_of(spec, table)
+    if (own := depth_of(table)) != depth:
         raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one architecture")
     images = next(iter(curves.values())).index
     if lacking := set(images) - set(table["image"].unique()):
@@ -253,7 +203,7 @@ def _control(
         )
     if any(not images.isin(curve.index).all() for curve in other.values()):
         return None
-    return _parts(spec, {key: curve.loc[images] for key, curve in other.items()}, depth)
+    return parts_of(spec, {key: curve.loc[images] for key, curve in other.items()}, depth)
 
 
 def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]:

@@ -15,7 +15,7 @@ import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
@@ -183,7 +183,9 @@ def execute(
         if problem.errno is None:
             raise
         error = _one_line(type(problem).__name__, str(problem))
-    except DeadKernelError:
+    except RuntimeError as problem:  # a DeadKernelError, or the like from one that just starts
+        if "Kernel died" not in str(problem):
+            raise
         error = "DeadKernelError: the kernel died, most likely out of memory: use a smaller N="
     finally:
         shown.end()

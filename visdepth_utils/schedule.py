@@ -80,25 +80,23 @@ def run_together(works: list[Work], jobs: int) -> None:
         KeyboardInterrupt: After the kernels at work have been ended.
         Exception: The first that a piece of work raises; what has not begun is left out.
     """
-    if jobs == 1 or len(works) < 2:
-        for work in works:
-            work()
-        return
-    share = str(max(1, threads() // jobs))
+    # In threads even where it is one at a time: Ctrl-C comes to the main thread, and would leave
+    # the event loop of a notebook that runs there half way through a cell.
+    jobs = max(1, min(jobs, len(works)))
+    share = {"OMP_NUM_THREADS": str(max(1, threads() // jobs))} if jobs > 1 else {}
     # papermill changes the working directory around each notebook: all must mean the same one.
-    with (
-        _environment(OMP_NUM_THREADS=share),
-        contextlib.chdir(REPO),
-        ThreadPoolExecutor(jobs) as pool,
-    ):
-        futures = [pool.submit(_unless_stopping, work) for work in works]
+    with _environment(**share), contextlib.chdir(REPO), ThreadPoolExecutor(jobs) as pool:
+        futures: list[Future] = []
         try:
+            futures.extend(pool.submit(_unless_stopping, work) for work in works)
             _wait(futures)
         except BaseException:
             _stopping.set()
             for future in futures:
                 future.cancel()
-            _end_kernels()
+            while wait(futures, timeout=0).not_done:  # also a kernel that was just being started
+                _end_kernels()
+                wait(futures, timeout=0.2)
             raise
         finally:
             wait(futures)
@@ -135,10 +133,11 @@ def _wait(futures: list[Future]) -> None:
 
 
 def _end_kernels() -> None:
-    """End the processes that this one has started, that is, the kernels."""
+    """End the kernels among the processes that this one has started, and leave Ray's alone."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+            if any("ipykernel" in word for word in child.cmdline()):
+                child.kill()
 
 
 @contextlib.contextmanager

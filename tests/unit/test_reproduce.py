@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from visdepth_utils import __main__ as command
 from visdepth_utils import measuring_code
@@ -222,6 +223,20 @@ def test_a_dead_kernel_is_one_line(tmp_path: Path, llava_path: Path) -> None:
     status, text = call(llava_path, tmp_path, tmp_path / "out")
     assert status == 1
     assert "broken: 00_a: DeadKernelError: the kernel died" in text
+
+
+def test_a_kernel_that_dies_as_it_starts_breaks_its_notebook_only(
+    tmp_path: Path, llava_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "00_a.ipynb", "1")
+    write(tmp_path / "01_b.ipynb", "1")
+    start = [sys.executable, "-c", "import sys; sys.exit('not today')", "{connection_file}"]
+    spec = KernelSpec(argv=start, display_name="ends at once", language="python")
+    monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda *_: spec)
+    status, text = call(llava_path, tmp_path, tmp_path / "out")
+    assert status == 1
+    assert "broken: 00_a: DeadKernelError: the kernel died" in text
+    assert "broken: 01_b: DeadKernelError: the kernel died" in text
 
 
 LACKS = """from visdepth_utils.tasks import load_task

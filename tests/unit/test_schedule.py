@@ -2,6 +2,9 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -80,6 +83,33 @@ def test_after_an_interrupt_nothing_new_begins_and_the_others_learn_of_it() -> N
     assert told == [True]
     assert not late
     assert not schedule.stopping()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_kernel_that_starts_while_the_run_is_stopped_is_ended_and_nothing_else(
+    jobs: int,
+) -> None:
+    """Else the run would go on until that notebook is done."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(100)"]
+    bystander = subprocess.Popen(sleeps)
+    ends = []
+
+    def just_starting() -> None:
+        until = time.monotonic() + 20
+        while not schedule.stopping() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.1)  # so that the first look for kernels does not find it
+        ends.append(subprocess.Popen([*sleeps, "ipykernel_launcher"]).wait(timeout=60))
+
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            schedule.run_together([just_starting] * jobs, jobs)
+        assert ends == [-signal.SIGKILL] * jobs
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
 
 
 def test_lines_are_whole_and_tagged_and_progress_is_thinned(

@@ -202,9 +202,10 @@ def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
         if name not in names:
             return said("inconclusive", f"{there} there is no complete control with {name}")
     for name in rivals.loc[rivals["shows it"] == "yes", "control"]:
-        return said("weaker", f"{there} {name} in their place do as little")
+        return said("weaker", f"{there} putting {name} in their place costs as little")
     for name in rivals.loc[rivals["shows it"] == "unclear", "control"]:
-        return said("inconclusive", f"{there} whether {name} do as little is unclear")
+        open_one = f"whether putting {name} in their place costs as little is unclear"
+        return said("inconclusive", f"{there} {open_one}")
     for name in rivals.loc[~(rivals["lo"] > 0), "control"]:
         return said("weaker", f"{there} not beyond doubt more than {name}")
     return said(

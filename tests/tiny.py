@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from visdepth_utils.loaders import quiet
+from visdepth_utils.models.loaders import quiet
 from visdepth_utils.tasks import Sample
 
 WORDS = tuple(

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from visdepth_utils.files import WriteError
+from visdepth_utils.store.files import WriteError
 
 _SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
 
@@ -60,14 +60,14 @@ def _dispatch(argv: list[str]) -> int:
         chosen = {"jobs": options.jobs, "dry": options.dry}
         return reproduce(given, options.out, options.notebooks, **chosen)
     if options.command == "cache":
-        from visdepth_utils.pruning import show_cache
+        from visdepth_utils.store.pruning import show_cache
 
         print(show_cache(options.run, options.prune))
         return 0
     if options.command in ("verdicts", "report", "compare", "readme", "record"):
         return _on_runs(options)
     if options.command == "random-init":
-        from visdepth_utils.untrained import save_untrained
+        from visdepth_utils.models.untrained import save_untrained
 
         print(f"saved {save_untrained(options.model, options.folder)}")
         return 0
@@ -77,7 +77,7 @@ def _dispatch(argv: list[str]) -> int:
         changed = spread_address(options.url)
         print(f"{repository()}: {len(changed)} files changed")
         return 0
-    from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.models.checkpoints import REPO
     from visdepth_utils.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
@@ -87,15 +87,15 @@ def _on_runs(options: argparse.Namespace) -> int:
     """Commands on finished runs: they show or compare, and measure nothing."""
     folders = [_existing_run(name) for name in options.runs]
     if options.command == "verdicts":
-        from visdepth_utils.verdict_table import verdict_text
+        from visdepth_utils.report.verdict_table import verdict_text
 
         print(verdict_text(*folders))
     elif options.command == "report":
-        from visdepth_utils.report import notebooks_of, write_report
+        from visdepth_utils.report.page import notebooks_of, write_report
 
         print(write_report(*folders, notebooks_of(*folders)))
     elif options.command == "compare":
-        from visdepth_utils.compare import comparison_text
+        from visdepth_utils.report.compare import comparison_text
 
         print(comparison_text(*folders))
     elif options.command == "record":
@@ -103,7 +103,7 @@ def _on_runs(options: argparse.Namespace) -> int:
 
         print(f"kept in data/runs/{record(*folders).name}")
     else:
-        from visdepth_utils.readme import update_readme
+        from visdepth_utils.report.readme import update_readme
 
         print("\n".join(str(file) for file in update_readme(*folders)))
     return 0
@@ -111,7 +111,7 @@ def _on_runs(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.models.checkpoints import REPO
     from visdepth_utils.settings import DTYPES, PROFILES, Parser
 
     parser = Parser(
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _existing_run(name: str) -> Path:
     """Folder of a run given by path or by name."""
-    from visdepth_utils.checkpoints import REPO
+    from visdepth_utils.models.checkpoints import REPO
     from visdepth_utils.settings import results_folder
 
     for folder in (Path(name), REPO / name, results_folder() / name):

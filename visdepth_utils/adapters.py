@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from visdepth_utils.checkpoints import REPO
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.distillation import Distillation
-from visdepth_utils.files import read_object
+from visdepth_utils.models.checkpoints import REPO
 from visdepth_utils.recovery import adapted, distill, training_facts
+from visdepth_utils.store.files import read_object
 from visdepth_utils.sweeps import truncation_sweep
 
 if TYPE_CHECKING:

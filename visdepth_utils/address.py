@@ -10,8 +10,8 @@ from pathlib import Path
 
 import nbformat
 
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.files import write_text
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.store.files import write_text
 
 __all__ = ["badge", "colab_line", "repository", "spread_address"]
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 
-from visdepth_utils.pictures import BadRow, upright_rgb
+from visdepth_utils.sources.pictures import BadRow, upright_rgb
 
 WORLDS = Path(__file__).resolve().parent.parent / "data" / "worlds"
 """The embedded data sets, beside the package in the repository."""
@@ -24,7 +24,7 @@ class Sample:
         id: Unique within its task.
         image_id: Names the picture(s); the unit of resampling in every confidence interval.
         images: RGB pictures; empty for a blind sample. Those of large data sets are decoded at each
-            access (``pictures.Pictures``).
+            access (``sources.pictures``).
         prompt: What the user asks, without chat template.
         reference: The full expected text (for chains: with its steps).
         answer: The short final answer that is scored.

@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from visdepth_utils.encoding import followed
-from visdepth_utils.files import atomic
 from visdepth_utils.interventions import truncated
+from visdepth_utils.store.files import atomic
 from visdepth_utils.sweeps import stop_ids, truncation_sweep
 
 if TYPE_CHECKING:

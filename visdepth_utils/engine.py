@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.progress import Progress
+from visdepth_utils.running.progress import Progress
 
 ENGINES = ("local", "ray")
 Shard = tuple[int, list[Any]]
@@ -118,9 +118,9 @@ def serving() -> Iterator[None]:
     if chosen_engine() == "local":
         yield
         return
-    from visdepth_utils import raypool
+    from visdepth_utils.cluster import pool
 
-    with raypool.serving():
+    with pool.serving():
         yield
 
 
@@ -146,9 +146,9 @@ def map_shards(
         RuntimeError: Ray only: a shard failed in every attempt, after all others were kept.
     """
     if chosen_engine() == "ray":
-        from visdepth_utils import raycluster
+        from visdepth_utils.cluster.shards import map_shards as map_on_ray
 
-        raycluster.map_shards(name, shards, fn, keep, show, total)
+        map_on_ray(name, shards, fn, keep, show, total)
         return
     for start, samples in shards:
 

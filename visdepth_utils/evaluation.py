@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from visdepth_utils.blocks import in_blocks
-from visdepth_utils.files import read_object, write_text
 from visdepth_utils.scoring import score
 from visdepth_utils.settings import Parser
+from visdepth_utils.store.files import read_object, write_text
 from visdepth_utils.tasks import EMBEDDED, Sample, Task, load_task, with_other_image, without_image
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if `base` or a seed of it misses a floor.
     """
-    from visdepth_utils.progress import progress_line
+    from visdepth_utils.running.progress import progress_line
     from visdepth_utils.vlm import load_vlm
 
     parser = Parser(

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
-from visdepth_utils.decoder_parts import head
 from visdepth_utils.encoding import followed
-from visdepth_utils.prefill import Prefill, prefill
-from visdepth_utils.replay import replay
+from visdepth_utils.replay.parts import head
+from visdepth_utils.replay.prefill import Prefill, prefill
+from visdepth_utils.replay.rerun import replay
+from visdepth_utils.replay.variants import check_depths, kept_for_truncation, truncation
 from visdepth_utils.sweeps import kl_divergence
-from visdepth_utils.variants import check_depths, kept_for_truncation, truncation
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

@@ -17,14 +17,14 @@ import pandas as pd
 import torch
 
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
-from visdepth_utils.decoding import greedy
-from visdepth_utils.prefill import Index, Prefill, prefill
-from visdepth_utils.replay import next_logits, replay
+from visdepth_utils.replay.decoding import greedy
+from visdepth_utils.replay.prefill import Index, Prefill, prefill
+from visdepth_utils.replay.rerun import next_logits, replay
+from visdepth_utils.replay.variants import check_layers, replaceable, rerun, substitution
 from visdepth_utils.scoring import score
 from visdepth_utils.similarity import similarity
 from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
 from visdepth_utils.tasks import samples_and_budget, with_other_image
-from visdepth_utils.variants import check_layers, replaceable, rerun, substitution
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

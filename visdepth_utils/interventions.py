@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 
-from visdepth_utils.decoder_parts import mask_for, refuse_unmaskable, rotary_angles, window
-from visdepth_utils.variants import check_depths, first_positions, image_spans
+from visdepth_utils.replay.parts import mask_for, refuse_unmaskable, rotary_angles, window
+from visdepth_utils.replay.variants import check_depths, first_positions, image_spans
 
 if TYPE_CHECKING:
     from visdepth_utils.encoding import Encoded

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from visdepth_utils.decoder_parts import mask_for, refuse_unmaskable, window
 from visdepth_utils.interventions import edited
-from visdepth_utils.variants import check_depths, image_spans
+from visdepth_utils.replay.parts import mask_for, refuse_unmaskable, window
+from visdepth_utils.replay.variants import check_depths, image_spans
 
 if TYPE_CHECKING:
     from visdepth_utils.encoding import Encoded

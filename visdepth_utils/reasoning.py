@@ -22,11 +22,11 @@ from visdepth_utils.chains import ANSWER
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.grid import fitted
-from visdepth_utils.prefill import prefill
+from visdepth_utils.replay.prefill import prefill
+from visdepth_utils.replay.variants import check_depths, kept_for_truncation
 from visdepth_utils.scoring import score
 from visdepth_utils.sweeps import kl_divergence, truncation_sweep
 from visdepth_utils.tasks import samples_and_budget, with_other_image
-from visdepth_utils.variants import check_depths, kept_for_truncation
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

@@ -19,11 +19,11 @@ import torch
 from peft import PeftConfig, get_peft_model
 
 from visdepth_utils.distillation import PRECISIONS, Distillation, lora_config, targets_of, train
-from visdepth_utils.files import read_object, write_text
-from visdepth_utils.loaders import one_line_errors, quiet
-from visdepth_utils.placement import has_offloaded
+from visdepth_utils.models.loaders import one_line_errors, quiet
+from visdepth_utils.models.placement import has_offloaded
+from visdepth_utils.replay.variants import check_depths
+from visdepth_utils.store.files import read_object, write_text
 from visdepth_utils.tasks import samples_and_budget, with_other_image
-from visdepth_utils.variants import check_depths
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.entries import read_claims, read_provenance
-from visdepth_utils.files import atomic
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.store.entries import read_claims, read_provenance
+from visdepth_utils.store.files import atomic
 
 __all__ = ["RECORDED", "all_verdicts", "record", "side_by_side"]
 

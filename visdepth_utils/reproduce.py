@@ -11,27 +11,21 @@ from typing import Any
 
 import nbformat
 
-from visdepth_utils import (
-    engine,
-    footprint,
-    headless,
-    measuring_code,
-    preflight,
-    provenance,
-    report,
-    schedule,
-    stepcache,
-)
-from visdepth_utils.checkpoints import REPO, model_name
+from visdepth_utils import engine
 from visdepth_utils.claims import CLAIMS_FILE, not_testable
-from visdepth_utils.entries import annotate
-from visdepth_utils.files import alone, write_text
-from visdepth_utils.progress import duration
+from visdepth_utils.models.checkpoints import REPO, model_name
+from visdepth_utils.preflight import footprint, plan
 from visdepth_utils.replication import all_verdicts
+from visdepth_utils.report import page
+from visdepth_utils.report.verdict_table import verdict_text
+from visdepth_utils.running import headless, schedule
+from visdepth_utils.running.progress import duration
+from visdepth_utils.running.streams import Indented, Shown, Tagged, say
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings, resolved_device, run_folder
-from visdepth_utils.streams import Indented, Shown, Tagged, say
-from visdepth_utils.verdict_table import verdict_text
+from visdepth_utils.store import measuring_code, provenance, stepcache
+from visdepth_utils.store.entries import annotate
+from visdepth_utils.store.files import alone, write_text
 
 DEFAULT_MODEL = "data/minivlm/base"
 _STAMP = "visdepth"
@@ -76,7 +70,7 @@ def reproduce(
             ``results/<model>-<profile>``.
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
-        jobs: Notebooks at the same time; None: see ``schedule.chosen_jobs``.
+        jobs: Notebooks at the same time; None: see ``running.schedule``.
         dry: Run nothing: measure a pilot and print what the run would take.
 
     Returns:
@@ -108,7 +102,7 @@ def reproduce(
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
         with alone(folder):
             told = partial(say, stream)
-            return preflight.dry_run(run, sources, settings["n_samples"], finished, told)
+            return plan.dry_run(run, sources, settings["n_samples"], finished, told)
     footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream, jobs)
@@ -161,14 +155,14 @@ def _run_all(
         works[alone].append(partial(run_one, number, source, jobs > 1 and not alone))
     schedule.run_together(works[False], jobs)
     schedule.run_together(works[True], 1)
-    page = report.write_report(folder, [source.stem for source in sources])
+    written = page.write_report(folder, [source.stem for source in sources])
     say(stream, "\n" + verdict_text(folder, broken))
     for name, error in sorted(broken.items()):
         say(stream, f"broken: {name}: {error}")
     ran = len(sources) - len(reused) - len(broken)
     spent = duration(time.monotonic() - start)
     say(stream, f"\n{ran} run, {len(reused)} unchanged, {len(broken)} broken, in {spent}")
-    say(stream, f"report: {_portable(page)}")
+    say(stream, f"report: {_portable(written)}")
     return 1 if broken else 0
 
 
@@ -247,17 +241,13 @@ def _is_finished(run: Run, source: Path, parameters: dict[str, Any]) -> bool:
 def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
     """Hash of everything an executed notebook depends on."""
     cells = nbformat.read(source, as_version=4).cells
-    package = Path(__file__).parent
     parts = {
         "cells": [[cell.cell_type, cell.source] for cell in cells],
         "parameters": parameters,
         "device": run.device,
         "weights": provenance.model_identity(run.settings["model"]),
         "data": provenance.data_identity(run.settings["source"]),
-        "code": [
-            measuring_code.hash_sources(folder)
-            for folder in sorted({package, *(file.parent for file in package.rglob("*.py"))})
-        ],
+        "code": measuring_code.hash_sources(Path(__file__).parent),
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
         "versions": provenance.versions(),
     }

@@ -9,11 +9,9 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from visdepth_utils import engine, explorer, measuring_code, provenance, stepcache
-from visdepth_utils.entries import annotate, as_entry, edit_claims
-from visdepth_utils.files import atomic
-from visdepth_utils.progress import Progress, progress_line
-from visdepth_utils.selection import keep_selection
+from visdepth_utils import engine
+from visdepth_utils.report import explorer
+from visdepth_utils.running.progress import Progress, progress_line
 from visdepth_utils.settings import (
     Settings,
     check_injected,
@@ -21,6 +19,10 @@ from visdepth_utils.settings import (
     resolved_device,
     run_folder,
 )
+from visdepth_utils.store import measuring_code, provenance, stepcache
+from visdepth_utils.store.entries import annotate, as_entry, edit_claims
+from visdepth_utils.store.files import atomic
+from visdepth_utils.store.selection import keep_selection
 
 __all__ = [
     "Run",
@@ -109,7 +111,7 @@ class Run:
             The table.
 
         Raises:
-            ValueError: See ``stepcache.step``.
+            ValueError: See ``store.stepcache``.
         """
         return stepcache.step(self.folder / "tables", name, fn, self._full_key(key), say)
 
@@ -195,7 +197,7 @@ class Run:
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
 
     def keep(self, *tasks: Any) -> None:
-        """Keep which samples of which data were taken, see ``selection``.
+        """Keep which samples of which data were taken, see ``store.selection``.
 
         Args:
             *tasks: As ``load_task`` returns them.
@@ -209,7 +211,7 @@ class Run:
         """Keep outputs by depth and their pictures for the explorer of the report.
 
         Args:
-            table: See ``explorer.keep_outputs``, as below.
+            table: See ``report.explorer``, as below.
             samples: Where prompts and pictures come from.
             tokens: What is measured token by token, if there is such a table.
 

@@ -117,7 +117,7 @@ TASK_RULES = {
     "caption": "objects",
     "reason": "final",
 }
-"""Rules of the embedded tasks; samples of other data name theirs (``formats.FORMATS``)."""
+"""Rules of the embedded tasks; samples of other data name theirs (``sources.formats``)."""
 
 
 def score(sample: Sample, output: str) -> float:

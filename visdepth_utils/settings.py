@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from IPython import get_ipython
 
-from visdepth_utils.checkpoints import REPO
+from visdepth_utils.models.checkpoints import REPO
 
 PROFILES = ("quick", "full")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

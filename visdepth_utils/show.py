@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from packaging.requirements import Requirement
 from PIL import Image
 
-from visdepth_utils.figure_style import COLOURS, DPI
+from visdepth_utils.plots.style import COLOURS, DPI
 
 if TYPE_CHECKING:
     from visdepth_utils.tasks import Sample, Task

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.interventions import truncated
-from visdepth_utils.loaders import quiet
+from visdepth_utils.models.loaders import quiet
 from visdepth_utils.scoring import score
 from visdepth_utils.sweeps import spoken, stop_ids
 from visdepth_utils.tasks import samples_and_budget

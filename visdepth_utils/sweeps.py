@@ -11,18 +11,18 @@ import torch
 from visdepth_utils import physical
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
 from visdepth_utils.datasets import LABELS
-from visdepth_utils.decoding import greedy
-from visdepth_utils.prefill import prefill
-from visdepth_utils.replay import next_logits, replay
-from visdepth_utils.scoring import score
-from visdepth_utils.similarity import text_scores
-from visdepth_utils.tasks import samples_and_budget
-from visdepth_utils.variants import (
+from visdepth_utils.replay.decoding import greedy
+from visdepth_utils.replay.prefill import prefill
+from visdepth_utils.replay.rerun import next_logits, replay
+from visdepth_utils.replay.variants import (
     check_depths,
     image_spans,
     kept_for_truncation,
     truncation,
 )
+from visdepth_utils.scoring import score
+from visdepth_utils.similarity import text_scores
+from visdepth_utils.tasks import samples_and_budget
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

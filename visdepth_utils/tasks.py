@@ -18,9 +18,9 @@ from visdepth_utils.datasets import (
     read_worlds,
     to_samples,
 )
-from visdepth_utils.external import load_samples
-from visdepth_utils.formats import FORMATS
-from visdepth_utils.rows import locate_source
+from visdepth_utils.sources.external import load_samples
+from visdepth_utils.sources.formats import FORMATS
+from visdepth_utils.sources.rows import locate_source
 
 __all__ = [
     "EMBEDDED",
@@ -100,11 +100,11 @@ def load_task(
             one.
         source: None for the embedded worlds, or the data set's own place on the hub. Else a folder
             with ``<name>.parquet`` and ``images.parquet``; or a folder, a parquet or JSONL file, or
-            a hub id, in a format of ``formats.FORMATS``: that of a data set, or a table with the
+            a hub id, in a format of ``sources.formats``: that of a data set, or a table with the
             columns image, question, answer and, where there are options, choices.
         style: ``reason`` only: ``"direct"``, ``"short"`` or ``"long"`` (the default).
         **options: Of data in those formats: ``split``, ``subset``, ``prompt``, ``on_bad_row``, see
-            ``external.load_samples``.
+            ``sources.external``.
 
     Returns:
         The task.

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from visdepth_utils.encoding import Encoded
 from visdepth_utils.physical import decoder_step, held_bytes, truncated_physically
-from visdepth_utils.variants import check_depths
+from visdepth_utils.replay.variants import check_depths
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample

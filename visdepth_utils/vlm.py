@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from visdepth_utils.checkpoints import locate, weights_hash
-from visdepth_utils.checks import check
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
 from visdepth_utils.families import Family, family_of
-from visdepth_utils.loaders import (
+from visdepth_utils.models.checkpoints import locate, weights_hash
+from visdepth_utils.models.checks import check
+from visdepth_utils.models.loaders import (
     copy_decoder,
     draw_model,
     drawn_bytes,
@@ -22,7 +22,7 @@ from visdepth_utils.loaders import (
     read_model,
     read_processor,
 )
-from visdepth_utils.placement import (
+from visdepth_utils.models.placement import (
     DeviceMap,
     check_fetched,
     check_memory,
@@ -33,7 +33,7 @@ from visdepth_utils.placement import (
     reading_options,
     spread,
 )
-from visdepth_utils.portable import Recipe, reduce, remembered
+from visdepth_utils.models.portable import Recipe, reduce, remembered
 from visdepth_utils.settings import SEEDS, check_device
 
 Progress = Callable[[int, int, str], None]
@@ -66,7 +66,7 @@ class VLM:
     recipe: Recipe | None = None
 
     def __reduce__(self) -> tuple[Callable[[Recipe], "VLM"], tuple[Recipe]]:
-        """Pickled as its recipe; see ``portable``."""
+        """Pickled as its recipe; see ``models.portable``."""
         return reduce(self)
 
     def __repr__(self) -> str:

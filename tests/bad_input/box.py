@@ -11,11 +11,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.report import write_report
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.report.page import write_report
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
-from visdepth_utils.stepcache import step
+from visdepth_utils.store.stepcache import step
 
 PARAMETERS = """model = "data/minivlm/base"
 source = None

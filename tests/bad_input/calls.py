@@ -19,7 +19,7 @@ from visdepth_utils.evaluation import evaluate
 from visdepth_utils.recovery import adapted
 from visdepth_utils.runs import open_run
 from visdepth_utils.scoring import score
-from visdepth_utils.stepcache import step
+from visdepth_utils.store.stepcache import step
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i) for i in range(2)]

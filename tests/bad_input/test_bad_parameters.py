@@ -13,11 +13,11 @@ import nbformat
 import pytest
 
 from tests.bad_input.box import PARAMETERS, Box
-from visdepth_utils import headless
 from visdepth_utils import settings as settings_module
-from visdepth_utils.checkpoints import REPO
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.running import headless
+from visdepth_utils.running.streams import Indented
 from visdepth_utils.settings import check_injected
-from visdepth_utils.streams import Indented
 
 HOSTILE = {
     "model": "a'b\"c\\n{{x}} {model} $(touch pwned) `touch pwned`",

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.bad_input.box import VERDICT
-from visdepth_utils import stepcache
-from visdepth_utils.compare import comparison_text
-from visdepth_utils.entries import read_claims, read_provenance
-from visdepth_utils.readme import markdown_table
 from visdepth_utils.replication import all_verdicts
-from visdepth_utils.report import write_report
-from visdepth_utils.verdict_table import verdict_text
+from visdepth_utils.report.compare import comparison_text
+from visdepth_utils.report.page import write_report
+from visdepth_utils.report.readme import markdown_table
+from visdepth_utils.report.verdict_table import verdict_text
+from visdepth_utils.store import stepcache
+from visdepth_utils.store.entries import read_claims, read_provenance
 
 QUICK = settings(
     max_examples=150,

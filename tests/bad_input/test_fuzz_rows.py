@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.hubdata import png
-from visdepth_utils.formats import FORMATS, LETTERS, Said
-from visdepth_utils.pictures import BadRow, picture_bytes, picture_cells, upright_rgb
-from visdepth_utils.provenance import data_identity
-from visdepth_utils.rows import read_lines
+from visdepth_utils.sources.formats import FORMATS, LETTERS, Said
+from visdepth_utils.sources.pictures import BadRow, picture_bytes, picture_cells, upright_rgb
+from visdepth_utils.sources.rows import read_lines
+from visdepth_utils.store.provenance import data_identity
 from visdepth_utils.tasks import load_task
 
 QUICK = settings(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bad_input.box import Box
 from tests.hubdata import CHARTQA, cell, png, write
-from visdepth_utils.checkpoints import REPO
+from visdepth_utils.models.checkpoints import REPO
 
 SCRIPT = "import os\nos.mkdir({!r})\n"
 AUTO = {"AutoConfig": "evil.Config", "AutoModelForImageTextToText": "evil.Model"}
@@ -30,7 +30,7 @@ def watch(event, arguments):
 """
 USE = """
 from visdepth_utils import load_task, load_vlm
-from visdepth_utils.provenance import data_identity, model_identity
+from visdepth_utils.store.provenance import data_identity, model_identity
 from visdepth_utils.recovery import adapted
 sys.addaudithook(watch)
 vlm = load_vlm(box + "/spoilt")

@@ -15,8 +15,8 @@ from matplotlib import pyplot as plt
 from tests import tiny
 from tests.browser import Watched, chromium
 from visdepth_utils import chains
-from visdepth_utils.notebook_pages import notebook_page
-from visdepth_utils.plots_reasoning import chains_page
+from visdepth_utils.plots.reasoning import chains_page
+from visdepth_utils.report.notebooks import notebook_page
 from visdepth_utils.show import picture_grid, sample_table
 from visdepth_utils.tasks import Task
 from visdepth_utils.verdicts import Verdict

@@ -37,9 +37,9 @@ from bench_geometry import LiveBytes  # noqa: E402
 from tests import tiny  # noqa: E402
 from visdepth_utils import layer_geometry, physical, truncation_sweep  # noqa: E402
 from visdepth_utils.costs import predicted_costs, shape_of  # noqa: E402
-from visdepth_utils.decoders import SIZES, materialised  # noqa: E402
 from visdepth_utils.families import FAMILIES  # noqa: E402
-from visdepth_utils.loaders import read_config, read_processor  # noqa: E402
+from visdepth_utils.models.decoders import SIZES, materialised  # noqa: E402
+from visdepth_utils.models.loaders import read_config, read_processor  # noqa: E402
 from visdepth_utils.sweeps import kl_divergence  # noqa: E402
 from visdepth_utils.timing import time_by_depth  # noqa: E402
 from visdepth_utils.tradeoff import measured_ratios  # noqa: E402

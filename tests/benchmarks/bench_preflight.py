@@ -26,8 +26,9 @@ import pandas as pd
 import psutil
 import torch
 
-from visdepth_utils import preflight, timing
-from visdepth_utils.checkpoints import REPO
+from visdepth_utils import timing
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.preflight import plan
 from visdepth_utils.reproduce import ordered_notebooks, reproduce
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
@@ -81,7 +82,7 @@ def compared(model: str, sources: list[Path], clock: Callable[[], float]) -> pd.
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run", settings)
         start, load = time.perf_counter(), os.getloadavg()[0]
-        told = preflight.expected(run, sources, None, clock=clock).set_index("notebook")
+        told = plan.expected(run, sources, None, clock=clock).set_index("notebook")
         spent = time.perf_counter() - start
         print(f"{model}: pilot in {spent:.0f} s of the wall, load average {load:.1f}", flush=True)
         rows = {}

@@ -23,7 +23,7 @@ from bench_sweeps import alternately, line  # noqa: E402
 from visdepth_utils import load_task, load_vlm  # noqa: E402
 from visdepth_utils.claims import claim_entry  # noqa: E402
 from visdepth_utils.distillation import Distillation, answer_loss, lora_config  # noqa: E402
-from visdepth_utils.loaders import quiet  # noqa: E402
+from visdepth_utils.models.loaders import quiet  # noqa: E402
 from visdepth_utils.rules.c6 import cut_depth  # noqa: E402
 from visdepth_utils.vlm import VLM  # noqa: E402
 

@@ -43,9 +43,9 @@ from visdepth_utils import (  # noqa: E402
 from visdepth_utils.blocks import row_bytes  # noqa: E402
 from visdepth_utils.encoding import followed  # noqa: E402
 from visdepth_utils.interventions import substituted, truncated  # noqa: E402
-from visdepth_utils.prefill import Index, prefill  # noqa: E402
+from visdepth_utils.replay.prefill import Index, prefill  # noqa: E402
+from visdepth_utils.replay.variants import kept_for_truncation, replaceable, truncation  # noqa: E402
 from visdepth_utils.sweeps import kl_divergence  # noqa: E402
-from visdepth_utils.variants import kept_for_truncation, replaceable, truncation  # noqa: E402
 from visdepth_utils.vlm import VLM  # noqa: E402
 
 BEFORE, AFTER = 35, 40

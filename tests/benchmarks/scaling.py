@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from visdepth_utils import load_task, load_vlm, provenance, raypool, truncation_sweep
+from visdepth_utils import load_task, load_vlm, truncation_sweep
+from visdepth_utils.cluster import pool
 from visdepth_utils.runs import Run, open_run
+from visdepth_utils.store import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -72,7 +74,7 @@ def measure() -> dict[str, float]:
         return pd.DataFrame({"sample": [sample.id for sample in block]})
 
     found = {}
-    with raypool.serving():
+    with pool.serving():
         for actors in (None, 1, 2):
             label = f"{actors} workers" if actors else "local"
             found[label] = N / timed("real", actors, task.samples, real, SIZE)

@@ -12,10 +12,10 @@ import pytest
 from tests import browser, tiny
 from tests.browser import Watched, chromium, clipped, unresolved
 from visdepth_utils.datasets import Sample
-from visdepth_utils.entries import annotate
-from visdepth_utils.report import notebooks_of, write_report
+from visdepth_utils.report.page import notebooks_of, write_report
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
+from visdepth_utils.store.entries import annotate
 
 SCRIPT = "<script>alert(1)</script>"
 BREAKOUT = "</script><script>alert(2)</script><!--"

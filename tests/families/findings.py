@@ -26,8 +26,8 @@ from visdepth_utils.datasets import Sample
 from visdepth_utils.distillation import Distillation
 from visdepth_utils.encoding import Encoded
 from visdepth_utils.recovery import adapted, distill
+from visdepth_utils.replay.variants import MODES, check_depths, replaceable
 from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
-from visdepth_utils.variants import MODES, check_depths, replaceable
 from visdepth_utils.vlm import VLM
 
 CLOSE = 1e-5

@@ -8,10 +8,10 @@ from tests.families import naive
 from tests.families.batches import Prompt, batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import CLOSE, apart, by_hooks
-from visdepth_utils.decoding import greedy
-from visdepth_utils.prefill import Index, prefill
-from visdepth_utils.replay import next_logits, replay
-from visdepth_utils.variants import (
+from visdepth_utils.replay.decoding import greedy
+from visdepth_utils.replay.prefill import Index, prefill
+from visdepth_utils.replay.rerun import next_logits, replay
+from visdepth_utils.replay.variants import (
     MODES,
     check_depths,
     kept_for_truncation,

@@ -9,9 +9,9 @@ from tests.families.models import NAMES, tiny_model
 from visdepth_utils import physical
 from visdepth_utils.encoding import Encoded
 from visdepth_utils.interventions import truncated
-from visdepth_utils.prefill import prefill
-from visdepth_utils.replay import next_logits, replay
-from visdepth_utils.variants import MODES, check_depths, kept_for_truncation, truncation
+from visdepth_utils.replay.prefill import prefill
+from visdepth_utils.replay.rerun import next_logits, replay
+from visdepth_utils.replay.variants import MODES, check_depths, kept_for_truncation, truncation
 from visdepth_utils.vlm import VLM
 
 CLOSE = 1e-5

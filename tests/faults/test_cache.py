@@ -15,10 +15,10 @@ import pytest
 
 from tests import tiny
 from visdepth_utils import __main__ as command
-from visdepth_utils import files, measuring_code, pruning, stepcache
-from visdepth_utils.files import WriteError, alone, atomic, locked, write_text
 from visdepth_utils.runs import Run, open_run
-from visdepth_utils.stepcache import content_hash
+from visdepth_utils.store import files, measuring_code, pruning, stepcache
+from visdepth_utils.store.files import WriteError, alone, atomic, locked, write_text
+from visdepth_utils.store.stepcache import content_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = {"k": 1}
@@ -64,7 +64,7 @@ def test_a_limit_that_the_system_enforces_is_one_line(tmp_path: Path) -> None:
     code = (
         "import resource, sys, pandas as pd\n"
         "from pathlib import Path\n"
-        "from visdepth_utils import stepcache\n"
+        "from visdepth_utils.store import stepcache\n"
         "import random; frame = pd.DataFrame({'v': [random.random() for _ in range(200000)]})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
         "try:\n"

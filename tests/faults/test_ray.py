@@ -14,9 +14,11 @@ import torch
 from ray.cluster_utils import Cluster
 
 from tests import tiny
-from visdepth_utils import measuring_code, raypool, token_kl, truncation_sweep
-from visdepth_utils.entries import read_provenance
+from visdepth_utils import token_kl, truncation_sweep
+from visdepth_utils.cluster import pool
 from visdepth_utils.runs import Run, open_run
+from visdepth_utils.store import measuring_code
+from visdepth_utils.store.entries import read_provenance
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i) for i in range(8)]
@@ -32,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
     made.add_node(**NODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", made.address)
-        with raypool.serving():
+        with pool.serving():
             yield made
     made.shutdown()
 

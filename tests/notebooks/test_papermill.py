@@ -10,9 +10,9 @@ import pytest
 
 from tests import tiny
 from tests.families.checkpoints import CHECKPOINTS
-from visdepth_utils import headless
 from visdepth_utils.claims import VERDICTS
-from visdepth_utils.streams import Indented
+from visdepth_utils.running import headless
+from visdepth_utils.running.streams import Indented
 
 REPO = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPO / "notebooks" / "01_image_tokens_stabilise.ipynb"

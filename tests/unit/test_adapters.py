@@ -14,7 +14,7 @@ from visdepth_utils.adapters import SHIPPED, TRAINED, adapter, recovery_sweep, s
 from visdepth_utils.claims import claim_entry
 from visdepth_utils.distillation import Distillation
 from visdepth_utils.minivlm.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
-from visdepth_utils.plots_recovery import recovery_dots, strategy_dots
+from visdepth_utils.plots.recovery import recovery_dots, strategy_dots
 from visdepth_utils.recovery import distill, training_facts
 from visdepth_utils.rules.c6 import cut_depth
 from visdepth_utils.strategies import decode

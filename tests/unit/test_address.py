@@ -9,7 +9,7 @@ import yaml
 
 from visdepth_utils.__main__ import main
 from visdepth_utils.address import badge, colab_line, repository, spread_address
-from visdepth_utils.checkpoints import REPO
+from visdepth_utils.models.checkpoints import REPO
 
 FORK = "https://github.com/some-one/my.fork"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.hubdata import BLINK, CHARTQA, SCIENCEQA, blink_row, cell, encoded, png, write
-from visdepth_utils.pictures import BadRow, upright_rgb
+from visdepth_utils.sources.pictures import BadRow, upright_rgb
 from visdepth_utils.tasks import load_task
 
 

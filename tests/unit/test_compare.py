@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdepth_utils import __main__ as command
-from visdepth_utils.compare import (
+from visdepth_utils.report.compare import (
     RULE,
     comparison_rows,
     comparison_text,
     judge,
     settings_that_differ,
 )
-from visdepth_utils.entries import annotate
-from visdepth_utils.files import rows_text
+from visdepth_utils.store.entries import annotate
+from visdepth_utils.store.files import rows_text
 
 
 def entry(claim: str, effect: float | None, lo: float | None, hi: float | None, **more) -> dict:

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import layer_geometry, load_vlm, placement, verdict
+from visdepth_utils import layer_geometry, load_vlm, verdict
 from visdepth_utils.calibration.curves import image_table, text_table
 from visdepth_utils.controls import control_table
 from visdepth_utils.datasets import Sample
-from visdepth_utils.plots import depth_curves
+from visdepth_utils.models import placement
+from visdepth_utils.plots.geometry import depth_curves
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.statistics import layer_bands
 

@@ -12,7 +12,7 @@ from tests import tiny
 from tests.families.batches import batch
 from tests.families.models import tiny_model
 from visdepth_utils.costs import Shape, counted_flops, predicted_costs, shape_of
-from visdepth_utils.decoders import text_config
+from visdepth_utils.models.decoders import text_config
 from visdepth_utils.physical import truncated_physically
 from visdepth_utils.vlm import VLM, load_vlm
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import engine, portable
+from visdepth_utils import engine
 from visdepth_utils.engine import RayOptions, chosen_engine, describe, map_shards, ray_options
+from visdepth_utils.models import portable
 from visdepth_utils.vlm import VLM, load_vlm
 
 
@@ -105,18 +106,18 @@ def test_bad_options_are_named_in_one_line(
 def test_a_ray_that_cannot_be_had_is_one_line(
     address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils import raypool
+    from visdepth_utils.cluster import pool
 
     def fails(**_options: object) -> None:
         raise Exception("The current node timed out\nand a page more")
 
-    monkeypatch.setattr(raypool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(raypool.ray, "init", fails)
+    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(pool.ray, "init", fails)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=message) as caught:
-        raypool.connect()
+        pool.connect()
     assert "\n" not in str(caught.value)
 
 

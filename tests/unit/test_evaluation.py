@@ -83,7 +83,7 @@ def test_the_card_says_what_the_files_say():
 
 @pytest.mark.parametrize("model", card.MODELS)
 def test_accuracy_belongs_to_the_shipped_weights(model):
-    from visdepth_utils.checkpoints import weights_hash
+    from visdepth_utils.models.checkpoints import weights_hash
 
     found = json.loads((card.FOLDER / "accuracy.json").read_text())[model]
     assert found["weights_hash"] == weights_hash(card.FOLDER / model, "")

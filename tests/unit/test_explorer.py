@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from visdepth_utils import explorer
 from visdepth_utils.datasets import Sample
-from visdepth_utils.explorer import _differences, keep_outputs, read_outputs
+from visdepth_utils.report import explorer
+from visdepth_utils.report.explorer import _differences, keep_outputs, read_outputs
 
 OUTPUTS = {0: "a blue square", 1: None, 2: "a red square ."}
 

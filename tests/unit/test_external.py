@@ -13,9 +13,10 @@ import pytest
 from datasets import DatasetDict, load_dataset
 
 from tests import hubdata
-from visdepth_utils import pictures, provenance, sources
-from visdepth_utils.formats import FORMATS
 from visdepth_utils.scoring import score
+from visdepth_utils.sources import opened, pictures
+from visdepth_utils.sources.formats import FORMATS
+from visdepth_utils.store import provenance
 from visdepth_utils.tasks import (
     MissingTask,
     available_tasks,
@@ -181,7 +182,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str]
 
     for name in ("get_dataset_config_names", "get_dataset_split_names", "load_dataset"):
         monkeypatch.setattr(f"datasets.{name}", local(getattr(__import__("datasets"), name)))
-    monkeypatch.setattr(sources, "hub_revision", lambda repo, revision: "c0ffee")
+    monkeypatch.setattr(opened, "hub_revision", lambda repo, revision: "c0ffee")
     return lambda folder, repo: names.update({repo: str(folder)})
 
 
@@ -222,7 +223,7 @@ def test_the_commit_of_a_fetched_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     for file, text in ((f"snapshots/{commit}/README.md", "card"), ("refs/main", commit)):
         (repo / file).parent.mkdir(parents=True)
         (repo / file).write_text(text)
-    assert sources.hub_revision("owner/name") == commit
+    assert opened.hub_revision("owner/name") == commit
     assert provenance.data_identity("owner/name") == {"source": "owner/name", "hash": commit}
     assert provenance.data_identity(f"owner/name@{commit}")["hash"] == commit
     assert provenance.data_identity("owner/other") == {"source": "owner/other", "hash": None}

@@ -11,9 +11,9 @@ from visdepth_utils import physical
 from visdepth_utils.families import FAMILIES
 from visdepth_utils.grid import substitution_grid
 from visdepth_utils.interventions import substituted, truncated
-from visdepth_utils.prefill import Index, prefill
+from visdepth_utils.replay.prefill import Index, prefill
+from visdepth_utils.replay.variants import check_depths, kept_for_truncation, truncation
 from visdepth_utils.sweeps import truncation_sweep
-from visdepth_utils.variants import check_depths, kept_for_truncation, truncation
 from visdepth_utils.vlm import VLM
 
 

@@ -10,8 +10,8 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from tests import tiny
-from visdepth_utils.figure_style import COLOURS
-from visdepth_utils.plots import accuracy_bars, depth_curves
+from visdepth_utils.plots.geometry import accuracy_bars, depth_curves
+from visdepth_utils.plots.style import COLOURS
 from visdepth_utils.show import environment_facts, picture_grid, sample_table, token_strip
 from visdepth_utils.tasks import Sample, Task
 from visdepth_utils.vlm import load_vlm

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from visdepth_utils.costs import predicted_costs, shape_of
-from visdepth_utils.decoders import SIZES, predicted_sizes, text_config
-from visdepth_utils.plots_costs import cost_front, savings_by_depth
+from visdepth_utils.models.decoders import SIZES, predicted_sizes, text_config
+from visdepth_utils.plots.costs import cost_front, savings_by_depth
 from visdepth_utils.tradeoff import measured_ratios, scores_and_savings
 
 SHAPE = shape_of(text_config("reference"))

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from visdepth_utils.bands import LEAST_KL, bands, gains, retention
-from visdepth_utils.figure_style import COLOURS
-from visdepth_utils.plots_grid import gap_curves, substitution_maps
-from visdepth_utils.plots_sweeps import kl_by_depth, modes_compared, retention_curves
+from visdepth_utils.plots.bands import LEAST_KL, bands, gains, retention
+from visdepth_utils.plots.grid import gap_curves, substitution_maps
+from visdepth_utils.plots.style import COLOURS
+from visdepth_utils.plots.sweeps import kl_by_depth, modes_compared, retention_curves
 
 LAYERS, DEPTHS, N = (1, 3, 5), range(5), 4
 

@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 
 from tests.unit.test_reproduce import MEASURE, OPEN, write
 from visdepth_utils import __main__ as command
-from visdepth_utils import estimates, footprint, pilot, preflight, probes
 from visdepth_utils.adapters import SHIPPED
 from visdepth_utils.claims import load_claims
-from visdepth_utils.estimates import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
-from visdepth_utils.headless import default_parameters
-from visdepth_utils.notebook_steps import (
+from visdepth_utils.preflight import estimates, footprint, pilot, plan, probes
+from visdepth_utils.preflight.estimates import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
+from visdepth_utils.preflight.steps import (
     BESIDE_SAMPLES,
     DECODED,
     NOTEBOOKS,
@@ -32,11 +31,12 @@ from visdepth_utils.notebook_steps import (
     REFERENCE_REPEATS,
     steps_of,
 )
+from visdepth_utils.preflight.workload import BLOCKS, Size, Step
 from visdepth_utils.reproduce import ordered_notebooks, reproduce
+from visdepth_utils.running.headless import default_parameters
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
 from visdepth_utils.vlm import VLM
-from visdepth_utils.workload import BLOCKS, Size, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ordered_notebooks(ROOT / "notebooks")
@@ -386,12 +386,12 @@ def test_training_is_counted_only_where_no_adapter_is_at_hand(tmp_path) -> None:
     assert trained(frozenset()) == {"distill": 6 * rule["steps"], "targets": 2 * pictures}
     assert trained(shipped - {"caption-d12"}) == {"distill": rule["steps"], "targets": pictures}
     run = run_of("data/minivlm/base", tmp_path)
-    assert preflight._adapters(run) == shipped
-    assert preflight._adapters(run_of("data/minivlm/base", tmp_path, seed=1)) == frozenset()
+    assert plan._adapters(run) == shipped
+    assert plan._adapters(run_of("data/minivlm/base", tmp_path, seed=1)) == frozenset()
     done = tmp_path / "adapters" / "mcq-d4-shuffled-0123abcd" / "adapter_model.safetensors"
     done.parent.mkdir(parents=True)
     done.touch()
-    assert preflight._adapters(run) == shipped | {"mcq-d4-shuffled"}
+    assert plan._adapters(run) == shipped | {"mcq-d4-shuffled"}
 
 
 # --- the pilot ---
@@ -508,9 +508,9 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
     assert dry(llava_path, tmp_path / "run")[0] == 0
     assert made_up == [16, 2]  # kept like any step
     # Notebook 00 shows the same, though its run has 24 samples where the command has none.
-    shown = preflight.needs_text(run_of(llava_path, tmp_path / "run", n_samples=24))
+    shown = plan.needs_text(run_of(llava_path, tmp_path / "run", n_samples=24))
     assert chains in shown
-    monkeypatch.setattr(preflight, "free_memory", lambda device: 2e6)  # not that of refuse_early
+    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # not that of refuse_early
     status, text = dry(llava_path, tmp_path / "run")
     assert status == 1
     assert "does not fit: " in text.splitlines()[-1]
@@ -518,7 +518,7 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
 
 
 def test_without_a_pilot_notebook_00_says_what_is_needed_at_least(tmp_path: Path) -> None:
-    text = preflight.needs_text(run_of("data/minivlm/base", tmp_path))
+    text = plan.needs_text(run_of("data/minivlm/base", tmp_path))
     lines = [line.split(maxsplit=1) for line in text.splitlines()]
     assert lines[0] == ["weights", "0.03 GB"]
     assert "0.58 GB: 3 copies" in text  # 0.5 GB and three times 27.5 MB

@@ -10,16 +10,16 @@ from visdepth_utils import chains, load_task, load_vlm, reasoning
 from visdepth_utils.encoding import followed
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.interventions import truncated
-from visdepth_utils.plots_reasoning import (
+from visdepth_utils.plots.reasoning import (
     chains_page,
     distance_curves,
     score_by_compute,
     token_changes,
 )
-from visdepth_utils.prefill import prefill
 from visdepth_utils.reasoning import one_pixel, reasoning_sweep, token_parts
+from visdepth_utils.replay.prefill import prefill
+from visdepth_utils.replay.variants import kept_for_truncation
 from visdepth_utils.sweeps import truncation_sweep
-from visdepth_utils.variants import kept_for_truncation
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i) for i in range(7)]

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from visdepth_utils import __main__ as command
-from visdepth_utils.claim_sections import claim_sections, flat_rows, shown_table
 from visdepth_utils.claims import load_claims
-from visdepth_utils.entries import annotate
-from visdepth_utils.files import rows_text
+from visdepth_utils.report.sections import claim_sections, flat_rows, shown_table
+from visdepth_utils.store.entries import annotate
+from visdepth_utils.store.files import rows_text
 from visdepth_utils.verdicts import Verdict
 
 FIGURES = [{"name": name} for name in ("00_accuracy", "04_modes", "04_retention", "05_tokens")]

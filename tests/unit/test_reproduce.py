@@ -11,13 +11,13 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from visdepth_utils import __main__ as command
-from visdepth_utils import measuring_code
-from visdepth_utils.entries import read_claims, read_provenance
+from visdepth_utils.report.verdict_table import effect_text
 from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
+from visdepth_utils.running.streams import Indented
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
-from visdepth_utils.streams import Indented
-from visdepth_utils.verdict_table import effect_text
+from visdepth_utils.store import measuring_code
+from visdepth_utils.store.entries import read_claims, read_provenance
 
 PARAMETERS = (
     'model = ""\nsource = None\nn_samples = 4\nseed = 0\ndevice = "auto"\n'
@@ -168,7 +168,7 @@ def test_inputs_of_a_notebook(
     elif change == "code":
         monkeypatch.setattr(measuring_code, "hash_sources", lambda folder: "other")
     elif change == "versions":
-        monkeypatch.setattr("visdepth_utils.provenance.versions", lambda: {"torch": "9"})
+        monkeypatch.setattr("visdepth_utils.store.provenance.versions", lambda: {"torch": "9"})
     same = _inputs(run, file, parameters) == before
     assert same == (change in ("nothing", "output"))
 

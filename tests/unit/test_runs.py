@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils import measuring_code, provenance, stepcache
-from visdepth_utils.entries import read_claims, read_provenance
-from visdepth_utils.files import atomic
-from visdepth_utils.progress import duration, progress_line
+import visdepth_utils
+from visdepth_utils.running.progress import duration, progress_line
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.settings import check_settings, run_folder
+from visdepth_utils.store import measuring_code, provenance
+from visdepth_utils.store.entries import read_claims, read_provenance
+from visdepth_utils.store.files import atomic
 
 TABLE = pd.DataFrame(
     {"sample": ["a", "b"], "layer": [0, 1], "value": [0.5, np.nan], "note": ["", None]}
@@ -216,31 +217,32 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_the_version_of_the_code_is_that_of_what_it_does(tmp_path: Path) -> None:
     (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 1\n")
-    (tmp_path / "plots.py").write_text("COLOUR = 'red'\n")
+    for name in ("plots", "replay"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "plots" / "grid.py").write_text("COLOUR = 'red'\n")
     before = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
     (tmp_path / "geometry.py").write_text("# why\ndef f(x):\n\n    return (x + 1)\n")
-    (tmp_path / "plots.py").write_text("COLOUR = 'blue'\n")
+    (tmp_path / "plots" / "grid.py").write_text("COLOUR = 'blue'\n")
     assert measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING) == before
     (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 2\n")
     changed = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
     (tmp_path / "sweeps.py").write_text("")  # a module nobody listed counts as measuring
-    assert (
-        len({before, changed, measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)})
-        == 3
-    )
+    listed = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
+    (tmp_path / "replay" / "__init__.py").write_text("")  # and so does one of a sub-package
+    nested = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
+    assert len({before, changed, listed, nested}) == 4
 
 
 def test_measuring_modules_are_not_excluded() -> None:
     measuring = {"geometry", "layerwise", "capture", "vlm", "families", "tasks", "datasets"}
-    measuring |= {"prefill", "replay", "decoding", "variants", "interventions", "sweeps", "grid"}
+    measuring |= {"interventions", "sweeps", "grid", "forcing", "reasoning", "grams", "entropy"}
     measuring |= {"scoring", "evaluation", "statistics", "similarity", "blocks", "physical"}
-    measuring |= {"checkpoints", "loaders", "decoder_parts", "replay_rows", "grams", "entropy"}
-    assert not measuring_code.NOT_MEASURING & measuring
-    package = Path(stepcache.__file__).parent
-    missing = {
-        name for name in measuring_code.NOT_MEASURING if not (package / f"{name}.py").exists()
-    }
-    assert not missing
+    packages = {"replay", "sources", "models"}
+    assert not measuring_code.NOT_MEASURING & (measuring | packages)
+    home = Path(visdepth_utils.__file__).parent
+    there = {file.stem for file in home.glob("*.py")}
+    there |= {file.parent.name for file in home.glob("*/__init__.py")}
+    assert (measuring | packages | measuring_code.NOT_MEASURING) <= there
 
 
 # --- verdicts, figures, provenance ----------------------------------------------------------------

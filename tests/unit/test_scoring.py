@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdepth_utils import scoring
-from visdepth_utils.formats import FORMATS
+from visdepth_utils.sources.formats import FORMATS
 from visdepth_utils.tasks import Sample
 
 

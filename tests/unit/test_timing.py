@@ -8,7 +8,7 @@ from tests import tiny
 from tests.families.models import tiny_model
 from visdepth_utils import physical
 from visdepth_utils.costs import predicted_costs, shape_of
-from visdepth_utils.decoders import SIZES, materialised, random_decoder, text_config
+from visdepth_utils.models.decoders import SIZES, materialised, random_decoder, text_config
 from visdepth_utils.timing import rows_of, time_by_depth, tower_share
 from visdepth_utils.vlm import VLM
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 from transformers.utils import is_torchvision_available
 
 from tests import tiny
-from visdepth_utils.checks import check
 from visdepth_utils.families import FAMILIES
-from visdepth_utils.no_videos import NoVideos
+from visdepth_utils.models.checks import check
+from visdepth_utils.models.no_videos import NoVideos
 from visdepth_utils.vlm import VLM, load_vlm
 
 
@@ -168,7 +168,7 @@ def test_check_finds_a_layer_that_is_not_run(llava_path: Path) -> None:
 def test_check_finds_a_hook_that_changes_the_model(
     llava_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import visdepth_utils.checks as module
+    import visdepth_utils.models.checks as module
 
     vlm = load_vlm(llava_path)
     honest = module.capture

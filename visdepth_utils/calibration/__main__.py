@@ -3,8 +3,8 @@
 import argparse
 
 from visdepth_utils.calibration.measure import faults, markdown, measure
-from visdepth_utils.checkpoints import REPO
-from visdepth_utils.files import write_text
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.store.files import write_text
 
 PAGE = REPO / "docs" / "calibration.md"
 

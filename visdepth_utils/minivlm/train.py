@@ -22,11 +22,11 @@ import torch
 import torch.distributed as dist
 from transformers import LlavaForConditionalGeneration
 
-from visdepth_utils.files import locked
 from visdepth_utils.minivlm.recipe import SIZES, build_model, build_processor
 from visdepth_utils.minivlm.stages import STAGES, run_stage
 from visdepth_utils.minivlm.tower import cache_features, picture_bank, train_tower
 from visdepth_utils.minivlm.world import TRAIN_SEEDS, VALIDATION_SEEDS, draw_scene
+from visdepth_utils.store.files import locked
 
 WORK = Path("build/minivlm")
 TOWER_STEPS = 700

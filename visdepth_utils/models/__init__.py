@@ -1,0 +1,1 @@
+"""Checkpoints: found, loaded, placed on devices, checked at load, or drawn at random."""

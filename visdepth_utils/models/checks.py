@@ -1,0 +1,98 @@
+"""Checks at load: masks, hooks and states mean what the package says they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visdepth_utils.capture import capture
+from visdepth_utils.datasets import Sample
+from visdepth_utils.encoding import not_text
+from visdepth_utils.models.placement import weights_here
+
+if TYPE_CHECKING:
+    from visdepth_utils.vlm import VLM
+
+
+@torch.no_grad()
+def check(vlm: VLM) -> None:
+    """Prove on a tiny batch that masks, hooks and states mean what the package says they mean.
+
+    Args:
+        vlm: A loaded model.
+
+    Raises:
+        ValueError: Names the check and both numbers.
+    """
+    slope = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    picture = Image.fromarray(slope[..., None].repeat(3, axis=2))
+    words = "what is in the picture ?"
+    shown = Sample("probe", "probe", (picture,), words, "", "", "probe")
+    second = shown.images if vlm.family.needs_image else ()
+    blind = Sample("probe-blind", "", second, f"{words} {words}", "", "", "probe")
+
+    if not vlm.n_layers:
+        raise ValueError(
+            f"{vlm.name!r} has no decoder layers: fix num_hidden_layers in config.json"
+        )
+    named = [getattr(vlm.processor, "image_token_id", vlm.image_token_id)]
+    known = getattr(vlm.processor, "image_token_ids", named)
+    if vlm.image_token_id not in known or vlm.image_token_id == vlm.tokenizer.unk_token_id:
+        raise ValueError(
+            f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, "
+            f"{' or '.join(map(str, known))} in the processor, and {vlm.tokenizer.unk_token_id} is "
+            "an unknown word: config.json and tokenizer do not belong together, "
+            "fetch the checkpoint again"
+        )
+    enc = vlm.encode([shown, blind])
+    text_keys = {
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "token_type_ids",
+        "mm_token_type_ids",
+    }
+    pixels = {k: v for k, v in enc.inputs.items() if k not in text_keys}
+    with weights_here(vlm.model):
+        features = vlm.model.get_image_features(**pixels)
+    features = getattr(features, "pooler_output", features)
+    n_features = sum(part.shape[:-1].numel() for part in features)
+    n_places = int(enc.is_image.sum())
+    if n_places != n_features or n_places == 0:
+        raise ValueError(
+            f"{vlm.name}: {n_places} image placeholders but {n_features} image features: "
+            "processor and model disagree on the patches of an image, fix processor_config.json"
+        )
+
+    ids, attended = enc.inputs["input_ids"], enc.inputs["attention_mask"].bool()
+    rest = attended & not_text(vlm, ids) & (ids != vlm.image_token_id)
+    overlap = int((enc.is_image & enc.is_text).sum())
+    covered, total = int((enc.is_image | enc.is_text | rest).sum()), int(attended.sum())
+    if overlap or covered != total or not enc.is_text.any(-1).all():
+        raise ValueError(
+            f"{vlm.name}: {overlap} tokens are both image and text, {covered} of {total} have a "
+            f"type, {int(enc.is_text.sum())} are text: its special tokens do not fit its template"
+        )
+
+    seen: list[tuple[int, torch.Size]] = []
+    logits = capture(
+        vlm, enc, lambda layer, state: seen.append((layer, state.shape)), logits_to_keep=0
+    )
+    expected = [
+        (layer, torch.Size((*ids.shape, vlm.hidden_size))) for layer in range(vlm.n_layers + 1)
+    ]
+    if seen != expected:
+        raise ValueError(
+            f"{vlm.name}: {len(seen)} states were captured, {len(expected)} of shape "
+            f"{tuple(expected[0][1])} expected: its decoder layers are not run once each in order"
+        )
+    plain = vlm.model(**enc.inputs, use_cache=False).logits
+    gap = float((plain - logits)[attended].abs().max())
+    # Bit for bit where arithmetic is deterministic; GPU kernels may order their sums differently.
+    if gap > (0.0 if vlm.device.type == "cpu" else 1e-2 * float(plain[attended].abs().max())):
+        raise ValueError(
+            f"{vlm.name}: hooks that do nothing change the logits by {gap:g}, expected 0"
+        )

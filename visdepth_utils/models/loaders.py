@@ -1,0 +1,228 @@
+"""Read and draw models, processors and configs: all that calls transformers' loaders."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import logging
+
+from visdepth_utils.models.no_videos import images_suffice
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and warnings out of notebooks; what matters is checked instead."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    placing = logging.get_logger("accelerate")
+    placing_level = placing.level
+    placing.setLevel(logging.ERROR)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        placing.setLevel(placing_level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str, where: str) -> Iterator[None]:
+    """Turn a loader's failure, often many lines, into one line that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        first = " ".join(str(error).split()) or "no message"
+        plain = isinstance(error, FileNotFoundError | ValueError) and "\n" not in str(error)
+        if not plain or error.args[1:]:
+            first = f"{type(error).__name__}: {first}"
+        mend = "check the folder's files"
+        if not Path(where).is_dir():
+            mend = "give a folder, or check the id and the connection"
+            if constants.HF_HUB_OFFLINE:
+                mend = (
+                    "HF_HUB_OFFLINE is set and it is not in the cache: give a folder, or unset it"
+                )
+        if "trust_remote_code" in str(error):
+            first = "it comes with code of its own, which is not run"
+            mend = (
+                "give a checkpoint of a family that transformers has (docs/families.md), or, if "
+                "you trust the code, load_vlm(..., trust_remote_code=True)"
+            )
+        if "num2words" in str(error):
+            mend = "pip install num2words"
+        if "torchvision" in str(error).lower():
+            mend = "install torchvision, which the processor of this family needs"
+        raise ValueError(f"cannot load {name!r} ({first[:300]}); {mend}") from error
+
+
+def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
+    """Read a checkpoint's config and make sure that it describes a model with image tokens.
+
+    Args:
+        name: How the user named the checkpoint.
+        where: Folder or hub id from ``locate``.
+        **hub: ``revision``, ``trust_remote_code``.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: Unreadable, or no image token.
+    """
+    with quiet(), one_line_errors(name, where):
+        config = AutoConfig.from_pretrained(where, **hub)
+    if getattr(config, "image_token_id", None) is None:
+        raise ValueError(
+            f"{name!r} (model type {config.model_type!r}) has no image token in its config: "
+            "give a vision language checkpoint, whose config.json names image_token_id"
+        )
+    return config
+
+
+def read_processor(name: str, where: str, template: str = "", **hub: object) -> ProcessorMixin:
+    """Read the processor, with left padding and the PIL image backend.
+
+    transformers prefers torchvision where it is installed, and the two resize differently; pinning
+    PIL makes pixels, and so every number, independent of what else is installed.
+
+    Args:
+        name: How the user named the checkpoint.
+        where: Folder or hub id from ``locate``.
+        template: Chat template of a family whose checkpoints come without one.
+        **hub: ``revision``, ``trust_remote_code``.
+
+    Returns:
+        The processor.
+
+    Raises:
+        ValueError: Unreadable, or without chat template.
+    """
+    with quiet(), one_line_errors(name, where):
+        with images_suffice():
+            processor = AutoProcessor.from_pretrained(where, **hub)
+        if not hasattr(processor, "image_processor"):
+            raise ValueError(
+                "its processor takes no images: processor files of a vision model are missing"
+            )
+        processor.image_processor = AutoImageProcessor.from_pretrained(where, backend="pil", **hub)
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if not (processor.chat_template or tokenizer.chat_template):
+            processor.chat_template = template or None
+        if not (processor.chat_template or tokenizer.chat_template):
+            raise ValueError("its processor has no chat template: save one as chat_template.jinja")
+    return processor
+
+
+def read_model(
+    name: str, where: str, dtype: torch.dtype | str, attn: str, **hub: object
+) -> PreTrainedModel:
+    """Read the weights (safetensors only) into the stock class.
+
+    Args:
+        name: How the user named the checkpoint.
+        where: Folder or hub id from ``locate``.
+        dtype: Of the weights in memory, or ``"auto"`` for that of the file.
+        attn: Attention implementation.
+        **hub: ``revision``, ``trust_remote_code``; where to place and how to round the weights.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ValueError: Unreadable, or weights missing from the files or of the wrong shape.
+    """
+    with quiet(), one_line_errors(name, where):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            where,
+            dtype=dtype,
+            attn_implementation=attn,
+            use_safetensors=True,
+            output_loading_info=True,
+            **hub,
+        )
+    # A quiet load must not hide a half-loaded model: transformers only warns and draws the rest at
+    # random.
+    for key in ("missing_keys", "mismatched_keys"):
+        if bad := sorted(map(str, info.get(key) or ())):
+            raise ValueError(
+                f"{name!r}: {len(bad)} weights are {key.split('_')[0]} (first {bad[0]}): "
+                "the files do not fit config.json, fetch the checkpoint again"
+            )
+    return model.eval()
+
+
+def draw_model(
+    config: PreTrainedConfig, dtype: torch.dtype | str, attn: str, std: float | None, seed: int
+) -> PreTrainedModel:
+    """Build the same architecture untrained, by transformers' own initialisation.
+
+    Matrices are normal, norm weights neutral, biases 0 (a vision tower may have its own scheme).
+
+    Args:
+        config: Of the checkpoint; left unchanged.
+        dtype: Of the weights.
+        attn: Attention implementation.
+        std: Standard deviation for config and sub-configs; None keeps each ``initializer_range``.
+        seed: Of the draw; torch's global generators are left as they were.
+
+    Returns:
+        The model in eval mode.
+    """
+    config = type(config).from_dict(config.to_dict())
+    if std is not None:
+        for part in (config, *(getattr(config, key) for key in config.sub_configs)):
+            if hasattr(part, "initializer_range"):
+                part.initializer_range = float(std)
+        config.initializer_range = float(std)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        # A checkpoint may itself have been trained from the draw of this small seed: use another.
+        torch.manual_seed(seed + 1_592_589_312)
+        kwargs = {} if dtype == "auto" else {"dtype": dtype}
+        model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn, **kwargs)
+    return model.eval()
+
+
+def drawn_bytes(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
+    """Memory that ``draw_model`` takes, without drawing anything.
+
+    Args:
+        config: Of the checkpoint.
+        dtype: Of the weights.
+
+    Returns:
+        Bytes of all weights.
+    """
+    kwargs = {} if dtype == "auto" else {"dtype": dtype}
+    with quiet(), torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, **kwargs)
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def copy_decoder(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Overwrite target's language model and output head by source's; tower and projector stay.
+
+    Args:
+        source: Where the weights come from.
+        target: Changed in place.
+    """
+    target.get_decoder().load_state_dict(source.get_decoder().state_dict())
+    target.get_output_embeddings().load_state_dict(source.get_output_embeddings().state_dict())

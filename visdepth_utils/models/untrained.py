@@ -1,0 +1,52 @@
+"""Save an untrained twin of a checkpoint, to be run like any model: what it shows, nobody learnt.
+
+It has the same architecture and processor; all weights are drawn anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from visdepth_utils.models.checkpoints import REPO, locate
+from visdepth_utils.models.loaders import quiet
+from visdepth_utils.store.files import explained
+from visdepth_utils.vlm import load_vlm
+
+__all__ = ["save_untrained"]
+
+WEIGHTS = (".safetensors", ".bin", ".index.json")
+
+
+def save_untrained(
+    model: str | Path, folder: str | Path | None = None, *, init_std: float | None = None
+) -> Path:
+    """Draw all weights of a checkpoint anew and save it.
+
+    Args:
+        model: Checkpoint folder.
+        folder: Where to; None for ``results/models/<name>-random-init``. The name should keep
+            "random-init", by which verdicts tell untrained models from trained ones.
+        init_std: Of the matrices; None is the configuration's own.
+
+    Returns:
+        The folder, in the layout of the hub.
+
+    Raises:
+        FileNotFoundError: No such checkpoint folder.
+        ValueError: A hub id, or a folder that is there already.
+    """
+    where = Path(locate(model))
+    if not where.is_dir():
+        raise ValueError(f"{model!r} is no folder: download it first, then give the folder")
+    target = Path(folder or REPO / "results" / "models" / f"{where.name}-random-init")
+    if target.exists():
+        raise ValueError(f"{target} is there already: delete it, or name another folder")
+    vlm = load_vlm(where, device="cpu", random_init=True, init_std=init_std)
+    with quiet(), explained(target):
+        vlm.model.save_pretrained(target)
+    for file in where.iterdir():  # tokenizer, processor, chat template
+        if file.is_file() and not file.name.endswith(WEIGHTS) and not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+    (target / "recipe.json").unlink(missing_ok=True)  # it is the trained one's
+    return target

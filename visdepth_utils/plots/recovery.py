@@ -1,0 +1,99 @@
+"""Figures of C6: what a cut costs and training gives back, and what ways to decode make of it.
+
+Same style as all ``plots``: a closed ``Figure`` is returned. Lines on the dots are 95% intervals.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from visdepth_utils.plots.bands import bands, need
+from visdepth_utils.plots.style import finish, styled
+
+__all__ = ["recovery_dots", "strategy_dots"]
+
+STATES = {
+    "full": ("#444444", "whole model"),
+    "full trained": ("#999999", "whole model, same training"),
+    "truncated": ("#D55E00", "cut"),
+    "shuffled": ("#E69F00", "cut, trained with shuffled pictures"),
+    "recovered": ("#0072B2", "cut, trained"),
+}
+"""State -> colour and name, in the order of drawing; controls are paler."""
+MARKERS = {"greedy": "o", "temperature": "s", "top-p": "^", "beam": "D"}
+
+
+def recovery_dots(table: pd.DataFrame) -> Figure:
+    """Score of every state, one panel per task.
+
+    Args:
+        table: ``recovery_sweep`` of one or several tasks, one cut.
+
+    Returns:
+        The figure. The shaded range is what the cut costs: recovery is how far it is crossed.
+
+    Raises:
+        ValueError: If a column is missing, or there are no rows, or several cuts.
+    """
+    need(table, {"image", "task", "state", "cut", "score"}, "table", "recovery_sweep")
+    if table["cut"].nunique() > 1:
+        raise ValueError("the table holds several cuts: pass the rows of one")
+    tasks = list(dict.fromkeys(table["task"]))
+    present = [state for state in STATES if state in set(table["state"])]
+    with styled():
+        size = (max(4.0, 2.1 * len(tasks) + 1.2), 3.2)
+        fig, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
+        for ax, task in zip(axes[0], tasks, strict=True):
+            found = bands(table[table["task"] == task], "state", "score").set_index("x")
+            ax.axhspan(*found.loc[["truncated", "full"], "mean"], color="#000000", alpha=0.05)
+            for i, state in enumerate(present):
+                if state in found.index:
+                    _dot(ax, i, found.loc[state], *STATES[state])
+            ax.set(title=task, xticks=[], xlim=(-0.6, len(present) - 0.4), ylim=(-0.05, 1.05))
+        axes[0][0].set_ylabel("mean score")
+        finish(fig, axes[0], "", "lines: 95% interval of the mean, by image; shaded: lost")
+    return fig
+
+
+def strategy_dots(decoded: pd.DataFrame) -> Figure:
+    """Mean score by way of decoding: the spread is what the choice of strategy makes.
+
+    Args:
+        decoded: ``strategies.decode`` with a column ``state``.
+
+    Returns:
+        The figure, one panel per task; a dot per strategy and seed.
+
+    Raises:
+        ValueError: If a column is missing, or there are no rows.
+    """
+    need(decoded, {"task", "state", "strategy", "seed", "score"}, "decoded", "strategies.decode")
+    tasks = list(dict.fromkeys(decoded["task"]))
+    present = [state for state in STATES if state in set(decoded["state"])]
+    with styled():
+        size = (max(4.0, 2.6 * len(tasks) + 0.8), 2.9)
+        fig, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
+        for ax, task in zip(axes[0], tasks, strict=True):
+            own = decoded[decoded["task"] == task]
+            means = own.groupby(["state", "strategy", "seed"], sort=False)["score"].mean()
+            for (state, strategy, seed), score in means.items():
+                x = present.index(state) + 0.14 * (list(MARKERS).index(strategy) - 1.5)
+                marker = MARKERS[strategy]
+                colour = STATES[state][0]
+                ax.plot([x + 0.02 * seed], [score], marker, color=colour, ms=5, mew=0, alpha=0.8)
+            names = [STATES[state][1] for state in present]
+            ax.set_xticks(range(len(present)), names, fontsize=8)
+            ax.set(title=task, xlim=(-0.6, len(present) - 0.4), ylim=(-0.05, 1.05))
+        for strategy, marker in MARKERS.items():
+            axes[0][0].plot([], [], marker, color="#444444", ms=5, mew=0, label=strategy)
+        axes[0][0].set_ylabel("mean score")
+        finish(fig, axes[0], "", "a dot is a mean over samples, one per strategy and seed")
+    return fig
+
+
+def _dot(ax: plt.Axes, x: int, row: pd.Series, colour: str, label: str) -> None:
+    """A mean with its interval."""
+    bar = [[max(row["mean"] - row["lo"], 0)], [max(row["hi"] - row["mean"], 0)]]
+    ax.errorbar([x], [row["mean"]], bar, fmt="o", color=colour, ms=6, lw=1.6, label=label)

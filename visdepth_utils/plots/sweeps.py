@@ -1,0 +1,241 @@
+"""Figures of truncation, for C4: what is left at each depth, by task, token and meaning.
+
+Same style as all ``plots``: a closed ``Figure`` is returned. Bands are 95% intervals by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visdepth_utils.plots.bands import LEAST_KL, bands, draw, gains, need, retention
+from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
+
+__all__ = ["kl_by_depth", "modes_compared", "retention_curves"]
+
+TASK_COLOURS = {"mcq": "#009E73", "vqa": "#56B4E9", "chart": "#CC79A7", "caption": "#7B3294"}
+TASK_COLOURS |= {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
+"""Of tasks, and of the styles of one task; the two are never in one figure."""
+MORE_COLOURS = ("#A6761D", "#1B7837", "#E7298A", "#000000")
+MODE_STYLES = {
+    ("remove", "masked"): ("#0072B2", "remove: gone, positions kept", "-"),
+    ("remove", "physical"): ("#000000", "remove, rows really dropped", ":"),
+    ("renumber", "masked"): ("#D55E00", "renumber: gone, positions closed up", "--"),
+    ("freeze", "masked"): ("#009E73", "freeze: kept as they are, still read", "-"),
+}
+"""Mode and implementation -> colour, name and line; curves that coincide stay visible."""
+TEXT_SCORES = {"chrf": "#882255", "rouge": "#44AA99", "bleu": "#999933"}
+DEPTH_AXIS = "layers that see the image (d)"
+WIDEST_SHARES = (-1.0, 2.0)
+"""Bands of ratios are cut here, where a small gain makes them huge; the curves are never cut."""
+SWEEP = {"image", "task", "mode", "implementation", "depth", "correct", "same"}
+TOKENS = {"sample", "image", "task", "mode", "depth", "kl", "same_top1"}
+
+
+def retention_curves(
+    sweep: pd.DataFrame,
+    *,
+    conditions: pd.DataFrame | None = None,
+    texts: Sequence[str] = ("caption",),
+) -> Figure:
+    """What is left at each depth: share of the gain of all tasks, score of each, likeness of texts.
+
+    Args:
+        sweep: ``truncation_sweep`` of one mode and any tasks, with answers.
+        conditions: ``evaluate`` without the picture and with another one, on the same samples;
+            without it the floor of the gain is depth 0.
+        texts: Tasks whose BLEU, ROUGE-L and chrF are drawn, against the reference and against the
+            full model's own output.
+
+    Returns:
+        The figure. A task without a clear gain by the picture has no share, and is named as such;
+        so is one whose gain is not known (one image, or no score without the picture).
+
+    Raises:
+        ValueError: If a column is missing, there are no rows, no answers, or several modes, or if
+            conditions lack images of the sweep.
+    """
+    need(sweep, SWEEP, "sweep", "truncation_sweep")
+    _need_answers(sweep, "sweep")
+    if sweep[["mode", "implementation"]].drop_duplicates().shape[0] > 1:
+        raise ValueError("sweep holds several modes: pass the rows of one")
+    tasks = list(dict.fromkeys(sweep["task"]))
+    drawn = [t for t in texts if t in tasks and "chrf_full" in sweep]
+    # Before a figure is opened: an error would leave it open.
+    levels = {
+        (task, name): _condition(conditions, sweep[sweep["task"] == task], name)
+        for task in tasks
+        for name in ("blind", "other")
+    }
+    panels, columns = 1 + len(tasks) + len(drawn), 3
+    with styled():
+        rows = -(-panels // columns)
+        size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
+        fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+        axes = list(grid.ravel())
+        for ax in axes[panels:]:
+            ax.remove()
+        _shares(axes[0], sweep, levels, tasks)
+        for ax, task in zip(axes[1:], tasks, strict=False):
+            own = sweep[sweep["task"] == task]
+            draw(ax, bands(own, "depth", "correct"), _colour(task, tasks), task)
+            for name, dots in (("blind", ":"), ("other", "--")):
+                level = levels[task, name]["score"].mean()
+                if np.isfinite(level):
+                    label = {"blind": "no picture", "other": "another picture"}[name]
+                    ax.axhline(level, color="#444444", ls=dots, lw=1.2, label=label)
+            ax.set(title=f"{task}: score")
+        for ax, task in zip(axes[1 + len(tasks) :], drawn, strict=False):
+            own = sweep[sweep["task"] == task]
+            for name, colour in TEXT_SCORES.items():
+                draw(ax, bands(own, "depth", name), colour, f"{name}, reference")
+                full = bands(own, "depth", f"{name}_full")
+                draw(ax, full, colour, f"{name}, full model's text", marker="", ls="--")
+            ax.set(title=f"{task}: likeness of texts")
+        for ax in axes[:panels]:
+            ax.set(xlabel=DEPTH_AXIS)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        for ax in axes[1:panels]:
+            ax.set(ylim=(-0.05, 1.05))
+        finish(fig, axes[:panels], "")
+    return fig
+
+
+def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
+    """Divergence per answer token under teacher forcing, by depth and task.
+
+    Args:
+        token_kl: ``token_kl`` of one mode and any tasks.
+
+    Returns:
+        The figure: nats per token, and share of tokens whose most probable one changed, averaged
+        over the tokens of an answer first. The last depth is the full model, 0 by definition, and
+        not drawn.
+
+    Raises:
+        ValueError: If a column is missing, there are no rows, several modes, or one depth only.
+    """
+    need(token_kl, TOKENS, "token_kl", "token_kl")
+    if token_kl["mode"].nunique() > 1:
+        raise ValueError("token_kl holds several modes: pass the rows of one")
+    below = token_kl[token_kl["depth"] < token_kl["depth"].max()]
+    if below.empty:
+        raise ValueError("token_kl holds one depth: measure several, the last being the full model")
+    below = below.assign(changed=1 - below["same_top1"].astype(float))
+    keys = ["task", "image", "sample", "depth"]
+    below = below.groupby(keys, sort=False, as_index=False)[["kl", "changed"]].mean()
+    tasks = list(dict.fromkeys(token_kl["task"]))
+    with styled():
+        size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
+        fig, axes = plt.subplots(1, 2, figsize=size)
+        for task in tasks:
+            own = below[below["task"] == task]
+            colour = _colour(task, tasks)
+            draw(axes[0], bands(own, "depth", "kl"), colour, task, least=LEAST_KL)
+            draw(axes[1], bands(own, "depth", "changed"), colour, task)
+        axes[0].set(title="divergence per token (nats)", yscale="log")
+        axes[1].set(title="tokens that change", ylim=(-0.03, 1.03))
+        for ax in axes:
+            ax.set(xlabel=DEPTH_AXIS)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        finish(fig, axes, "")
+    return fig
+
+
+def modes_compared(table: pd.DataFrame) -> Figure:
+    """Score and unchanged answers by depth, for each meaning of truncation.
+
+    Args:
+        table: ``truncation_sweep`` of one task, in several modes and implementations.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If a column is missing, there are no rows, no answers, or several tasks.
+    """
+    need(table, SWEEP, "table", "truncation_sweep")
+    _need_answers(table, "table")
+    if table["task"].nunique() > 1:
+        raise ValueError("table holds several tasks: pass the rows of one")
+    task = table["task"].iloc[0]
+    with styled():
+        size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
+        fig, axes = plt.subplots(1, 2, figsize=size)
+        groups = dict(list(table.groupby(["mode", "implementation"], sort=False)))
+        order = [key for key in MODE_STYLES if key in groups]
+        for mode, kind in [*order, *(key for key in groups if key not in MODE_STYLES)]:
+            rows = groups[mode, kind]
+            unknown = ("#777777", f"{mode}, {kind}", "-")
+            colour, label, line = MODE_STYLES.get((mode, kind), unknown)
+            marker = "" if kind == "physical" else "o"
+            for ax, value in zip(axes, ("correct", "same"), strict=True):
+                draw(ax, bands(rows, "depth", value), colour, label, marker=marker, ls=line)
+        for ax, title in zip(axes, ("score", "the full model's very answer"), strict=True):
+            ax.set(title=f"{task}: {title}", xlabel=DEPTH_AXIS, ylim=(-0.05, 1.05))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        finish(fig, axes, "")
+    return fig
+
+
+def _shares(
+    ax: Axes, sweep: pd.DataFrame, levels: dict[tuple[str, str], pd.DataFrame], tasks: list[str]
+) -> None:
+    """Share of the gain that is left, all tasks in one panel."""
+    without: dict[str, list[str]] = {"no clear gain by the picture": [], "gain not known": []}
+    low, high = -0.05, 1.05
+    for task in tasks:
+        own = sweep[sweep["task"] == task]
+        floor = levels[task, "blind"]
+        if floor.empty:
+            floor = own[own["depth"] == 0].rename(columns={"correct": "score"})
+        gained = gains(own, floor)
+        if not gained:
+            without["gain not known" if gained is None else "no clear gain by the picture"] += [
+                task
+            ]
+            continue
+        curve = retention(own, floor)
+        draw(ax, curve, _colour(task, tasks), task)
+        low = min(low, curve["mean"].min() - 0.05, max(curve["lo"].min(), WIDEST_SHARES[0]) - 0.05)
+        high = max(
+            high, curve["mean"].max() + 0.05, min(curve["hi"].max(), WIDEST_SHARES[1]) + 0.05
+        )
+    ax.axhline(0, color="#444444", lw=0.8, ls=":")
+    ax.set(title="share of the gain that is left", ylim=(low, high))
+    if text := "\n".join(f"{why}:\n{', '.join(names)}" for why, names in without.items() if names):
+        # Curves rise to the right: the upper left corner is free.
+        place = {"transform": ax.transAxes, "ha": "left", "va": "top"}
+        ax.text(0.03, 0.9, text, fontsize=8, color="#444444", **place)
+
+
+def _need_answers(table: pd.DataFrame, name: str) -> None:
+    """Refuse a sweep of divergences only: nothing of it can be drawn here."""
+    if table["correct"].isna().all():
+        raise ValueError(f"{name} has no answers: run truncation_sweep with max_new_tokens above 0")
+
+
+def _condition(conditions: pd.DataFrame | None, own: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Scores under a condition, on the images of one task's sweep; empty if not measured."""
+    if conditions is None:
+        return pd.DataFrame(columns=["image", "score"])
+    need(conditions, {"image", "task", "condition", "score"}, "conditions", "evaluate")
+    task, images = own["task"].iloc[0], own["image"].unique()
+    given = conditions[(conditions["task"] == task) & (conditions["condition"] == name)]
+    lacking = len(set(images) - set(given["image"]))
+    if len(given) and lacking:
+        raise ValueError(
+            f"condition {name!r} of task {task!r} lacks {lacking} of {len(images)} images: "
+            "evaluate the samples of the sweep"
+        )
+    return given[given["image"].isin(images)]
+
+
+def _colour(task: str, tasks: Sequence[str]) -> str:
+    others = [t for t in tasks if t not in TASK_COLOURS]
+    return TASK_COLOURS.get(task) or MORE_COLOURS[others.index(task) % len(MORE_COLOURS)]

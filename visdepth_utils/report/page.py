@@ -1,0 +1,104 @@
+"""The end of a run: report.html, one page that opens anywhere."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from visdepth_utils.report.explorer import read_outputs
+from visdepth_utils.report.notebooks import notebook_page
+from visdepth_utils.report.sections import claim_sections, flat_rows
+from visdepth_utils.report.verdict_table import verdict_rows
+from visdepth_utils.store.entries import read_provenance
+from visdepth_utils.store.files import write_text
+
+__all__ = ["notebooks_of", "write_report"]
+
+_HERE = Path(__file__).parent
+_MAX_SVG = 300_000  # bytes; a figure with more is shown as PNG
+
+
+def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
+    """Write report.html from what a run has: tables, figures and verdicts, no model, no data.
+
+    Args:
+        folder: Of the run.
+        notebooks: Names without ending, in order; those not run are named as such.
+
+    Returns:
+        The file. It holds its pictures and needs no network; executed notebooks lie beside it.
+    """
+    figures = _figures(folder / "figures")
+    sections = claim_sections(folder, figures)
+    shown = {figure["name"] for section in sections for figure in section["figures"]}
+    facts = read_provenance(folder)
+    outputs = read_outputs(folder)
+    script = (_HERE / "explorer.js").read_text(encoding="utf-8") if outputs else ""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = (_HERE / "report.html.j2").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        run=folder.name,
+        style=(_HERE / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        policy=_policy(script),
+        verdicts=verdict_rows(folder),
+        sections=sections,
+        anchors={section["claim"]: f"claim-{i}" for i, section in enumerate(sections, 1)},
+        titles={section["claim"]: section["title"] for section in sections},
+        outputs=outputs,
+        figures=[figure for figure in figures if figure["name"] not in shown],
+        notebooks=notebooks,
+        links={name: link for name in notebooks if (link := notebook_page(folder, name))},
+        broken={
+            name: error for name in notebooks if (error := _ran(facts).get(name, {}).get("error"))
+        },
+        provenance=flat_rows(facts),
+    )
+    target = folder / "report.html"
+    write_text(target, page)
+    return target
+
+
+def notebooks_of(folder: Path) -> list[str]:
+    """Notebooks that a run has executed or tried to, in order.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Names without ending.
+    """
+    files = {file.stem for file in (folder / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    return sorted(files | set(_ran(read_provenance(folder))))
+
+
+def _ran(facts: dict) -> dict[str, dict]:
+    """What provenance says of each notebook."""
+    return facts.get("notebooks") or {}
+
+
+def _policy(script: str) -> str:
+    """What a browser may do with the page: show it, and run no script but this one.
+
+    The text of a model is escaped; should that fail once, this still keeps it from running.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    allowed = f"'sha256-{digest}'" if script else "'none'"
+    rules = ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'")
+    return "; ".join((*rules, f"script-src {allowed}", "base-uri 'none'", "form-action 'none'"))
+
+
+def _figures(folder: Path) -> list[dict[str, str]]:
+    """Figures as data URIs, sharp SVG where it is small enough."""
+    figures = []
+    for png in sorted(folder.glob("*.png")):
+        svg = png.with_suffix(".svg")
+        small = svg.exists() and svg.stat().st_size <= _MAX_SVG
+        file, kind = (svg, "svg+xml") if small else (png, "png")
+        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        title = png.stem[3:] if png.stem[:2].isdigit() and png.stem[2:3] == "_" else png.stem
+        uri = f"data:image/{kind};base64,{data}"
+        figures.append({"name": png.stem, "title": title.replace("_", " "), "uri": uri})
+    return figures

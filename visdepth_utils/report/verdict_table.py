@@ -1,0 +1,91 @@
+"""The verdicts of a run as rows of text, for the screen, the report and the README."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visdepth_utils.store.entries import read_claims
+from visdepth_utils.verdicts import COLOURS
+
+__all__ = ["effect_text", "number_text", "verdict_rows", "verdict_text"]
+
+
+def verdict_rows(folder: Path) -> list[dict[str, str]]:
+    """The verdicts of a run, as text ready to be shown.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
+        ``effect_label`` (what it is), ``control`` and ``control_label``, ``images``, ``model``,
+        ``statement``, ``reason``, ``notebook``, ``colour``.
+    """
+    return [
+        {
+            "claim": str(entry["claim"]),
+            "verdict": str(entry["verdict"]),
+            "effect": effect_text(entry.get("effect"), entry.get("ci")),
+            "effect_label": str(entry.get("effect_label") or ""),
+            "control": number_text(entry.get("control_effect")),
+            "control_label": str(entry.get("control_label") or ""),
+            "images": number_text(entry.get("n_images")),
+            "model": str(entry["model"]),
+            "statement": str(entry.get("statement") or ""),
+            "reason": str(entry.get("reason") or ""),
+            "notebook": Path(str(entry.get("notebook") or "")).stem,
+            "colour": COLOURS.get(str(entry["verdict"]), "#555555"),
+        }
+        for entry in read_claims(folder)
+    ]
+
+
+def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
+    """The verdict table in plain text.
+
+    Args:
+        folder: Of the run.
+        broken: Notebook to error, for the line that says why verdicts may be missing.
+
+    Returns:
+        Several lines, columns aligned.
+    """
+    rows = verdict_rows(folder)
+    if not rows:
+        missing = " (a notebook broke, see below)" if broken else ""
+        return f"no verdicts recorded in {folder.name}{missing}"
+    columns = {
+        "claim": "claim",
+        "verdict": "verdict",
+        "effect": "effect [95% interval]",
+        "control": "control",
+        "images": "images",
+        "model": "model",
+        "effect_label": "effect is",
+    }
+    widths = {
+        key: max(len(head), *(len(row[key]) for row in rows)) for key, head in columns.items()
+    }
+    table = [columns, {key: "-" * width for key, width in widths.items()}, *rows]
+    return "\n".join(
+        "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip() for row in table
+    )
+
+
+def effect_text(effect: Any, interval: Any) -> str:
+    """Effect with its interval, or a dash."""
+    if number_text(effect) == "-":
+        return "-"
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        return number_text(effect)
+    return f"{number_text(effect)} [{number_text(interval[0])}, {number_text(interval[1])}]"
+
+
+def number_text(value: Any) -> str:
+    """Three significant digits; a dash for what was not measured; anything else as it is."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,265 @@
+"""Execute one notebook without a browser: live output, one-line errors, atomic result."""
+
+import base64
+import io
+import logging
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.exceptions import PapermillExecutionError
+from PIL import Image
+
+from visdepth_utils.running.streams import Shown
+from visdepth_utils.settings import assigned
+from visdepth_utils.store.files import write_text
+
+KERNEL = "python3"
+# The kernel talks to this process on this machine only; its advice on encryption is noise here.
+# So is its error about the interrupt by which a kernel is told to end, when that comes a moment
+# early. What happens in a cell does not come by this log. DEBUG=1 shows it.
+_KERNEL_ARGUMENTS = ["--log-level=" + ("WARN" if os.environ.get("DEBUG") else "CRITICAL")]
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the execution of a notebook ended.
+
+    Attributes:
+        seconds: It took.
+        error: None, or one line ``Name: message``.
+        details: The traceback, for whoever asks for it.
+    """
+
+    seconds: float
+    error: str | None = None
+    details: str = ""
+
+    @property
+    def lacks_data(self) -> str:
+        """What the data lacks, if the notebook ended because of it (``tasks.MissingTask``)."""
+        name, _, message = (self.error or "").partition(": ")
+        return message if name == "MissingTask" else ""
+
+
+def use_own_kernel() -> None:
+    """Make ``python3`` mean the interpreter that runs this, whatever kernels the user has.
+
+    Raises:
+        FileNotFoundError: If this environment has no such kernel.
+    """
+    os.environ.pop("JUPYTER_PATH", None)
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # Figures belong into the notebook even where the caller asked for a backend without display.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The kernel's debugger warns about frozen modules on stderr, that is, in the notebook.
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    # We show plain lines and no widgets: tqdm's advice to install them must not reach a notebook.
+    quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")))
+    os.environ["PYTHONWARNINGS"] = quiet
+    try:
+        first = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
+    except NoSuchKernel:
+        first = ""
+    # jupyter_client puts sys.executable where a specification just says "python".
+    if (
+        first not in ("python", "python3")
+        and Path(first).resolve() != Path(sys.executable).resolve()
+    ):
+        raise FileNotFoundError(
+            f"no Jupyter kernel {KERNEL!r} in {sys.prefix}: python -m pip install ipykernel"
+        )
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook, or say in one line that it is none.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The notebook, format 4.
+
+    Raises:
+        ValueError: It is damaged or something else.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # half a file fails in nbformat in many ways
+        why = _one_line(type(error).__name__, str(error))[:200]
+        raise ValueError(
+            f"notebook {path} is not readable ({why}): restore it, or take it away"
+        ) from error
+
+
+def default_parameters(source: Path) -> dict[str, Any]:
+    """What a notebook's ``parameters`` cell declares.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Name -> default value, None where that is no literal; empty if no cell has that tag.
+
+    Raises:
+        ValueError: A notebook that cannot be read, or a cell that is no Python.
+    """
+    cells = [
+        cell.source
+        for cell in read_notebook(source).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    try:
+        return {name: value for cell in cells for name, value in assigned(cell).items()}
+    except SyntaxError as error:
+        raise ValueError(
+            f"notebook {source}: its cell tagged 'parameters' is no plain Python ({error}): leave "
+            "only assignments in it"
+        ) from error
+
+
+def tags(source: Path) -> set[str]:
+    """All tags of a notebook's cells.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Tags.
+    """
+    return {tag for cell in read_notebook(source).cells for tag in cell.metadata.get("tags", [])}
+
+
+def execute(
+    source: Path, target: Path, parameters: dict[str, Any], cwd: Path, shown: Shown
+) -> Outcome:
+    """Run a notebook with parameters and keep the executed copy, also of one that broke.
+
+    Args:
+        source: The notebook; left unchanged.
+        target: The executed copy, saved after each cell.
+        parameters: Literals, injected after the ``parameters`` cell.
+        cwd: Working directory of the kernel.
+        shown: Where its output goes while it runs.
+
+    Returns:
+        Time and error: what the notebook raises is returned here; KeyboardInterrupt is raised.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").addFilter(_told_by_us)
+    start = time.monotonic()
+    error, details = None, ""
+    try:
+        papermill.execute_notebook(
+            _literal(source),
+            _literal(target),
+            parameters=parameters,
+            kernel_name=KERNEL,
+            language="python",
+            progress_bar=False,
+            stdout_file=shown,
+            stderr_file=shown,
+            cwd=str(cwd),
+            coalesce_streams=True,
+            extra_arguments=_KERNEL_ARGUMENTS,
+        )
+    except PapermillExecutionError as problem:
+        error = _one_line(problem.ename, problem.evalue)
+        details = "\n".join(problem.traceback)
+    except OSError as problem:  # the executed copy could not be saved
+        if problem.errno is None:
+            raise
+        error = _one_line(type(problem).__name__, str(problem))
+    except RuntimeError as problem:  # a DeadKernelError, or the like from one that just starts
+        if "Kernel died" not in str(problem):
+            raise
+        error = "DeadKernelError: the kernel died, most likely out of memory: use a smaller N="
+    finally:
+        shown.end()
+        shown.flush()
+    return Outcome(time.monotonic() - start, error, details)
+
+
+def refresh(path: Path) -> Outcome:
+    """Run a notebook as it is, and store its outputs in place, ready to be committed.
+
+    Args:
+        path: The notebook; unchanged if a cell raises or prints on stderr.
+
+    Returns:
+        Time and error.
+
+    Raises:
+        ValueError: It is no notebook.
+    """
+    notebook = read_notebook(path)
+    client = NotebookClient(
+        notebook,
+        kernel_name=KERNEL,
+        timeout=None,
+        coalesce_streams=True,
+        record_timing=False,
+        extra_arguments=_KERNEL_ARGUMENTS,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    start = time.monotonic()
+    try:
+        client.execute()
+    except CellExecutionError as problem:
+        return Outcome(
+            time.monotonic() - start, _one_line(problem.ename, problem.evalue), problem.traceback
+        )
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                text = output["text"]
+                return Outcome(time.monotonic() - start, _one_line("printed on stderr", text), text)
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = _smaller(output["data"]["image/png"])
+    # What depends on the machine but not on the notebook would make every refresh a change.
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": KERNEL,
+    }
+    notebook.metadata["language_info"] = {"name": "python"}
+    write_text(path, nbformat.writes(notebook) + "\n")
+    return Outcome(time.monotonic() - start)
+
+
+def _told_by_us(record: logging.LogRecord) -> bool:
+    """Papermill logs that a kernel died: said in ``Outcome``, or meant, where a run is stopped."""
+    return "Kernel died" not in record.getMessage()
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it: it would fill in {fields} with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _smaller(png: str) -> str:
+    """A stored picture in 256 colours: a third of the bytes, and nobody sees the difference."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _one_line(name: str, message: str) -> str:
+    """The first line of an error, without colours."""
+    lines = _ANSI.sub("", message).strip().splitlines()
+    return f"{name}: {lines[0][:300]}" if lines else name

@@ -1,0 +1,167 @@
+"""Rows of a data set, read one by one by number, and the files that they are in."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.sources.pictures import BadRow
+
+__all__ = ["Rows", "files_behind", "locate_source", "read_lines"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_STRINGS = (pa.string(), pa.large_string())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split of a data set.
+
+    Attributes:
+        where: For messages: source and split.
+        columns: Their names.
+        base: Folder that paths of pictures are relative to; None: no paths.
+        facts: Source, revision, split and subset, for the record.
+        data: ``data[i]`` is a row as a dictionary (lists), or a table with one row (Arrow).
+        unit: What a row is called in messages.
+        first: Number of the first row, as people count them in such a file.
+    """
+
+    where: str
+    columns: tuple[str, ...]
+    base: Path | None
+    facts: dict[str, Any]
+    data: Any = field(repr=False)
+    unit: str = "row"
+    first: int = 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """One row with undecoded pictures.
+
+        Raises:
+            BadRow: The line could not be read.
+        """
+        row = self.data[i]
+        if isinstance(row, BadRow):
+            raise row
+        return row if isinstance(row, dict) else row.to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        """All rows, few at a time; None for a line that could not be read."""
+        if isinstance(self.data, list):
+            for row in self.data:
+                yield None if isinstance(row, BadRow) else row
+        else:
+            for part in self.data.iter(batch_size=32):
+                yield from part.to_pylist()
+
+    def name(self, i: int) -> str:
+        """How messages call row i."""
+        return f"{self.where}, {self.unit} {i + self.first}"
+
+
+def locate_source(source: str | Path) -> Path | str:
+    """Tell a file or folder from a hub id, before anything is read.
+
+    Args:
+        source: Relative to the working directory, else to the repository; or ``owner/name``, or
+            ``owner/name@revision``.
+
+    Returns:
+        The path, or the hub id unchanged.
+
+    Raises:
+        FileNotFoundError: Neither.
+    """
+    name = str(source)
+    for path in (Path(os.path.expanduser(name)), REPO / name):
+        if os.path.exists(path):  # unlike Path's, it takes a name of any length
+            return path
+    if HUB_ID.fullmatch(name) and not name.startswith("data/"):
+        return name
+    raise FileNotFoundError(
+        f"no data at {name!r:.200} (looked in {Path.cwd()} and {REPO}): "
+        "give an existing folder or file, or a hub id owner/name"
+    )
+
+
+def files_behind(where: Path) -> dict[str, Path]:
+    """The files whose contents are the data.
+
+    Args:
+        where: A folder, all of which counts; or a table, with the pictures that it names by path.
+
+    Returns:
+        Name -> path, sorted.
+
+    Raises:
+        ValueError: A table that cannot be read.
+    """
+    if where.is_dir():
+        found = (file for file in where.rglob("*") if file.is_file())
+        return {str(file.relative_to(where)): file for file in sorted(found)}
+    named: set[str] = set()
+    if where.suffix == ".jsonl":
+        rows = [row for row in read_lines(where) if isinstance(row, dict)]
+        cells = [cell for row in rows for name, cell in row.items() if name.startswith("image")]
+        parts = [part for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+        named = {part for part in parts if isinstance(part, str)}
+    elif where.suffix == ".parquet":
+        try:
+            schema = pq.read_schema(where)
+            paths = [f.name for f in schema if f.name.startswith("image") and f.type in _STRINGS]
+            for column in paths:
+                named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
+        except (OSError, ValueError, pa.ArrowException) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise ValueError(
+                f"{where} is not readable as parquet ({why}): write it again"
+            ) from error
+    files = {name: where.parent / name for name in named if isinstance(name, str) and name}
+    pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
+    return {where.name: where, **dict(sorted(pictures.items()))}
+
+
+def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
+    """The lines of a JSONL file, which holds text and paths.
+
+    Args:
+        file: The file.
+
+    Returns:
+        One entry per line; a line that is no JSON object in UTF-8 as its error, to be named later.
+    """
+    rows: list[dict[str, Any] | BadRow] = []
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+                bad = None if isinstance(row, dict) else "it is no JSON object"
+                if _HALF.search(line):
+                    json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+            except UnicodeEncodeError:
+                bad = "it holds half a character (\\ud800 to \\udfff alone): correct the line"
+            except RecursionError:
+                bad = "it is nested too deeply: correct the line"
+            except UnicodeDecodeError as error:
+                bad = f"it is not UTF-8 (byte {error.start}): save the file as UTF-8"
+            except ValueError as error:
+                bad = (
+                    f"it is no JSON ({error}): correct the line" if line.strip() else "it is empty"
+                )
+            rows.append(BadRow(bad) if bad else row)
+    while rows and isinstance(rows[-1], BadRow) and str(rows[-1]) == "it is empty":
+        rows.pop()
+    return rows

@@ -125,8 +125,8 @@ def test_the_python_of_the_set_up_is_that_of_the_package() -> None:
 
 def test_the_package_holds_its_template() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    patterns = tool["setuptools"]["package-data"]["visdepth_utils"]
-    held = {file for pattern in patterns for file in (ROOT / "visdepth_utils").glob(pattern)}
+    patterns = tool["setuptools"]["package-data"]["visdepth_utils.report"]
+    held = {file for pattern in patterns for file in (ROOT / "visdepth_utils/report").glob(pattern)}
     names = {file.name for file in held}
     assert names == {"report.html.j2", "report.css", "explorer.js"}
 

@@ -1,4 +1,4 @@
-"""The package's layers: what measures stands on nothing that judges, or shows, or runs notebooks."""
+"""The package's layers: what measures stands on nothing that judges, shows or runs notebooks."""
 
 import ast
 from collections.abc import Iterator

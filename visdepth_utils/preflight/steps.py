@@ -20,7 +20,7 @@ __all__ = ["NOTEBOOKS", "steps_of"]
 REFERENCE_COUNTS = (64, 256, 576, 1024, 3000)
 REFERENCE_DEPTHS, REFERENCE_REPEATS, REFERENCE_LAYERS = (0, 2, 4), 3, 6
 """Of the reference decoder that notebook 08 times."""
-DECODED = {"C6": 12, "C7": 16}
+DECODED = {"C6": 8, "C7": 12}
 """Questions that are decoded in other ways in profile quick."""
 BESIDE_C8 = ("chart", "caption")
 BESIDE_SAMPLES, PHYSICAL_SAMPLES = 48, 4

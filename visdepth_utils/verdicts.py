@@ -97,7 +97,7 @@ class Verdict:
             ("claim", self.statement),
             ("effect", f"{effect} ({self.effect_label})" if self.effect_label else effect),
             (name, f"{control} ({note})"),
-            ("images", str(self.n_images)),
+            ("images", str(self.n_images or "-")),
             ("reason", self.reason),
         ]
 

@@ -88,7 +88,9 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, llava_path: Path) -> Pat
         plt.close(fig)
     for name in ("00_first", "04_truncation_is_task_dependent"):
         text = "[claims](../data/claims.yaml), [first](00_first.ipynb), [gone](99_gone.ipynb)"
-        cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell("1")]
+        text += "\n## 1. Curves <b>\n\n**How to read it.** Up & <i>on</i>."
+        drawn = nbformat.v4.new_code_cell('run.figure(fig, "04_curves")')
+        cells = [nbformat.v4.new_markdown_cell(text), drawn]
         (folder / "notebooks").mkdir(exist_ok=True)
         nbformat.write(
             nbformat.v4.new_notebook(cells=cells), folder / "notebooks" / f"{name}.ipynb"
@@ -127,6 +129,12 @@ def test_nothing_is_clipped(watched: Watched, width: int) -> None:
     assert watched.page.locator("figure img").count() == 2
     drawn = "all => all.every(image => image.complete && image.naturalWidth > 0)"
     assert watched.page.eval_on_selector_all("img", drawn)
+
+
+def test_captions_are_the_notebook_s_words_and_text_only(watched: Watched) -> None:
+    captions = watched.page.locator("figcaption").all_text_contents()
+    assert captions[0].strip() == "Curves <b>. Up & <i>on</i>."
+    assert captions[1].strip() == "beside"
 
 
 def test_a_table_that_is_too_wide_would_be_found(watched: Watched) -> None:

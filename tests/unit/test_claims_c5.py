@@ -10,6 +10,7 @@ from visdepth_utils.calibration.chained import DEPTHS
 from visdepth_utils.calibration.chained import chains_table as simulate
 from visdepth_utils.chains import compare
 from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from visdepth_utils.rules.bounds import Bounded, as_much
 
 
 def decide(*args, **options):
@@ -59,6 +60,22 @@ def test_a_shift_that_does_the_same_is_weaker():
     v = verdict("C5", compare(table), model="simulated")
     assert v.verdict == "weaker"
     assert "one pixel" in v.reason
+    assert v.controls["shows it"].tolist() == ["yes"]
+
+
+@pytest.mark.parametrize(
+    ("control", "contrast", "shows"),
+    [
+        ((0.1, 0.3), (0.2, 0.4), "no"),  # less than the model
+        ((-0.3, -0.1), (-0.1, 0.1), "no"),  # none at all
+        ((0.0, 0.0), (-0.1, 0.1), "no"),
+        ((0.1, 0.3), (-0.1, 0.1), "yes"),
+        ((-0.1, 0.1), (-0.2, 0.1), "unclear"),
+    ],
+)
+def test_a_control_shows_what_it_has_itself(control, contrast, shows):
+    own, over = (Bounded(0.0, lo, hi, lo, hi) for lo, hi in (control, contrast))
+    assert as_much(own, over) == shows
 
 
 def test_what_cannot_be_told_is_said():

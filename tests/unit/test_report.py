@@ -1,15 +1,21 @@
 """The report's sections: which figures and tables belong to a claim, and how numbers are shown."""
 
 import json
+import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
 from visdepth_utils import __main__ as command
 from visdepth_utils.claims import load_claims
+from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.report.figures import notebook_figures, run_figures
+from visdepth_utils.report.page import write_report
 from visdepth_utils.report.sections import claim_sections, flat_rows, shown_table
+from visdepth_utils.report.verdict_table import verdict_rows
 from visdepth_utils.store.entries import annotate
 from visdepth_utils.store.files import rows_text
 from visdepth_utils.verdicts import Verdict
@@ -65,6 +71,68 @@ def test_figures_go_to_the_claim_of_their_notebook(tmp_path: Path) -> None:
     assert found["C5"]["words"] == registered["C5"]["quote"]
     assert found["C5"]["verdicts"] == []
     assert (found["C99"]["title"], found["C99"]["figures"]) == ("", [])
+
+
+def drawn(folder: Path, notebook: str, *cells: str) -> None:
+    """A notebook of a run; cells with ``run.figure`` are code, and draw those figures."""
+    made = []
+    for text in cells:
+        code = "run.figure" in text
+        made.append((nbformat.v4.new_code_cell if code else nbformat.v4.new_markdown_cell)(text))
+        for name in re.findall(r'"(.+?)"', text) if code else []:
+            (folder / "figures").mkdir(exist_ok=True)
+            (folder / "figures" / f"{name}.png").write_bytes(b"png")
+    (folder / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=made), folder / "notebooks" / f"{notebook}.ipynb")
+
+
+def test_figures_come_in_the_order_and_with_the_words_of_their_notebooks(tmp_path: Path) -> None:
+    drawn(
+        tmp_path,
+        "04_cut",
+        "# Claim 4\n\n## 3. What is *left*\n\n**How to read it.** See `d`,\nand [this](a.md).",
+        'run.figure(fig, "04_retention")\nrun.figure(other, "04_all_modes")',
+        "## Or longer?",
+        'run.figure(fig, "04_length")',
+    )
+    drawn(tmp_path, "00_start", 'run.figure(fig, "00_accuracy")')
+    (tmp_path / "figures" / "04_another.png").write_bytes(b"png")  # of an earlier version
+    assert [tuple(one.values())[:3] for one in run_figures(tmp_path)] == [
+        ("00_accuracy", "accuracy", ""),
+        ("04_retention", "What is left", "See d, and this."),
+        ("04_all_modes", "What is left: all modes", ""),
+        ("04_length", "Or longer?", ""),
+        ("04_another", "another", ""),
+    ]
+
+
+def test_figures_of_a_damaged_notebook_are_still_shown(tmp_path: Path) -> None:
+    drawn(tmp_path, "04_cut", "## Curves", 'run.figure(fig, "04_curves")')
+    (tmp_path / "notebooks" / "04_cut.ipynb").write_text('{"cells": [')
+    (one,) = run_figures(tmp_path)
+    assert (one["title"], one["how"], one["uri"][:15]) == ("curves", "", "data:image/png;")
+    assert run_figures(tmp_path / "none") == []
+
+
+def test_every_figure_of_our_notebooks_stands_under_a_heading() -> None:
+    for notebook in sorted((REPO / "notebooks").glob("0[1-9]_*.ipynb")):
+        assert notebook_figures(notebook)
+        for name, (title, _) in notebook_figures(notebook).items():
+            assert name[:2] == notebook.stem[:2]
+            assert title[0].isupper(), (notebook.stem, name)
+
+
+def test_a_row_says_control_once_and_no_number_of_images_where_there_are_none(
+    tmp_path: Path,
+) -> None:
+    plain = {**verdict("C4"), "control_label": "control, the largest"}
+    (tmp_path / "claims.json").write_text(rows_text([plain, verdict("C9", n_images=0)]))
+    first, second = verdict_rows(tmp_path)
+    assert (first["control_label"], first["images"]) == ("the largest", "48")
+    assert second["images"] == "-"
+    page = write_report(tmp_path, []).read_text()
+    assert "on m, 48 images. r" in page
+    assert "on m. r" in page
 
 
 def test_a_table_shows_an_estimate_with_its_bounds() -> None:

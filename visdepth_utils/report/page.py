@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 
 from visdepth_utils.report.explorer import read_outputs
+from visdepth_utils.report.figures import run_figures
 from visdepth_utils.report.notebooks import notebook_page
 from visdepth_utils.report.sections import claim_sections, flat_rows
 from visdepth_utils.report.verdict_table import verdict_rows
@@ -17,7 +18,6 @@ from visdepth_utils.store.files import write_text
 __all__ = ["notebooks_of", "write_report"]
 
 _HERE = Path(__file__).parent
-_MAX_SVG = 300_000  # bytes; a figure with more is shown as PNG
 
 
 def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
@@ -30,7 +30,7 @@ def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
     Returns:
         The file. It holds its pictures and needs no network; executed notebooks lie beside it.
     """
-    figures = _figures(folder / "figures")
+    figures = run_figures(folder)
     sections = claim_sections(folder, figures)
     shown = {figure["name"] for section in sections for figure in section["figures"]}
     facts = read_provenance(folder)
@@ -88,17 +88,3 @@ def _policy(script: str) -> str:
     allowed = f"'sha256-{digest}'" if script else "'none'"
     rules = ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'")
     return "; ".join((*rules, f"script-src {allowed}", "base-uri 'none'", "form-action 'none'"))
-
-
-def _figures(folder: Path) -> list[dict[str, str]]:
-    """Figures as data URIs, sharp SVG where it is small enough."""
-    figures = []
-    for png in sorted(folder.glob("*.png")):
-        svg = png.with_suffix(".svg")
-        small = svg.exists() and svg.stat().st_size <= _MAX_SVG
-        file, kind = (svg, "svg+xml") if small else (png, "png")
-        data = base64.b64encode(file.read_bytes()).decode("ascii")
-        title = png.stem[3:] if png.stem[:2].isdigit() and png.stem[2:3] == "_" else png.stem
-        uri = f"data:image/{kind};base64,{data}"
-        figures.append({"name": png.stem, "title": title.replace("_", " "), "uri": uri})
-    return figures

@@ -90,7 +90,7 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
                 _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
             ),
             _join(f"{_number(entry.get('control_effect'))} {name}", note),
-            str(entry.get("n_images", "-")),
+            str(entry.get("n_images") or "-"),
         )
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

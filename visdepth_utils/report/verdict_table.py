@@ -19,7 +19,8 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
 
     Returns:
         One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
-        ``effect_label`` (what it is), ``control`` and ``control_label``, ``images``, ``model``,
+        ``effect_label`` (what it is), ``control`` and ``control_label``, ``images`` (a dash
+        where a verdict rests on none, as of other verdicts), ``model``,
         ``statement``, ``reason``, ``notebook``, ``colour``.
     """
     return [
@@ -29,8 +30,8 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
             "effect": effect_text(entry.get("effect"), entry.get("ci")),
             "effect_label": str(entry.get("effect_label") or ""),
             "control": number_text(entry.get("control_effect")),
-            "control_label": str(entry.get("control_label") or ""),
-            "images": number_text(entry.get("n_images")),
+            "control_label": str(entry.get("control_label") or "").removeprefix("control, "),
+            "images": number_text(entry.get("n_images") or None),
             "model": str(entry["model"]),
             "statement": str(entry.get("statement") or ""),
             "reason": str(entry.get("reason") or ""),

@@ -73,6 +73,22 @@ class Bounded:
         return {"measure": measure, "label": label} | numbers
 
 
+def as_much(control: Bounded, contrast: Bounded) -> str:
+    """Whether a control shows an effect as much as the model does.
+
+    Args:
+        control: The control's effect.
+        contrast: The model's effect minus it.
+
+    Returns:
+        ``"no"`` where the control has none, or less than the model beyond doubt; ``"yes"`` where it
+        has one beyond doubt; else ``"unclear"``.
+    """
+    if contrast.lo > 0 or control.hi <= 0:
+        return "no"
+    return "yes" if control.lo > 0 else "unclear"
+
+
 @dataclass(frozen=True)
 class Resampled:
     """Means over images of several columns, and the same in every resample of the images.

@@ -13,6 +13,7 @@ import pandas as pd
 from visdepth_utils.rules.bounds import (
     Bounded,
     Resampled,
+    as_much,
     by_image_and,
     require,
     rule_thresholds,
@@ -165,7 +166,7 @@ def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Bounded]) -> pd
     rows = []
     for name, contrast in contrasts.items():
         own = drawn.bounded(lambda m, name=name: _difference(m, spec, name))
-        row = {"control": name, "shows it": "no" if contrast.lo > 0 else "yes"}
+        row = {"control": name, "shows it": as_much(own, contrast)}
         rows.append(
             row
             | {"effect": own.value, "contrast": contrast.value}

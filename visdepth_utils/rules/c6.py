@@ -12,6 +12,7 @@ import pandas as pd
 from visdepth_utils.rules.bounds import (
     Bounded,
     Resampled,
+    as_much,
     by_image_and,
     require,
     rule_thresholds,
@@ -110,7 +111,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         control = drawn.bounded(lambda m: _share(m, yes, "shuffled"))
         contrast = drawn.bounded(lambda m: _share(m, yes) - _share(m, yes, "shuffled"))
         found["control_effect"] = control.value
-        shows = {"control": "shuffled pictures", "shows it": "no" if contrast.lo > 0 else "yes"}
+        shows = {"control": "shuffled pictures", "shows it": as_much(control, contrast)}
         numbers = {"effect": control.value, "contrast": contrast.value}
         found["controls"] = pd.DataFrame([shows | numbers | {"lo": contrast.lo, "hi": contrast.hi}])
     return found | _answer(spec, own, effect, contrast)

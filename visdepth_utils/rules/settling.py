@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 EARLY = "settles early"
 FLAT = "never changed"
-LATE = "keeps changing"
+LATE = "changes late"
 RISES = "settles early, no fall"
 UNCLEAR = "unclear"
 

@@ -83,13 +83,14 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
     ]
     for entry in entries:
         name, _, note = str(entry.get("control_label") or "").partition(", ")
+        name = "" if name == "control" else name  # the column says so
         cells = (
             f"{entry['claim']} {titles.get(entry['claim'], '')}",
             f"**{entry['verdict']}**: {entry.get('reason') or '-'}",
             _join(
                 _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
             ),
-            _join(f"{_number(entry.get('control_effect'))} {name}", note),
+            _join(f"{_number(entry.get('control_effect'))} {name}".strip(), note),
             str(entry.get("n_images") or "-"),
         )
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")

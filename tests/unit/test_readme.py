@@ -85,7 +85,7 @@ def test_a_table_by_hand() -> None:
     row = cells(markdown_table([bare]).splitlines()[-1])
     assert row[2:4] == [
         "not measured (retention)",
-        "not measured control (the largest of the tasks)",
+        "not measured (the largest of the tasks)",
     ]
 
 

@@ -100,24 +100,26 @@ def adapter(
 
 def recovery_sweep(
     vlm: VLM,
-    task: Task,
+    task: Task | Sequence[Sample],
     depth: int,
     adapters: Mapping[str, str | Path] | None = None,
     *,
     plain: bool = True,
     mode: str = "remove",
+    max_new_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Greedy answers of the full model, the truncated one, and each with an adapter.
 
     Args:
         vlm: The model.
-        task: Test samples, each with an image.
+        task: A task, or samples, each with an image.
         depth: Where image tokens are cut, 0..L.
         adapters: State -> folder of its adapter, for some of ``TRAINED``.
         plain: Whether the two states without an adapter are measured.
         mode: As for ``truncation_sweep``.
-        progress: Called with (done, total, label).
+        max_new_tokens: Budget of an answer; None for the task's.
+        progress: Called with (samples done, samples, label).
 
     Returns:
         One row per sample and state: ``sample, image, task, kind, style, mode, cut`` (where the
@@ -127,22 +129,26 @@ def recovery_sweep(
     Raises:
         ValueError: Unknown state; else as ``truncation_sweep``.
     """
-    found = []
+    adapters = adapters or {}
+    found, sweeps = [], plain + len(adapters)
+
+    def said(depths: list[int]) -> pd.DataFrame:
+        def show(done: int, total: int, label: str) -> None:
+            if progress:
+                progress((len(found) * total + done) // sweeps, total, label)
+
+        options = {"mode": mode, "max_new_tokens": max_new_tokens, "progress": show}
+        return truncation_sweep(vlm, task, depths=depths, **options)
+
     if plain:
-        own = _said(vlm, task, [depth, vlm.n_layers], mode, progress)
+        own = said([depth, vlm.n_layers])
         found.append(
             own.assign(state=["truncated" if d == depth else "full" for d in own["depth"]])
         )
-    for state, folder in (adapters or {}).items():
+    for state, folder in adapters.items():
         settings = state_settings(Distillation(depth), state, vlm.n_layers)
         with adapted(vlm, folder):
-            found.append(_said(vlm, task, [settings.depth], mode, progress).assign(state=state))
+            found.append(said([settings.depth]).assign(state=state))
     table = pd.concat(found, ignore_index=True).assign(cut=depth)
     columns = [*LABELS, "mode", "cut", "depth", "state", "output", "score", "chrf"]
     return table.rename(columns={"correct": "score"})[columns]
-
-
-def _said(
-    vlm: VLM, task: Task, depths: list[int], mode: str, progress: Progress | None
-) -> pd.DataFrame:
-    return truncation_sweep(vlm, task, depths=depths, mode=mode, progress=progress)

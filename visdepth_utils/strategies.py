@@ -5,8 +5,10 @@ The model's own ``generate`` runs under hooks, so every strategy of transformers
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,6 +18,7 @@ from transformers import GenerationConfig
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.interventions import truncated
 from visdepth_utils.models.loaders import quiet
+from visdepth_utils.recovery import adapted
 from visdepth_utils.scoring import score
 from visdepth_utils.sweeps import spoken, stop_ids
 from visdepth_utils.tasks import samples_and_budget
@@ -50,6 +53,7 @@ def decode(
     *,
     depth: int | None = None,
     mode: str = "remove",
+    adapter: str | Path | None = None,
     strategies: Sequence[str] = tuple(STRATEGIES),
     seeds: Sequence[int] = (0,),
     max_new_tokens: int | None = None,
@@ -63,18 +67,20 @@ def decode(
         task: A task, or samples, each with an image where ``depth`` is below L.
         depth: 0..L; None for L, the whole model, run without hooks.
         mode: As for ``truncation_sweep``.
+        adapter: Folder of an adapter to answer with, see ``recovery.adapted``.
         strategies: Some of ``STRATEGIES``.
-        seeds: Of the sampled strategies; the others run once, under the first.
+        seeds: Of the sampled strategies; the others run once, under the first. What is drawn for a
+            batch depends on the seed and on its first sample, not on the batches before it.
         max_new_tokens: Budget of an answer; None for the task's.
         batch_size: Samples at a time; a beam search runs as many rows as it has beams for each.
-        progress: Called with (done, total, label).
+        progress: Called with (samples done, samples, label).
 
     Returns:
         One row per sample, strategy and seed: ``sample, image, task, kind, style, depth, strategy,
         seed, output, score`` (the task's own, 0..1).
 
     Raises:
-        ValueError: Unknown strategy, no seed, no budget; else as ``truncated``.
+        ValueError: Unknown strategy, no seed, no budget; else as ``truncated`` and ``adapted``.
     """
     if bad := [name for name in strategies if name not in STRATEGIES]:
         raise ValueError(f"unknown strategy {bad[0]!r}: use some of {', '.join(STRATEGIES)}")
@@ -87,17 +93,18 @@ def decode(
         for name in strategies
         for seed in (seeds if STRATEGIES[name]["do_sample"] else seeds[:1])
     ]
-    rows, done = [], 0
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
-        for name, seed in runs:
-            outputs = _generate(vlm, part, depth, mode, name, seed + 1_000_003 * start, budget)
-            rows += [
-                _row(s, depth, name, seed, text) for s, text in zip(part, outputs, strict=True)
-            ]
-            done += len(part)
-            if progress:
-                progress(done, len(samples) * len(runs), "decode")
+    rows = []
+    with adapted(vlm, adapter) if adapter else nullcontext():
+        for start in range(0, len(samples), batch_size):
+            part = samples[start : start + batch_size]
+            for i, (name, seed) in enumerate(runs, 1):
+                drawn = zlib.crc32(f"{seed} {part[0].id}".encode())
+                outputs = _generate(vlm, part, depth, mode, name, drawn, budget)
+                rows += [
+                    _row(s, depth, name, seed, text) for s, text in zip(part, outputs, strict=True)
+                ]
+                if progress:
+                    progress(start + len(part) * i // len(runs), len(samples), "decode")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

@@ -83,6 +83,13 @@ def test_every_state_says_what_it_says_by_itself(llava, tmp_path):
     assert recovery_sweep(llava, TASK, 1).equals(table[table["state"].isin(["truncated", "full"])])
     trained = recovery_sweep(llava, TASK, 1, {"shuffled": folders["shuffled"]}, plain=False)
     assert trained.equals(table[table["state"] == "shuffled"].reset_index(drop=True))
+    told = []
+    part = {"max_new_tokens": 4, "progress": lambda *now: told.append(now[:2])}
+    blocks = [recovery_sweep(llava, SAMPLES[i : i + 4], 1, folders, **part) for i in (0, 4)]
+    rows = pd.concat(blocks).set_index(["sample", "state"]).sort_index()
+    assert rows["output"].equals(table.set_index(["sample", "state"]).sort_index()["output"])
+    half = told[: len(told) // 2]
+    assert half == sorted(half) and half[-1] == (4, 4)  # forwards, and no further than the block
     with pytest.raises(ValueError, match="unknown state 'better'"):
         recovery_sweep(llava, TASK, 1, {"better": folders["recovered"]})
     decoded = pd.concat(

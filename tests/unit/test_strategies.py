@@ -1,5 +1,6 @@
 """Decoding strategies under truncation, against the sweep and against transformers alone."""
 
+import pandas as pd
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -7,7 +8,9 @@ from transformers import GenerationConfig
 from tests import tiny
 from visdepth_utils import truncation_sweep
 from visdepth_utils.compute import with_token_layers
+from visdepth_utils.distillation import Distillation
 from visdepth_utils.interventions import truncated
+from visdepth_utils.recovery import adapted, distill
 from visdepth_utils.strategies import STRATEGIES, decode
 from visdepth_utils.vlm import VLM
 
@@ -103,3 +106,36 @@ def test_token_layers_by_hand(vlm):
         assert row["token_layers"] == images * row["depth"] + rest
     with pytest.raises(ValueError, match="not among the samples"):
         with_token_layers(vlm, sweep, SAMPLES[:2])
+
+
+def test_an_adapter_answers_as_within_adapted_and_is_gone_afterwards(llava, tmp_path):
+    settings = Distillation(depth=1, steps=3, batch=2, rate=2e-2)
+    folder = distill(llava, SAMPLES, settings, tmp_path / "own", max_new_tokens=4)
+    options = {"depth": 1, "strategies": ["greedy", "beam"], "max_new_tokens": 4}
+    plain = decode(llava, SAMPLES, **options)
+    with adapted(llava, folder):
+        expected = decode(llava, SAMPLES, **options)
+    found = decode(llava, SAMPLES, adapter=folder, **options)
+    assert found.equals(expected)
+    assert not found.equals(plain)
+    assert decode(llava, SAMPLES, **options).equals(plain)
+    with pytest.raises(FileNotFoundError, match="no adapter in"):
+        decode(llava, SAMPLES, adapter=tmp_path / "none", **options)
+
+
+def test_what_is_drawn_does_not_depend_on_the_batches_before(vlm):
+    options = {"depth": 1, "max_new_tokens": 6, "seeds": (0, 1), "batch_size": 2}
+    whole = decode(vlm, SAMPLES, **options)
+    blocks = [decode(vlm, SAMPLES[i : i + 2], **options) for i in (2, 0)]
+    keys = ["sample", "strategy", "seed"]
+    parts = pd.concat(blocks).set_index(keys)["output"].sort_index()
+    assert parts.equals(whole.set_index(keys)["output"].sort_index())
+
+
+def test_progress_counts_samples(vlm):
+    told = []
+    options = {"seeds": (0, 1), "max_new_tokens": 1, "batch_size": 3}
+    decode(vlm, SAMPLES, progress=lambda *told_now: told.append(told_now), **options)
+    done = [now[0] for now in told]
+    assert done == sorted(done) and len(told) == 2 * 6
+    assert told[5][:2] == (3, 4) and told[-1][:2] == (4, 4)

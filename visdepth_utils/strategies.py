@@ -80,6 +80,7 @@ def decode(
         seed, output, score`` (the task's own, 0..1).
 
     Raises:
+        FileNotFoundError: If the folder holds no adapter in safetensors.
         ValueError: Unknown strategy, no seed, no budget; else as ``truncated`` and ``adapted``.
     """
     if bad := [name for name in strategies if name not in STRATEGIES]:

@@ -4,6 +4,7 @@ import base64
 import re
 from pathlib import Path
 
+from visdepth_utils.report.notebooks import LINK
 from visdepth_utils.running.headless import read_notebook
 
 __all__ = ["notebook_figures", "run_figures"]
@@ -12,7 +13,6 @@ _MAX_SVG = 300_000  # bytes; a figure with more is shown as PNG
 _FIGURE = re.compile(r"""\.figure\([^"']*["']([^"']+)["']""")
 _SECTION = re.compile(r"^## *(?:\d+\. *)?(.+)$", re.MULTILINE)
 _HOW = re.compile(r"\*\*How to read it\.\*\* *(.+?)(?:\n\s*\n|\Z)", re.DOTALL)
-_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 
 
 def run_figures(folder: Path) -> list[dict[str, str]]:
@@ -30,14 +30,10 @@ def run_figures(folder: Path) -> list[dict[str, str]]:
     said: dict[str, tuple[str, str]] = {}
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
         said |= notebook_figures(notebook)
-    order = list(said)
+    place = {name: i for i, name in enumerate(said)}
     files = sorted(
         (folder / "figures").glob("*.png"),
-        key=lambda png: (
-            png.stem[:2],
-            order.index(png.stem) if png.stem in said else len(order),
-            png.stem,
-        ),
+        key=lambda png: (png.stem[:2], place.get(png.stem, len(place)), png.stem),
     )
     figures = []
     for png in files:
@@ -62,7 +58,7 @@ def notebook_figures(notebook: Path) -> dict[str, tuple[str, str]]:
     """
     try:
         cells = read_notebook(notebook).cells
-    except (OSError, ValueError):  # the page says elsewhere which notebooks broke
+    except (OSError, ValueError):  # notebook_page names it, where the page of it is to be written
         return {}
     sections: list[tuple[str, list[str], str]] = [("", [], "")]
     for cell in cells:
@@ -88,4 +84,4 @@ def _words(name: str) -> str:
 
 def _plain(text: str) -> str:
     """Markdown as one line of plain text."""
-    return " ".join(re.sub(r"[*`]", "", _LINK.sub(r"\1", text)).split())
+    return " ".join(re.sub(r"[*`]", "", LINK.sub(r"\2", text)).split())

@@ -8,9 +8,10 @@ from visdepth_utils.models.checkpoints import REPO
 from visdepth_utils.running.headless import read_notebook
 from visdepth_utils.store.files import atomic, write_text
 
-__all__ = ["notebook_page"]
+__all__ = ["LINK", "notebook_page"]
 
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+"""A link or picture of Markdown: ``!`` or nothing, its text, its address."""
 _COLAB = "[![Open in Colab]"
 # Where nbconvert's page would load scripts from. Our notebooks need none of them.
 _NO_SCRIPTS = {
@@ -51,7 +52,7 @@ def notebook_page(folder: Path, name: str) -> str | None:
         book.cells = [cell for cell in book.cells if not cell.source.startswith(_COLAB)]
         for cell in book.cells:
             if cell.cell_type == "markdown":
-                cell.source = _LINK.sub(lambda found: _relink(found, folder), cell.source)
+                cell.source = LINK.sub(lambda found: _relink(found, folder), cell.source)
         exporter = HTMLExporter(exclude_anchor_links=True, **_NO_SCRIPTS)
         html, _ = exporter.from_notebook_node(book, {"metadata": {"name": name}})
         write_text(target, _TAGS.sub("", html))

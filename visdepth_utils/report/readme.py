@@ -8,6 +8,7 @@ from PIL import Image
 
 from visdepth_utils.claims import load_claims
 from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.report.verdict_table import control_words, images_text
 from visdepth_utils.store.entries import read_claims
 from visdepth_utils.store.files import atomic, write_text
 
@@ -82,8 +83,7 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     for entry in entries:
-        name, _, note = str(entry.get("control_label") or "").partition(", ")
-        name = "" if name == "control" else name  # the column says so
+        name, note = control_words(entry)
         cells = (
             f"{entry['claim']} {titles.get(entry['claim'], '')}",
             f"**{entry['verdict']}**: {entry.get('reason') or '-'}",
@@ -91,7 +91,7 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
                 _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
             ),
             _join(f"{_number(entry.get('control_effect'))} {name}".strip(), note),
-            str(entry.get("n_images") or "-"),
+            images_text(entry),
         )
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

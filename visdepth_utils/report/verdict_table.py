@@ -8,7 +8,14 @@ from typing import Any
 from visdepth_utils.store.entries import read_claims
 from visdepth_utils.verdicts import COLOURS
 
-__all__ = ["effect_text", "number_text", "verdict_rows", "verdict_text"]
+__all__ = [
+    "control_words",
+    "effect_text",
+    "images_text",
+    "number_text",
+    "verdict_rows",
+    "verdict_text",
+]
 
 
 def verdict_rows(folder: Path) -> list[dict[str, str]]:
@@ -30,8 +37,8 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
             "effect": effect_text(entry.get("effect"), entry.get("ci")),
             "effect_label": str(entry.get("effect_label") or ""),
             "control": number_text(entry.get("control_effect")),
-            "control_label": str(entry.get("control_label") or "").removeprefix("control, "),
-            "images": number_text(entry.get("n_images") or None),
+            "control_label": ", ".join(filter(None, control_words(entry))),
+            "images": images_text(entry),
             "model": str(entry["model"]),
             "statement": str(entry.get("statement") or ""),
             "reason": str(entry.get("reason") or ""),
@@ -72,6 +79,20 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
     return "\n".join(
         "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip() for row in table
     )
+
+
+def control_words(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """Name of the control and what is said of it; no name where that is "control" itself.
+
+    The name stands in a column or behind a word that says so.
+    """
+    name, _, note = str(entry.get("control_label") or "").partition(", ")
+    return ("" if name == "control" else name), note
+
+
+def images_text(entry: Mapping[str, Any]) -> str:
+    """How many images a verdict rests on; a dash for none."""
+    return str(entry.get("n_images") or "-")
 
 
 def effect_text(effect: Any, interval: Any) -> str:

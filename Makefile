@@ -9,15 +9,40 @@ PYTHON ?= python3.11
 VENV := .venv
 SIZE ?= base
 WORKERS ?= 2
+RUN ?= base-quick
+
+# What each target takes on make's command line. Anything else there is refused by name: a misspelt
+# variable would leave the default to run for hours.
+reproduce.takes := MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY
+verdicts.takes := RUN
+compare.takes := RUN WITH
+report.takes := RUN
+readme.takes := RUN
+record.takes := RUN
+cache.takes := RUN PRUNE
+random-init.takes := MODEL OUT
+address.takes := URL
+lab.takes := LAB_OPTIONS
+train-minivlm.takes := SIZE SEED WORKERS TOWER
+goal := $(or $(firstword $(MAKECMDGOALS)),help)
+taken := $(foreach goal,$(MAKECMDGOALS),$($(goal).takes))
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(taken) PYTHON,$(given))
+$(if $(unknown),$(error unknown variable $(firstword $(unknown)): make $(goal) takes \
+	$(or $($(goal).takes),none); one for the environment goes in front of make))
+
 # One option per variable that was given, e.g. `make reproduce MODEL=data/minivlm/base N=32`.
 options = $(foreach pair,MODEL:--model SOURCE:--source N:--n SEED:--seed DEVICE:--device \
 	DTYPE:--dtype PROFILE:--profile OUT:--out JOBS:--jobs ENGINE:--engine RAY:--ray,$(call option,$(subst :, ,$(pair))))
-option = $(if $(value $(word 1,$(1))),$(word 2,$(1)) '$(call quoted,$(word 1,$(1)))')
-# A value as given, within single quotes: it may itself hold quotes, and no $ in it is expanded.
-quoted = $(subst ','\'',$(value $(1)))
+option = $(if $(value $(word 1,$(1))),$(word 2,$(1)) $(call text,$(word 1,$(1))))
+# A value as given, in single quotes, if there is one: it may itself hold quotes, and no $ in it is expanded.
+text = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
+# An option without a value, for a variable that is neither empty nor 0.
+flag = $(if $(filter-out 0,$(value $(1))),$(2))
 
 # Else make would expand them for the environment of each command, $(shell ...) included.
-unexport MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY RUN DRY
+unexport PYTHON MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY RUN WITH PRUNE URL \
+	LAB_OPTIONS SIZE WORKERS TOWER
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -25,19 +50,37 @@ STAMP := $(VENV)/.installed
 export PYTHONWARNINGS ?= ignore:IProgress not found
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq --no-input
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-CLEAN_RESULTS := $(CURDIR)/build/results
+# Relative: it is deleted, and a path with a space would be two.
+CLEAN_RESULTS := build/results
 
-.PHONY: help reproduce report test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 reproduce: $(STAMP) ## run all notebooks, print the verdicts, write report.html; MODEL= N= PROFILE= OUT= SOURCE= SEED= DEVICE= JOBS= ENGINE= choose; DRY=1 tells what it will take
-	@$(PY) -m visdepth_utils reproduce $(options) $(if $(value DRY),--dry)
+	@$(PY) -m visdepth_utils reproduce $(options) $(call flag,DRY,--dry)
 
-report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=results/base-quick
-	@$(PY) -m visdepth_utils report '$(if $(value RUN),$(call quoted,RUN),base-quick)'
+verdicts: $(STAMP) ## the verdict table of a finished run, again; RUN=base-quick
+	@$(PY) -m visdepth_utils verdicts $(call text,RUN)
+
+compare: $(STAMP) ## which verdicts and numbers of two runs differ, and whether beyond noise; RUN=base-quick WITH=mine
+	@$(PY) -m visdepth_utils compare $(call text,RUN) $(call text,WITH)
+
+report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=base-quick
+	@$(PY) -m visdepth_utils report $(call text,RUN)
+
+readme: $(STAMP) ## write the verdicts and the figure of a run into README.md; RUN=base-quick
+	@$(PY) -m visdepth_utils readme $(call text,RUN)
+
+record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 09 finds them; RUN=base-quick
+	@$(PY) -m visdepth_utils record $(call text,RUN)
+
+random-init: $(STAMP) ## an untrained twin of a local model, to be run like any other; MODEL=data/minivlm/base OUT=
+	@$(PY) -m visdepth_utils random-init $(or $(call text,MODEL),data/minivlm/base) $(call text,OUT)
+
+address: $(STAMP) ## write where this repository lives into notebooks and CITATION.cff; URL=https://github.com/YOU/visdepth
+	@$(PY) -m visdepth_utils address $(call text,URL)
 
 # Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
 test: export HF_HUB_OFFLINE := 1
@@ -45,8 +88,8 @@ test: export TOKENIZERS_PARALLELISM := false
 test: export MPLBACKEND := agg
 test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
-	@rm -rf $(CLEAN_RESULTS)
-	@$(PY) -m pytest --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests $(NOTEBOOKS)
+	@rm -rf '$(CLEAN_RESULTS)'
+	@$(PY) -m pytest --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests notebooks/*.ipynb
 
 test-e2e: export HF_HUB_OFFLINE := 1
 test-e2e: export TOKENIZERS_PARALLELISM := false
@@ -63,11 +106,11 @@ test-faults: export OMP_NUM_THREADS := 1
 test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; a quarter of an hour
 	@$(PY) -m pytest -s tests/faults
 
-cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN=base-quick one run, PRUNE=1 deletes
-	@$(PY) -m visdepth_utils cache $(if $(value RUN),'$(call quoted,RUN)') $(if $(PRUNE),--prune)
+cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN= one run, PRUNE=1 deletes
+	@$(PY) -m visdepth_utils cache $(if $(filter-out file,$(origin RUN)),$(call text,RUN)) $(call flag,PRUNE,--prune)
 
 lab: $(STAMP) ## open JupyterLab on notebooks/
-	@$(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
+	@more=$(call text,LAB_OPTIONS); $(PY) -m jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $$more
 
 bench: $(STAMP) ## time and memory of the measurements, as ratios to the plain forward pass
 	@$(PY) tests/benchmarks/bench_geometry.py
@@ -82,16 +125,16 @@ eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, wit
 
 # One worker per core beats one process with as many threads; with a GPU: WORKERS=1.
 train-minivlm: $(STAMP) ## train an embedded model; SIZE=base SEED=0 WORKERS=2 TOWER=data/minivlm/base; over an hour on two cores, resumes after a kill
-	@OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node $(WORKERS) \
-		-m visdepth_utils.minivlm.train --threads 1 --size $(SIZE) --seed $(or $(SEED),0) \
-		$(if $(TOWER),--tower $(TOWER))
+	@OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node $(call text,WORKERS) \
+		-m visdepth_utils.minivlm.train --threads 1 $(call option,SIZE --size) $(call option,SEED --seed) \
+		$(call option,TOWER --tower)
 
 worlds: $(STAMP) ## write the frozen held-out sets of data/worlds again, byte for byte
 	@$(PY) -m visdepth_utils.minivlm.freeze
 
 notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed
-	@rm -rf $(CLEAN_RESULTS)
+	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PY) -m visdepth_utils notebooks
 
 lint: $(STAMP) ## ruff check and ruff format --check, notebooks included
@@ -103,15 +146,15 @@ format: $(STAMP) ## let ruff format and mend what it can
 	@$(PY) -m ruff check --fix .
 
 clean: ## remove .venv and caches; results/ and trained models stay
-	rm -rf $(VENV) $(CLEAN_RESULTS) dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf '$(VENV)' '$(CLEAN_RESULTS)' dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './results/*' -prune -exec rm -rf {} +
 
 # The stamp is newer than what was installed from: a second call installs nothing.
 $(STAMP): pyproject.toml constraints.txt
-	@py="$(PYTHON)"; \
+	@py=$(call text,PYTHON); \
 	fits() { "$$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
 	fits "$$py" || { [ "$(origin PYTHON)" = file ] && py=python3 && fits "$$py"; } || { \
-		echo "error: $(PYTHON) is not there or too old: install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }; \
+		echo "error: $$py is not there or too old: install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }; \
 	"$$py" -c 'import venv, ensurepip' 2>/dev/null || { \
 		echo "error: $$py has no venv module: install it (Debian: apt install $$(basename "$$py")-venv)" >&2; exit 1; }; \
 	$(PY) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV) with $$py"; "$$py" -m venv --clear $(VENV); }

@@ -1,7 +1,7 @@
 """Where this repository lives: written down once, in pyproject.toml, and copied from there.
 
 Badges, the Colab cell of the notebooks and CITATION.cff cannot read another file, so they hold
-copies. A fork changes all of them by one command, ``python -m visdepth_utils address URL``.
+copies. A fork changes all of them by one command, ``make address URL=...``.
 """
 
 import re

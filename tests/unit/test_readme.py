@@ -58,7 +58,7 @@ def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
     stored = stored_verdicts()
     head, _, *rows = readme_rows()
     assert len(stored) >= 5
-    assert [row[0].split()[0] for row in rows] == sorted(stored), "python -m visdepth_utils readme"
+    assert [row[0].split()[0] for row in rows] == sorted(stored), "make readme"
     for claim, verdict, effect, control, images in rows:
         facts = stored[claim.split()[0]]
         assert verdict.replace("\\|", "|") == f"**{facts['verdict']}**: {facts['reason']}"

@@ -35,7 +35,13 @@ PINS = dict(line.split("==") for line in PIN_LINES)
 TARGETS = [
     "help",
     "reproduce",
+    "verdicts",
+    "compare",
     "report",
+    "readme",
+    "record",
+    "random-init",
+    "address",
     "test",
     "test-e2e",
     "test-faults",
@@ -190,8 +196,7 @@ def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
     assert "-m pytest" in planned[-1]
     assert any("ruff check" in line for line in planned)
     assert any("ruff format" in line and "--check" in line for line in planned)
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        assert notebook.name in planned[-1]
+    assert planned[-1].endswith(" tests notebooks/*.ipynb")
 
 
 FAKE_PYTHON = """#!/bin/bash
@@ -279,6 +284,81 @@ def test_what_is_missing_is_one_clear_line(
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not any("pip" in line for line in calls)
+
+
+@needs_make
+def test_no_target_touches_what_lies_beside_a_folder_with_an_odd_name(checkout: Path) -> None:
+    odd = checkout.rename(checkout.parent / 'x y\'s "z" $HOME $(HOME)')
+    inside = odd / "a folder" / "vis"
+    (odd / "a folder").mkdir()
+    shutil.copytree(odd, inside, ignore=shutil.ignore_patterns("fake", "a folder"))
+    beside = [odd.parent / word for word in ("x", "y's", "z", "$HOME")]
+    beside += [odd / "a", odd / "build" / "results", inside / "folder", inside / "results"]
+    for folder in beside:
+        folder.mkdir(parents=True)
+        (folder / "kept").touch()
+    path = f"{odd / 'fake'}:{os.environ['PATH']}"
+    for target in TARGETS:
+        (inside / "build" / "results").mkdir(parents=True, exist_ok=True)
+        done = make(target, cwd=inside, LOG=str(odd / "log"), PATH=path)
+        assert done.returncode == 0, done.stderr
+        deletes = target in ("test", "notebooks", "clean")
+        assert (inside / "build" / "results").exists() != deletes, target
+        assert all((folder / "kept").exists() for folder in beside), target
+    assert not (inside / ".venv").exists()  # clean comes last
+
+
+TAKEN = {
+    line.partition(".takes")[0]: line.partition(":= ")[2].split()
+    for line in (ROOT / "Makefile").read_text().splitlines()
+    if ".takes :=" in line
+}
+
+
+@needs_make
+@pytest.mark.parametrize("target", TAKEN)
+def test_a_variable_is_handed_over_as_it_is_and_never_expanded(checkout: Path, target: str) -> None:
+    hostile = "$(shell touch trap) '\"`touch trap`$$(touch trap)"
+    given = [f"{name}={hostile}" for name in TAKEN[target]]
+    path = f"{checkout / 'fake'}:{os.environ['PATH']}"
+    done = make(target, *given, cwd=checkout, LOG=str(checkout / "log"), PATH=path)
+    assert done.returncode == 0, done.stderr
+    asked = (checkout / "log").read_text().splitlines()[-1]
+    plain = {name for name in TAKEN[target] if name not in ("DRY", "PRUNE")}
+    assert asked.count(hostile) == len(plain)
+    assert not (checkout / "trap").exists()
+    done = make(target, f"PYTHON={hostile}", "-B", cwd=checkout)
+    assert f"error: {hostile} is not there or too old" in done.stderr
+    assert not (checkout / "trap").exists()
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("arguments", "name", "takes"),
+    [
+        (["reproduce", "MODLE=x", "N=3"], "MODLE", "MODEL SOURCE N"),
+        (["cache", "N=3"], "N", "RUN PRUNE"),  # one that another target takes
+        (["clean", "VENV=/"], "VENV", "none"),
+        (["MODEL=x"], "MODEL", "none"),
+    ],
+)
+def test_an_unknown_variable_is_refused_by_name_before_anything_runs(
+    checkout: Path, arguments: list[str], name: str, takes: str
+) -> None:
+    done = make(*arguments, cwd=checkout, PATH=f"{checkout / 'fake'}:{os.environ['PATH']}")
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert f"unknown variable {name}: make " in line
+    assert f" takes {takes}" in line
+    assert not (checkout / ".venv").exists()
+
+
+@needs_make
+def test_a_switch_that_is_0_is_off(checkout: Path) -> None:
+    for target, switch, option in (("cache", "PRUNE", "--prune"), ("reproduce", "DRY", "--dry")):
+        for value, on in (("1", True), ("0", False), ("", False)):
+            done = make("-n", "-o", ".venv/.installed", target, f"{switch}={value}", cwd=checkout)
+            assert (option in done.stdout) == on
 
 
 # --- what nobody else should see ---

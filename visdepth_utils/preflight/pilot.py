@@ -73,7 +73,7 @@ SHORT_S = 1.0
 """The first of a kind that takes less is repeated: much of it may be what happens only once."""
 START = """import psutil
 from visdepth_utils import layer_geometry, load_task, load_vlm, truncation_sweep, verdict
-from visdepth_utils.plots import depth_curves
+from visdepth_utils.plots.geometry import depth_curves
 print(psutil.Process().memory_info().rss)"""
 """What every notebook does first."""
 

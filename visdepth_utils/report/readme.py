@@ -14,7 +14,7 @@ from visdepth_utils.store.files import atomic, write_text
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
 
-START = "<!-- verdicts: written by `python -m visdepth_utils readme RUN` -->"
+START = "<!-- verdicts: written by `make readme` -->"
 STOP = "<!-- end of verdicts -->"
 FIGURE = "04_retention"
 PICTURE = Path("docs") / "retention.png"

@@ -128,7 +128,33 @@ TENSORS = (
                 ),
             }
         ),
-        "model-00002-of-00002.safetensors",
-        FILES,
+        "lacks 'model-00002-of-00002.safetensors', which its model.safetensors.index.json names",
+        HUB,
+    ),
+    Case(
+        "a shard of another folder",
+        lambda b: b.load(
+            {
+                WEIGHTS: None,
+                "model-00001-of-00001.safetensors": _weights(b),
+                "model.safetensors.index.json": json.dumps(
+                    {"metadata": {}, "weight_map": {"x": "../model/model.safetensors"}}
+                ),
+            }
+        ),
+        "names weights outside of its folder ('../model/model.safetensors')",
+        "put them into the folder",
+    ),
+    Case(
+        "an index of nothing",
+        lambda b: b.load(
+            {
+                WEIGHTS: None,
+                "model-00001-of-00001.safetensors": _weights(b),
+                "model.safetensors.index.json": json.dumps({"weight_map": []}),
+            }
+        ),
+        "model.safetensors.index.json names no shards",
+        HUB,
     ),
 )

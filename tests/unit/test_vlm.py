@@ -15,8 +15,10 @@ from transformers.utils import is_torchvision_available
 
 from tests import tiny
 from visdepth_utils.families import FAMILIES
+from visdepth_utils.models import checkpoints
 from visdepth_utils.models.checks import check
 from visdepth_utils.models.no_videos import NoVideos
+from visdepth_utils.store import provenance
 from visdepth_utils.vlm import VLM, load_vlm
 
 
@@ -261,6 +263,51 @@ def test_load_error_messages(
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
             load_vlm(path)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500, path
+
+
+def test_the_hash_is_of_the_weights_that_are_read(llava_path: Path, tmp_path: Path) -> None:
+    """Shards by their index, a file that config.json names, and nothing outside of the folder."""
+    whole = checkpoints.weights_hash(str(llava_path), "")
+    folder, other = tmp_path / "model", tmp_path / "other"
+    for seed, target in enumerate((folder, other)):
+        vlm = load_vlm(llava_path, random_init=True, seed=seed)
+        shutil.copytree(llava_path, target)
+        (target / "model.safetensors").unlink()
+        vlm.model.save_pretrained(target, max_shard_size="20kB")
+    index = folder / "model.safetensors.index.json"
+    shards = checkpoints.weight_files(folder)
+    assert len(shards) > 2 and not (folder / "model.safetensors").exists()
+    found = {whole, checkpoints.weights_hash(str(folder), "")}
+    for sub in ("", "deeper/"):  # the other's weights, under one name and under another
+        (folder / sub).mkdir(exist_ok=True)
+        for file in checkpoints.weight_files(other):
+            shutil.copyfile(file, folder / f"{sub}new-{file.name}")
+        (folder / "new-of-none.safetensors").write_bytes(b"not read")
+        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = {
+            k: f"{sub}new-{Path(v).name.removeprefix('new-')}" for k, v in weight_map.items()
+        }
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        assert provenance.model_identity(str(folder))["weights_hash"] == checkpoints.weights_hash(
+            str(other), ""
+        )
+    assert load_vlm(folder).weights_hash == checkpoints.weights_hash(str(other), "") not in found
+    shutil.copyfile(llava_path / "model.safetensors", folder / "mine.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("mine.safetensors", "../other/mine.safetensors", str(other / "mine.safetensors")):
+        changed = {**config, "transformers_weights": name}
+        (folder / "config.json").write_text(json.dumps(changed))
+        if name == "mine.safetensors":
+            assert load_vlm(folder).weights_hash == whole
+            continue
+        with pytest.raises(ValueError, match=r"config.json names weights outside of its folder"):
+            load_vlm(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(llava_path / "model.safetensors", tmp_path / "outside.safetensors")
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors")):
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"x": name}}))
+        with pytest.raises(ValueError, match=r"index.json names weights outside of its folder"):
+            load_vlm(folder)
 
 
 def test_bad_arguments(llava_path: Path) -> None:

@@ -5,7 +5,10 @@ import os
 import re
 from pathlib import Path
 
-from transformers.utils import cached_file
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from visdepth_utils.store.files import read_object
 
 REPO = Path(__file__).resolve().parents[2]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -27,8 +30,10 @@ def locate(path_or_id: str | Path) -> str:
         Absolute folder, or the hub id unchanged.
 
     Raises:
-        FileNotFoundError: Neither; or a folder without ``config.json``.
-        ValueError: A folder without safetensors weights, or with an adapter.
+        FileNotFoundError: Neither; or a folder without ``config.json``, or without a shard that
+            its index names.
+        ValueError: A folder without safetensors weights, or with an adapter, or see
+            ``weight_files``.
     """
     name = str(path_or_id)
     for folder in (Path(os.path.expanduser(name)), REPO / name):
@@ -57,11 +62,82 @@ def locate(path_or_id: str | Path) -> str:
             f"{name!r} holds no .safetensors weights ({other}): "
             "save it again with model.save_pretrained(folder), which writes safetensors"
         )
+    weight_files(folder)
     return str(folder.resolve())
 
 
+def fetched(path_or_id: str | Path) -> Path | None:
+    """Folder of a checkpoint that is here with all its weights.
+
+    Args:
+        path_or_id: As for ``locate``.
+
+    Returns:
+        The folder, of a hub id that in the cache; None if it was not fetched, or not whole.
+
+    Raises:
+        FileNotFoundError: As ``locate``.
+        ValueError: As ``locate``.
+    """
+    where = locate(path_or_id)
+    if os.path.isdir(where):
+        return Path(where)
+    config = try_to_load_from_cache(where, "config.json")
+    if not isinstance(config, str):
+        return None
+    try:
+        return Path(config).parent if weight_files(Path(config).parent) else None
+    except FileNotFoundError:
+        return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights that transformers reads from a folder: one file, or the shards of an index.
+
+    Args:
+        folder: Of a checkpoint.
+
+    Returns:
+        Files in order of name; none where there is neither such a file nor an index.
+
+    Raises:
+        FileNotFoundError: A file that is named is not there.
+        ValueError: A name that leads out of the folder, or a damaged index.
+    """
+    try:
+        named = read_object(folder / "config.json").get("transformers_weights")
+    except ValueError:  # the loader says what is wrong with it
+        named = None
+    names = [named or SAFE_WEIGHTS_NAME]
+    by = "config.json"
+    if not named and not (folder / names[0]).is_file():
+        names = [SAFE_WEIGHTS_INDEX_NAME] if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file() else []
+    if names and str(names[0]).endswith(".index.json"):
+        by = names[0]
+        shards = read_object(_inside(folder, names[0], "config.json")).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{folder / by} names no shards: fetch the checkpoint again")
+        names = sorted(set(map(str, shards.values())))
+    return [_inside(folder, name, by) for name in names]
+
+
+def _inside(folder: Path, name: str, by: str) -> Path:
+    """A file of a checkpoint that another one names."""
+    there = os.path.abspath(folder / name)
+    if not Path(there).is_relative_to(os.path.abspath(folder)):
+        raise ValueError(
+            f"{folder / by} names weights outside of its folder ({name!r:.200}): "
+            "put them into the folder and name them there"
+        )
+    if not os.path.isfile(there):
+        raise FileNotFoundError(
+            f"{folder} lacks {name!r:.200}, which its {by} names: fetch the checkpoint again"
+        )
+    return Path(there)
+
+
 def weights_hash(where: str, settings: str, **hub: object) -> str:
-    """Sha256 over the safetensors files, in order of name, and over how the model was drawn.
+    """Sha256 over the weights that are read, in order of name, and over how the model was drawn.
 
     Files of the hub cache are stored under their own sha256, which is taken from there.
 
@@ -76,7 +152,7 @@ def weights_hash(where: str, settings: str, **hub: object) -> str:
     folder = Path(where)
     if not folder.is_dir():
         folder = Path(str(cached_file(where, "config.json", **hub))).parent
-    files = sorted(folder.glob("*.safetensors")) or [folder / "config.json"]
+    files = weight_files(folder) or [folder / "config.json"]
     digest = hashlib.sha256(settings.encode())
     for file in files:
         real = file.resolve()

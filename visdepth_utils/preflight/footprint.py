@@ -17,9 +17,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
 
-from visdepth_utils.models.checkpoints import locate
+from visdepth_utils.models.checkpoints import fetched, weight_files
 from visdepth_utils.preflight.estimates import COPIES, NOTEBOOK_DISK, check, copies
 from visdepth_utils.preflight.steps import NOTEBOOKS, steps_of
 from visdepth_utils.preflight.workload import Size
@@ -82,16 +81,12 @@ def at_least(
         Bytes, None if the weights were not fetched yet; copies, those of a control among them.
     """
     most = max((copies(steps_of(name, Size(1))) for name in notebooks), default=0)
-    where = locate(model)
-    if not Path(where).is_dir():
-        config = try_to_load_from_cache(where, "config.json")
-        where = str(Path(config).parent) if isinstance(config, str) else ""
-    known = where and any(Path(where).glob("*.safetensors"))
-    return (weights_bytes(Path(where), dtype, device) if known else None), most
+    where = fetched(model)
+    return (weights_bytes(where, dtype, device) if where else None), most
 
 
 def weights_bytes(folder: Path, dtype: str, device: str) -> int:
-    """Memory that a checkpoint's weights take, from the headers of its safetensors files.
+    """Memory that a checkpoint's weights take, from the headers of the files that are read.
 
     Args:
         folder: Of the checkpoint.
@@ -105,7 +100,7 @@ def weights_bytes(folder: Path, dtype: str, device: str) -> int:
         dtype = "float32" if device == "cpu" else ""
     size = torch.finfo(getattr(torch, dtype)).bits // 8 if dtype else None
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(length))

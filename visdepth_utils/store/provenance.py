@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from visdepth_utils.models.checkpoints import REPO, locate, weights_hash
+from visdepth_utils.models.checkpoints import REPO, fetched, locate, weight_files, weights_hash
 from visdepth_utils.sources.rows import files_behind, locate_source
 
 PACKAGES = (
@@ -145,27 +145,17 @@ def model_identity(model: str) -> dict[str, str | None]:
 
     Raises:
         FileNotFoundError: If a folder is meant and it does not hold a checkpoint.
-        ValueError: If it holds no safetensors weights.
+        ValueError: If it holds no safetensors weights, or names some that lie outside of it.
     """
-    where = locate(model)
-    revision = None
-    if not Path(where).is_dir():
-        config = try_to_load_from_cache(where, "config.json")
-        if not isinstance(config, str) or not list(Path(config).parent.glob("*.safetensors")):
-            return {"name": model, "weights_hash": None, "revision": None, "files_hash": None}
-        where, revision = str(Path(config).parent), Path(config).parent.name
-    files = sorted(Path(where).glob("*"))
-    state = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    beside = tuple(
-        (name, str(Path(where) / name), size, stamp)
-        for name, size, stamp in state
-        if Path(name).suffix in _BESIDE_WEIGHTS
-    )
+    where = fetched(model)
+    if where is None:
+        return {"name": model, "weights_hash": None, "revision": None, "files_hash": None}
+    beside = [file for file in sorted(where.glob("*")) if file.suffix in _BESIDE_WEIGHTS]
     return {
         "name": model,
-        "weights_hash": _weights_hash(where, state),
-        "revision": revision,
-        "files_hash": _files_hash(beside),
+        "weights_hash": _weights_hash(where, _state({str(f): f for f in weight_files(where)})),
+        "revision": None if os.path.isdir(locate(model)) else where.name,
+        "files_hash": _files_hash(_state({file.name: file for file in beside})),
     }
 
 
@@ -195,20 +185,27 @@ def data_identity(source: str | None) -> dict[str, str | None]:
     files = files_behind(where)
     if not files:
         return {"source": source or "embedded worlds", "hash": None}
-    state = tuple(
+    return {"source": source or "embedded worlds", "hash": _files_hash(_state(files))}
+
+
+_State = tuple[tuple[str, str, int, int], ...]
+
+
+def _state(files: dict[str, Path]) -> _State:
+    """Name, path, size and time of files: while they stay, so do the contents."""
+    return tuple(
         (name, str(f), f.stat().st_size, f.stat().st_mtime_ns) for name, f in files.items()
     )
-    return {"source": source or "embedded worlds", "hash": _files_hash(state)}
 
 
 @cache
-def _weights_hash(where: str, _state: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash once per state of the folder: weights of gigabytes take seconds."""
-    return weights_hash(where, "")
+def _weights_hash(where: Path, _files: _State) -> str:
+    """Hash once per state of the files: weights of gigabytes take seconds."""
+    return weights_hash(str(where), "")
 
 
 @cache
-def _files_hash(state: tuple[tuple[str, str, int, int], ...]) -> str:
+def _files_hash(state: _State) -> str:
     """Hash names and contents, once per state of the files."""
     digest = hashlib.sha256()
     for name, file, _, _ in state:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from visdepth_utils.datasets import WORLDS
 from visdepth_utils.minivlm import questions as Q
 from visdepth_utils.minivlm.freeze import held_out, questions_of
-from visdepth_utils.minivlm.packing import pack
+from visdepth_utils.minivlm.packing import pack, word_chat
 from visdepth_utils.minivlm.reasoning import reason
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
 from visdepth_utils.minivlm.stages import Stage, hidden_states, run_stage
@@ -229,7 +229,7 @@ def test_packed_turns_are_exactly_single_prompts(processor):
             [scene, scene],
             [0, 0],
             ["image", "text"],
-            processor.tokenizer,
+            word_chat(processor.tokenizer),
             400,
             np.random.default_rng(1),
         )
@@ -346,7 +346,8 @@ def test_the_projector_starts_where_patches_are_their_words(processor):
         return {"train": 10 * torch.stack(rows) + 0.5 * noise + 70}
 
     cached = {"scenes": scenes, "features": {k: bank(k) for k in scenes}}
-    start_projector(model, cached, processor.tokenizer, seed=0)
+    ids_of = lambda word: [processor.tokenizer.convert_tokens_to_ids(word)]  # noqa: E731
+    start_projector(model, cached, ids_of, seed=0)
     words = model.get_input_embeddings().weight.detach()
     word = lambda w: words[processor.tokenizer.convert_tokens_to_ids(w)] - words.mean(0)  # noqa: E731
     with torch.no_grad():

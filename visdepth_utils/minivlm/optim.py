@@ -20,6 +20,19 @@ def schedule(step: int, steps: int, warmup: int = 100, decay: float = 0.4) -> fl
     return min(1.0, (step + 1) / warmup, max(0.02, left))
 
 
+def average_and_clip(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients over workers, if there are several, and clip them to norm 1."""
+    if dist.is_initialized():
+        for p in parameters:  # a worker whose few rows show no picture has no gradient
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        flat = torch.cat([p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        parts = (flat / dist.get_world_size()).split([p.numel() for p in parameters])
+        for p, part in zip(parameters, parts, strict=True):
+            p.grad.copy_(part.view_as(p))
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+
+
 class Optimiser:
     """`torch.optim.Muon` for hidden matrices and AdamW for embeddings, heads, norms and biases.
 
@@ -66,15 +79,7 @@ class Optimiser:
 
     def step(self, factor: float) -> None:
         """Average over workers, clip to norm 1, step with rates scaled by `factor`, clear."""
-        if dist.is_initialized():
-            for p in self.parameters:  # a worker whose few rows show no picture has no gradient
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            flat = torch.cat([p.grad.flatten() for p in self.parameters])
-            dist.all_reduce(flat)
-            parts = (flat / dist.get_world_size()).split([p.numel() for p in self.parameters])
-            for p, part in zip(self.parameters, parts, strict=True):
-                p.grad.copy_(part.view_as(p))
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        average_and_clip(self.parameters)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = group["peak"] * factor

@@ -7,6 +7,7 @@ be copied from an earlier turn, and the picture's cost is paid once for some twe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,11 +84,40 @@ def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list
     return [out[int(i)] for i in rng.permutation(len(out))]
 
 
+@dataclass(frozen=True)
+class Chat:
+    """How a conversation is spelt with one tokenizer: the token ids around prompt and answer.
+
+    `encode` turns texts into token ids. `head` stands before the picture, `before_answer` between
+    prompt and answer, `end` behind the answer. `spell` turns a text of the worlds into the text
+    that is encoded.
+    """
+
+    encode: Callable[[list[str]], list[list[int]]]
+    head: list[int]
+    image: int
+    before_answer: list[int]
+    end: list[int]
+    pad: int
+    spell: Callable[[str], str] = str
+
+
+def word_chat(tokenizer: PreTrainedTokenizerFast) -> Chat:
+    """The conversation of the models whose vocabulary is the worlds' words."""
+    bos, system, user, assistant, eos, image, pad = (
+        tokenizer.convert_tokens_to_ids(t)
+        for t in ("<bos>", "<system>", "<user>", "<assistant>", "<eos>", "<image>", "<pad>")
+    )
+    encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
+    head = [bos, system, *encode([PREAMBLE])[0], user]
+    return Chat(encode, head, image, [assistant], [eos], pad)
+
+
 def pack(
     scenes: list[Scene],
     images: list[int],
     modes: list[str],
-    tokenizer: PreTrainedTokenizerFast,
+    chat: Chat,
     length: int,
     rng: np.random.Generator,
     mix: str = "all",
@@ -98,46 +128,41 @@ def pack(
         scenes: ground truth per row.
         images: index of each row's picture in the feature bank (used when the mode is "image").
         modes: per row "image", "text" (the scene in words stands for the picture) or "blind".
-        tokenizer: the embedded tokenizer.
+        chat: how prompts and answers are spelt and encoded.
         length: row length S in tokens.
         rng: source of the questions.
         mix: which of `MIXES` shapes worlds are asked.
     """
-    bos, system, user, assistant, eos, image, pad = (
-        tokenizer.convert_tokens_to_ids(t)
-        for t in ("<bos>", "<system>", "<user>", "<assistant>", "<eos>", "<image>", "<pad>")
-    )
-    encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
-    head = [bos, system, *encode([PREAMBLE])[0], user]
     shape = (len(scenes), length)
-    ids, positions = np.full(shape, pad), np.zeros(shape, dtype=np.int64)
+    ids, positions = np.full(shape, chat.pad), np.zeros(shape, dtype=np.int64)
     segments, turns = np.full(shape, -1), np.full(shape, -1)
     weights = np.zeros(shape, dtype=np.float32)
     kept: list[list[Q.Question]] = []
     for b, (scene, mode) in enumerate(zip(scenes, modes, strict=True)):
-        prefix = list(head)
+        prefix = list(chat.head)
         if mode == "image":
-            prefix += [image] * N_IMAGE_TOKENS
+            prefix += [chat.image] * N_IMAGE_TOKENS
         elif mode == "text":
-            prefix += encode([Q.describe(scene)])[0]
+            prefix += chat.encode([chat.spell(Q.describe(scene))])[0]
         at = len(prefix)
         ids[b, :at], positions[b, :at], segments[b, :at] = prefix, np.arange(at), 0
         start, kept_row = at, []
         questions = draw_turns(scene, rng, mix)
         prompts, references = (
-            encode([q.prompt for q in questions]),
-            encode([q.reference for q in questions]),
+            chat.encode([chat.spell(q.prompt) for q in questions]),
+            chat.encode([chat.spell(q.reference) for q in questions]),
         )
         for question, prompt, reference in zip(questions, prompts, references, strict=True):
-            turn = [*prompt, assistant, *reference, eos]
-            end = at + len(turn)
+            asked = [*prompt, *chat.before_answer]
+            turn = [*asked, *reference, *chat.end]
+            answer, end = at + len(asked), at + len(turn)
             if end > length:
                 continue
             k = len(kept_row)
             ids[b, at:end], segments[b, at:end] = turn, k + 1
             positions[b, at:end] = np.arange(start, start + len(turn))
-            turns[b, at + len(prompt) + 1 : end] = k  # the tokens to be predicted
-            weights[b, at + len(prompt) + 1 : end] = _weight(question)
+            turns[b, answer:end] = k  # the tokens to be predicted
+            weights[b, answer:end] = _weight(question)
             if question.style != "direct":  # "so the answer is X . <eos>"
                 weights[b, end - 3] = ANSWER_WEIGHT
             kept_row.append(question)

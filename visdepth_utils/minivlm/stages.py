@@ -2,7 +2,7 @@
 
 Text first, then the projector on the frozen decoder, then both at a smaller rate; text-only and
 blind prompts stay in every stage. Batches are a function of (seed, stage, step), so a killed run
-repeats nothing and changes nothing. bf16 autocast on the CPU or on a GPU.
+repeats nothing and changes nothing. bf16 autocast where it is faster than fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from visdepth_utils.minivlm.optim import Optimiser, schedule
-from visdepth_utils.minivlm.packing import Batch, pack
+from visdepth_utils.minivlm.packing import Batch, Chat, pack, word_chat
 from visdepth_utils.minivlm.tower import start_projector
 from visdepth_utils.minivlm.world import Scene
 
@@ -74,6 +75,22 @@ _SHARES = {
 STAGES = {"base": _RECIPE, "small": tuple(replace(s, steps=_SHARES[s.name]) for s in _RECIPE)}
 
 
+@lru_cache
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 multiplies faster than float32 here: not on a CPU that must emulate it."""
+    if device.type != "cpu":
+        return True
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        a @ b
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        seconds[dtype] = time.perf_counter() - start
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
 def hidden_states(
     model: nn.Module, decoder: Any, batch: Batch, features: torch.Tensor
 ) -> torch.Tensor:
@@ -101,23 +118,18 @@ def loss_of(
     model: nn.Module, decoder: Any, batch: Batch, features: torch.Tensor, prompt_weight: float
 ) -> torch.Tensor:
     """Next-token loss on the answers, plus `prompt_weight` times that on all other text."""
-    with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
-        states = hidden_states(model, decoder, batch, features)[:, :-1]
-        logits = model.lm_head(states).float()
     targets, weights = batch.ids[:, 1:], batch.weights[:, 1:]
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
-        weights
-    )
-    loss = (losses * weights).sum() / weights.sum()
-    if (
-        prompt_weight
-    ):  # within one segment only, so that a turn is not asked to predict the next turn
-        inside = (
-            (batch.segments[:, 1:] == batch.segments[:, :-1])
-            & (weights == 0)
-            & (batch.segments[:, 1:] >= 0)
-        )
-        loss = loss + prompt_weight * (losses * inside).sum() / inside.sum()
+    inside = weights > 0
+    if prompt_weight:  # within a segment, so that a turn is not asked to predict the next turn
+        inside |= (batch.segments[:, 1:] == batch.segments[:, :-1]) & (batch.segments[:, 1:] >= 0)
+    with torch.autocast(batch.ids.device.type, torch.bfloat16, fast_bfloat16(batch.ids.device)):
+        states = hidden_states(model, decoder, batch, features)[:, :-1][inside]
+        logits = model.lm_head(states).float()
+    losses = F.cross_entropy(logits, targets[inside], reduction="none")
+    asked = weights[inside]
+    loss = (losses * asked).sum() / asked.sum()
+    if prompt_weight:
+        loss = loss + prompt_weight * losses[asked == 0].mean()
     return loss
 
 
@@ -128,10 +140,12 @@ def teacher_forced(
     """Share of turns whose answer tokens are all the most likely: greedy exact match."""
     right: dict[str, list[float]] = defaultdict(list)
     for batch, features in batches:
-        with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
-            best = model.lm_head(hidden_states(model, decoder, batch, features)).argmax(-1)
+        asked = batch.turns[:, 1:] >= 0
+        with torch.autocast(batch.ids.device.type, torch.bfloat16, fast_bfloat16(batch.ids.device)):
+            states = hidden_states(model, decoder, batch, features)[:, :-1][asked]
+            best = model.lm_head(states).argmax(-1)
         hit = torch.zeros_like(batch.ids, dtype=torch.bool)
-        hit[:, 1:] = best[:, :-1] == batch.ids[:, 1:]
+        hit[:, 1:][asked] = best == batch.ids[:, 1:][asked]
         for b, questions in enumerate(batch.labels):
             for k, q in enumerate(questions):
                 ok = float(hit[b][batch.turns[b] == k].all())
@@ -145,10 +159,10 @@ class Batches:
     """Batches of a stage as a function of the step, so that resuming needs no random state."""
 
     def __init__(
-        self, stage: Stage, seed: int, cached: dict[str, Any], tokenizer: Any, device: torch.device
+        self, stage: Stage, seed: int, cached: dict[str, Any], chat: Chat, device: torch.device
     ) -> None:
         """Keep what a batch is made from; `cached` is what `prepare_tower` gives."""
-        self.stage, self.seed, self.cached, self.tokenizer = stage, seed, cached, tokenizer
+        self.stage, self.seed, self.cached, self.chat = stage, seed, cached, chat
         self.device = device
 
     def draw(
@@ -168,7 +182,7 @@ class Batches:
         drawn = [("image", "text", "blind")[int(i)] for i in rng.choice(3, len(picked), p=shares)]
         rows = [scenes[i] for i in picked]
         length, mix = self.stage.length[which], self.stage.mix
-        batch = pack(rows, picked, drawn, self.tokenizer, length, rng, mix)
+        batch = pack(rows, picked, drawn, self.chat, length, rng, mix)
         return batch.to(self.device), self.cached["features"][kind][part]
 
 
@@ -207,7 +221,7 @@ def run_stage(
     for module in modules[stage.trains]:
         module.requires_grad_(True)
     if stage.trains == "projector" and not checkpoint.exists():
-        start_projector(model, cached, tokenizer, seed)
+        start_projector(model, cached, lambda word: [tokenizer.convert_tokens_to_ids(word)], seed)
     optimiser = Optimiser(
         modules[stage.trains], stage.muon_rate, stage.adam_rate, gentle=modules["projector"]
     )
@@ -223,7 +237,7 @@ def run_stage(
     # The CPU compiler needs g++; without it training is slower, not different.
     if compiled and stage.steps >= 200 and (model.device.type == "cuda" or shutil.which("g++")):
         decoder = torch.compile(decoder, dynamic=False)
-    batches = Batches(stage, seed, cached, tokenizer, model.device)
+    batches = Batches(stage, seed, cached, word_chat(tokenizer), model.device)
     seen = (1.0, 0.0, 0.0) if stage.modes[0] else (0.0, 1.0, 0.0)
     held = [
         batches.draw(k, 10**6 + i, "validation", seen)

@@ -151,38 +151,45 @@ def _ridge(x: torch.Tensor, y: torch.Tensor, share: float) -> tuple[torch.Tensor
 
 
 def _words_of_patches(
-    scenes: list[Scene], tokenizer: Any, embedding: torch.Tensor
+    scenes: list[Scene],
+    vector: Callable[[str], torch.Tensor],
+    words: dict[str, list[str]],
+    ground: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (N*64, C) as 0/1 and the sum of the labels' words' embeddings (N*64, D)."""
-    names = {
-        "colour": list(COLOURS),
-        "shape": list(SHAPES),
-        "size": list(SIZES),
-        "row": list(ROWS),
-        "column": list(COLUMNS),
-        "tens": [""] + [str(d) for d in range(1, 10)],
-        "ones": [f"##{d}" for d in range(10)],
-    }
-    middle = embedding.mean(0)
+    """Labels (N*64, C) as 0/1 and the sum (N*64, D) of the vectors of the labels' words."""
     found = [patch_labels(s) for s in scenes]
-    labels, total = [], 0
-    for k, words in names.items():
+    labels, total = [], torch.zeros(())
+    for k, names in words.items():
         index = torch.from_numpy(np.concatenate([f[k] for f in found]))
         hot = F.one_hot(index, CLASSES[k])[:, 1:].float()
-        ids = [tokenizer.convert_tokens_to_ids(w) if w else -1 for w in words]
-        rows = torch.stack(
-            [embedding[i] - middle if i >= 0 else torch.zeros_like(middle) for i in ids]
-        )
+        rows = [vector(w) if w else torch.zeros_like(ground) for w in names]
         labels.append(hot)
-        total = total + hot @ rows
-    ground = embedding[tokenizer.convert_tokens_to_ids("<image>")] - middle
-    ground = ground * (embedding - middle).norm(dim=-1).mean() / ground.norm()
+        total = total + hot @ torch.stack(rows)
     empty = labels[0].sum(-1, keepdim=True) == 0
-    return torch.cat(labels, 1), middle + torch.where(empty, ground, total)
+    return torch.cat(labels, 1), torch.where(empty, ground, total)
+
+
+PATCH_WORDS = {
+    "colour": list(COLOURS),
+    "shape": list(SHAPES),
+    "size": list(SIZES),
+    "row": list(ROWS),
+    "column": list(COLUMNS),
+    "tens": [""] + [str(d) for d in range(1, 10)],
+    "ones": [f"##{d}" for d in range(10)],
+}
 
 
 @torch.no_grad()
-def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, seed: int) -> None:
+def start_projector(
+    model: nn.Module,
+    cached: dict[str, Any],
+    ids_of: Callable[[str], list[int]],
+    seed: int,
+    words: dict[str, list[str]] = PATCH_WORDS,
+    ground: str = "<image>",
+    as_long_as_words: bool = False,
+) -> None:
     """Initialise the projector so that a patch enters as the words for what it shows.
 
     The tower's features have a large common part and a norm many times a word's. Left so, no layer
@@ -194,8 +201,12 @@ def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, se
     Args:
         model: The LLaVA whose projector is set, in place.
         cached: Scenes and features as `train.prepare_tower` gives them.
-        tokenizer: The embedded tokenizer.
+        ids_of: The token ids of a word of `words`.
         seed: Of the random mixing of probes.
+        words: The word for each label of `patch_labels` from 1 on; "" for none.
+        ground: The word for a patch that shows nothing; it gets the length of a mean word.
+        as_long_as_words: Shrink the sums to the mean length of a word. A decoder that is trained
+            with them from the start does without; one that knows words only does not.
     """
     kinds = ("shapes", "charts")
     features = torch.cat(
@@ -203,7 +214,12 @@ def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, se
     )
     scenes = [s for k in kinds for s in cached["scenes"][k]["train"][:1500]]
     embedding = model.get_input_embeddings().weight.detach().float().cpu()
-    labels, words = _words_of_patches(scenes, tokenizer, embedding)
+    middle = embedding.mean(0)
+    length = (embedding - middle).norm(dim=-1).mean()
+    vector = lambda word: (embedding[ids_of(word)] - middle).sum(0)  # noqa: E731
+    nothing = vector(ground)
+    labels, sums = _words_of_patches(scenes, vector, words, nothing * length / nothing.norm())
+    targets = middle + sums * (length / sums.norm(dim=-1).mean() if as_long_as_words else 1.0)
     probe, offset = _ridge(features, labels, 1e-4)
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T.cov())
@@ -212,11 +228,12 @@ def start_projector(model: nn.Module, cached: dict[str, Any], tokenizer: Any, se
     projector = model.model.multi_modal_projector
     first, second = projector.linear_1, projector.linear_2
     mixing = torch.randn(first.out_features, len(probe), generator=rng)
-    rotation = torch.linalg.qr(torch.randn(whiten.shape, generator=rng))[0][: first.out_features]
+    shape = (max(first.out_features, len(whiten)), len(whiten))
+    rotation = torch.linalg.qr(torch.randn(shape, generator=rng))[0][: first.out_features]
     weight = mixing @ probe + 0.2 * rotation @ whiten
     first.weight.copy_(weight)
     first.bias.copy_(mixing @ offset - 0.2 * rotation @ whiten @ mean)
     hidden = F.gelu(first(features.to(first.weight)).float().cpu())
-    weight, offset = _ridge(hidden, words, 1e-3)
+    weight, offset = _ridge(hidden, targets, 1e-3)
     second.weight.copy_(weight)
     second.bias.copy_(offset)

@@ -39,10 +39,10 @@ _START = re.compile(r"(^|[.?!] )([a-z])")
 def natural(text: str) -> str:
     """A text of the worlds as one would write it: capitals, and no blank before a full stop.
 
-    Answers of one to three words stay as they are.
+    What is no sentence, such as an answer of one word, stays as it is.
     """
     text = _MARK.sub(r"\1", text)
-    if len(text.split()) <= 3:
+    if not text.endswith((".", "?", "!")):
         return text
     return _START.sub(lambda m: m[1] + m[2].upper(), text)
 

@@ -18,15 +18,12 @@ import pandas as pd
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from visdepth_utils.scoring import normalise
+from visdepth_utils.scoring import answer_span, normalise
 
 __all__ = ["compare", "edit_distance", "split_answer", "step_agreement", "steps", "words"]
 
-ANSWER = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
-"""What ends a chain. The last one counts."""
-
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:'\w+)?|[^\w\s]")
-_STEP = re.compile(r"(?<!\d)\.(?!\d)|[\n;!?]+")
+_STEP = re.compile(r"\.(?!\d)|[\n;!?]+")
 
 OUTPUTS = {"sample", "image", "task", "kind", "style", "mode", "depth", "control", "output"}
 
@@ -38,13 +35,12 @@ def split_answer(text: str) -> tuple[str, str, bool]:
         text: The output.
 
     Returns:
-        What stands before the last "answer is" (or "answer:"), the normalised answer behind it,
-        and True. Without it: an empty chain, the whole text as the answer, and False.
+        What stands before that which names the answer (see ``scoring.answer_span``), the
+        normalised answer, and True; an answer that is never reached is empty. Where nothing names
+        one: an empty chain, the whole text as the answer, and False.
     """
-    found = list(ANSWER.finditer(text))
-    if not found:
-        return "", normalise(text), False
-    return text[: found[-1].start()].strip(), normalise(text[found[-1].end() :]), True
+    start, begin, stop = answer_span(text)
+    return text[:start].strip(), normalise(text[begin:stop]), begin > 0
 
 
 def words(text: str) -> list[str]:

@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 
 from visdepth_utils.blocks import chunks
-from visdepth_utils.chains import ANSWER
 from visdepth_utils.datasets import LABELS
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.grid import fitted
 from visdepth_utils.replay.prefill import prefill
 from visdepth_utils.replay.variants import check_depths, kept_for_truncation
-from visdepth_utils.scoring import score
+from visdepth_utils.scoring import answer_span, score
 from visdepth_utils.sweeps import kl_divergence, truncation_sweep
 from visdepth_utils.tasks import samples_and_budget, with_other_image
 
@@ -142,13 +141,12 @@ def token_parts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         ids: The output's tokens.
 
     Returns:
-        ``"chain"`` before the last "answer is", ``"answer"`` behind it (everything, where it is
-        not said), ``""`` for tokens that add no letter or digit (marks, end of text) and for the
-        words "answer is" themselves.
+        ``"chain"`` before what names the answer (see ``scoring.answer_span``), ``"answer"`` behind
+        it (everything, where nothing does), ``""`` for tokens that add no letter or digit (marks,
+        end of text) and for the words "answer is" themselves.
     """
     prefixes = [tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(len(ids) + 1)]
-    said = list(ANSWER.finditer(prefixes[-1]))
-    start, end = said[-1].span() if said else (0, 0)
+    start, end, _ = answer_span(prefixes[-1])
     out = []
     for before, after in zip(prefixes, prefixes[1:], strict=False):
         new = after[len(before) :] if after.startswith(before) else after

@@ -1,6 +1,5 @@
 """Any text a model may say is parsed and scored: no crash, no hang, nothing out of range."""
 
-import math
 import re
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +16,17 @@ from visdepth_utils.similarity import similarity
 PIECES = (
     *("answer is", "the answer:", "Answer", "(A)", "B.", "Z", "(", ")", "1,234", "-.5", "50%", "$"),
     *("9" * 400, "٣,٤٥٦", "½", "²", ".", ";", "!?", "\n", "\t", " ", "'", "a's", "<script>", "{}"),
+    *(
+        "<think>",
+        "</think>",
+        "\\boxed{",
+        "**",
+        "\u2019",
+        "\u2212",
+        "e\u0301",
+        "option ",
+        "is A or ",
+    ),
     *("the picture shows ", "large red circle, ", "\x00", "\u2028", "İ", "ß", "🟥", "\ufffd"),
 )
 TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=9), max_size=12).map("".join)
@@ -46,17 +56,16 @@ LONG = {
 @example("answer is answer is", "")
 def test_answers_are_parsed_and_scored(said: str, wanted: str) -> None:
     letter = scoring.choice_letter(said)
-    assert letter is None or (letter in said and re.fullmatch("[A-Z]", letter))
+    assert letter is None or re.fullmatch("[A-Z]", letter)
     number = scoring.number(said)
-    assert number is None or isinstance(number, float)
+    assert number is None or number.is_finite()
     for rule in scoring.RULES:
         asked = replace(tiny.sample(0), answer=wanted, reference=wanted, rule=rule)
         assert 0 <= scoring.score(asked, said) <= 1
         several = replace(asked, references=(wanted, said))
         assert 0 <= scoring.score(several, said) <= 1
     assert scoring.word_match(said, said) == scoring.caption_f1(said, said) == 1
-    if number is None or math.isfinite(number):
-        assert scoring.relaxed_match(said, said) == 1
+    assert scoring.relaxed_match(said, said) == 1
     assert scoring.normalise(scoring.normalise(said)) == scoring.normalise(said)
 
 
@@ -65,7 +74,9 @@ def test_answers_are_parsed_and_scored(said: str, wanted: str) -> None:
 def test_chains_are_parted_and_compared(one: str, two: str) -> None:
     chain, answer, ends = chains.split_answer(one)
     assert one.lstrip().startswith(chain) and answer == scoring.normalise(answer)
-    assert ends or (chain, answer) == ("", scoring.normalise(one))
+    open_block = scoring.opened_thinking(one)
+    assert ends or open_block or (chain, answer) == ("", scoring.normalise(one))
+    assert not open_block or answer == ""
     assert "".join(chains.words(one)) == re.sub(r"\s", "", one.lower())
     assert all(step == scoring.normalise(step) != "" for step in chains.steps(one))
     assert chains.step_agreement(one, one) == 1
@@ -103,7 +114,7 @@ def test_texts_are_compared_by_every_measure(said: str, wanted: str) -> None:
 def test_a_very_long_text_takes_no_longer_than_it_is(name: str) -> None:
     """A pattern that goes back and forth would take hours for these."""
     text = LONG[name]
-    for rule in ("letter", "words", "relaxed", "objects", "final"):
+    for rule in ("letter", "words", "relaxed", "objects"):
         asked = replace(tiny.sample(0), answer=text, reference=text, rule=rule)
         assert 0 <= scoring.score(asked, text) <= 1
     chains.split_answer(text)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import chains, load_task, load_vlm, reasoning
+from visdepth_utils import chains, load_task, load_vlm, reasoning, scoring
 from visdepth_utils.encoding import followed
 from visdepth_utils.forcing import plain_tail, read_along, token_kl
 from visdepth_utils.interventions import truncated
@@ -76,8 +76,7 @@ def answers_named(monkeypatch):
             if 0 < len(said) - 1 - said[::-1].index(w) < len(said) - 1
         )
         pattern = chains.re.compile(rf"(?<!\S){chains.re.escape(word)}(?!\S)")
-        for module in (chains, reasoning):
-            monkeypatch.setattr(module, "ANSWER", pattern)
+        monkeypatch.setattr(scoring, "_CUE", pattern)
         return word
 
     return name_it

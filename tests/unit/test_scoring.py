@@ -1,14 +1,16 @@
 """Scorers: the traps that decided published results elsewhere, and what follows from the rules."""
 
+import re
+import unicodedata
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visdepth_utils import scoring
+from visdepth_utils import chains, scoring
 from visdepth_utils.sources.formats import FORMATS
-from visdepth_utils.tasks import Sample
+from visdepth_utils.tasks import Sample, load_task
 
 
 def sample(task: str, answer: str, reference: str = "") -> Sample:
@@ -36,12 +38,136 @@ def sample(task: str, answer: str, reference: str = "") -> Sample:
         ("A red circle", None),
         ("The answer is Blue", None),
         ("The answer is B's", None),
+        ("A red ball", None),
+        ("a red ball", None),
+        ("the answer is a.", "A"),
+        ("b", "B"),
+        ("It is A or B", None),
+        ("The answer is A and B", None),
+        ("The answer is B, not A.", "B"),
+        ("The answer is A because it is red", "A"),
+        ("Let me see.\n\nB", "B"),
         ("", None),
-        ("b", None),
     ],
 )
 def test_choice_letter(output, letter):
     assert scoring.choice_letter(output) == letter
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("The answer is A red ball", "D"),  # an article, and the text of another option
+        ("The answer is a blue one", None),
+        ("D red ball", "D"),
+        ("green", "B"),
+        ("The answer is E", None),  # not the row's own
+        ("It is E (not A)", None),
+        ("A. red\nB. green\nC. blue\nD. red ball", None),  # repeats the options
+        ("A. red B. green C. blue", None),
+        ("B. green\n(A) is not seen.", "B"),
+    ],
+)
+def test_the_letters_are_those_of_the_row(output, letter):
+    assert scoring.choice_letter(output, ("red", "green", "blue", "red ball")) == letter
+
+
+THOUGHT = (
+    "{}",
+    "<think>It could be (A), red or 3.</think>\n{}",
+    "<thinking>\nThe answer is A.\n\n</thinking>{}",
+    "the answer is (A), 3 or red.\n</think>\n\n{}",  # opened by the prompt
+    "[THINK]no[/THINK]{}",
+    "◁think▷3◁/think▷{}",
+)
+SAID = (
+    *("{}", "{}.", "{} .", "{}。", "{}．", "**{}**", "`{}`", "“{}”", '"{}"', "*{}*", "__{}__"),
+    *("Answer: {}", "ANSWER: {}", "**Answer:** {}", "**Answer**: **{}**", "Final answer: {}."),
+    *("The answer is {}.", "so the answer is {} .", "The Answer is: **{}**", "Answer:\n{}"),
+    *(r"\boxed{{{}}}", r"$\boxed{{\text{{{}}}}}$", "<answer>{}</answer>", "Answer：{}"),
+    *("<|begin_of_box|>{}<|end_of_box|>", "The correct answer would be {}"),
+)
+EXPLAINED = (
+    *("{}", "{}\nExplanation: there are 3 bars, (A) red ones", "{}\n\n(C) is not seen."),
+    "{}\n",
+)
+LETTERED = (
+    *("({})", "[{}]", "{})", "{}:", "Option {}", "option ({})", "The correct option is {}."),
+    *("The best choice is {}", "I would choose {}.", "It's {}.", "Answer: ({}) green"),
+    *("{}, green", "{}. green", "{}) green", "({}) green", "{} - green", "{}: green", "{} green"),
+)
+
+
+@given(
+    st.sampled_from(THOUGHT),
+    st.sampled_from(SAID),
+    st.sampled_from(EXPLAINED),
+    st.sampled_from("AD"),
+)
+def test_a_letter_is_found_in_every_wrapping(thought, said, explained, letter):
+    four = replace(sample("mcq", letter), choices=("red", "blue", "white", "black"))
+    text = thought.format(explained.format(said.format(letter)))
+    other = "B" if letter == "A" else "A"
+    assert (scoring.score(four, text), scoring.score(replace(four, answer=other), text)) == (1, 0)
+
+
+@pytest.mark.parametrize("said", LETTERED)
+def test_a_letter_is_found_before_its_option(said):
+    four = replace(sample("mcq", "B"), choices=("red", "green", "blue", "white"))
+    for thought in THOUGHT:
+        assert scoring.score(four, thought.format(said.format("B"))) == 1
+
+
+@given(
+    st.sampled_from(THOUGHT),
+    st.sampled_from(SAID),
+    st.sampled_from(EXPLAINED),
+    st.sampled_from(["45", "-5", "1,234", "1234.5", "0", "yes", "top left", "café", "it's 18-29"]),
+    st.sampled_from(["NFC", "NFD"]),
+    st.booleans(),
+)
+def test_words_and_numbers_are_found_in_every_wrapping(
+    thought, said, explained, answer, form, curly
+):
+    shown = unicodedata.normalize(form, answer.replace("'", "’") if curly else answer)
+    shown = shown.replace("-", "−") if curly else shown
+    text = thought.format(explained.format(said.format(shown)))
+    for task in ("vqa", "chart", "reason"):
+        assert scoring.score(sample(task, answer), text) == 1, (task, text)
+        assert scoring.score(sample(task, "777"), text) == 0
+
+
+@pytest.mark.parametrize("task", ["mcq", "vqa", "chart", "caption", "reason"])
+@pytest.mark.parametrize("text", ["<think>The answer is {}.", "{}\n<think>or is it", "[THINK]{}"])
+def test_an_open_block_of_thinking_is_no_answer(task, text):
+    answer = "B" if task == "mcq" else "2"
+    assert scoring.score(sample(task, answer), text.format(answer)) == 0
+    assert scoring.score(sample(task, answer), text.format(answer) + "</think>" + answer) == 1
+
+
+def spaced(text):
+    return " ".join(re.sub(r"(?<!\d)\s*([,.:!?])|\s*([.])$", r" \1\2 ", text).split())
+
+
+def natural(text):
+    return re.sub(r"\s+([,.:!?])", r"\1", text)
+
+
+@pytest.mark.parametrize("task", ["mcq", "vqa", "chart", "caption", "reason"])
+def test_case_and_spaces_before_marks_do_not_count(task):
+    """One reference as a tokenizer may spell it: the same scores and parts of chains."""
+    for asked in load_task(task, n=12, seed=1).samples:
+        said = {asked.reference, asked.reference + " .", "so the answer is " + asked.answer + " ."}
+        for text in said if task != "caption" else [asked.reference]:
+            for form in (spaced(text), natural(text)):
+                for case in (form, form.lower(), form.capitalize(), form.upper()):
+                    assert scoring.score(asked, case) == 1, case
+                    chain, *answer = chains.split_answer(case)
+                    whole, *expected = chains.split_answer(text)
+                    assert answer == expected
+                    assert chains.words(chain) == chains.words(whole)
+                    assert chains.words(case) == chains.words(text)
+                    assert chains.steps(case) == chains.steps(text)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +197,23 @@ def test_choice_letter(output, letter):
         ("January 2019", "March 2019", 0),
         ("29", "18-29", 0),
         ("18-29", "18-29", 1),
+        ("18-29", "18", 0),
+        ("3/4", "4", 0),
+        ("10²", "102", 0),
+        ("45 in 2019", "45", 1),
+        ("In 2019, it was 45.", "45", 1),
+        ("2019: 45", "45", 1),
+        ("2019", "2019", 1),
+        ("3 + 4 = 7", "7", 1),
+        ("12\nExplanation: there are 3 bars", "12", 1),
+        ("Let me see:\n45 bars", "45", 1),
+        ("\u22125", "-5", 1),
+        ("-$5", "-$5", 1),
+        ("1.5e3", "1500", 1),
+        ("1", "9" * 400, 0),
+        ("9" * 400, "9" * 400, 1),
+        ("97" + "9" * 398, "9" * 400, 1),
+        ("90" + "9" * 398, "9" * 400, 0),
     ],
 )
 def test_relaxed_match(output, target, score):
@@ -98,6 +241,25 @@ def test_relaxed_match_is_five_per_cent_of_the_target(target, off):
 )
 def test_reason(output, answer, score):
     assert scoring.score(sample("reason", answer), output) == score
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "score"),
+    [
+        ("", "!", 0),  # a target of only punctuation is not the empty text
+        ("...", "!", 0),
+        ("!", "!", 1),
+        ("It\u2019s red\uff0e", "it's red", 1),
+        ("Red. It is a ball.", "red", 1),
+        ("red\nAnswer: blue", "red", 0),
+        ("C#", "C", 0),
+        ("-5", "5", 0),
+        ("STRASSE", "straße", 1),
+    ],
+)
+def test_word_match(output, target, score):
+    assert scoring.word_match(output, target) == score
+    assert scoring.caption_f1("", target) == 0
 
 
 ONE = "the picture shows at the top left a large red circle, at the middle right a small blue star."

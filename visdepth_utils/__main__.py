@@ -3,13 +3,11 @@
 import argparse
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from visdepth_utils.store.files import WriteError
-
-_SETTINGS = ("model", "source", "n_samples", "seed", "device", "dtype", "profile")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +42,11 @@ def _dispatch(argv: list[str]) -> int:
         from visdepth_utils import evaluation
 
         return evaluation.main(argv[1:]) or 0
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(argv)
     if options.command == "reproduce":
         if options.ray and (options.engine or os.environ.get("VISDEPTH_ENGINE")) != "ray":
             raise ValueError(f"--ray {options.ray!r} has no effect without --engine ray: add it")
@@ -52,11 +54,12 @@ def _dispatch(argv: list[str]) -> int:
         for variable, value in (("ENGINE", options.engine), ("RAY", options.ray)):
             if value is not None:
                 os.environ[f"VISDEPTH_{variable}"] = value
+        from visdepth_utils.settings import DEFAULTS, check_early
+
+        given = {name: value for name in DEFAULTS if (value := getattr(options, name)) is not None}
+        check_early(given, options.out, options.jobs)  # in a second, before torch is imported
         from visdepth_utils.reproduce import reproduce
 
-        given: dict[str, Any] = {
-            name: value for name in _SETTINGS if (value := getattr(options, name)) is not None
-        }
         chosen = {"jobs": options.jobs, "dry": options.dry}
         return reproduce(given, options.out, options.notebooks, **chosen)
     if options.command == "cache":
@@ -115,9 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     from visdepth_utils.settings import DTYPES, PROFILES, Parser
 
     parser = Parser(
-        prog="python -m visdepth_utils",
+        prog=_called(),
         description="What image tokens do inside a vision language model's decoder.",
     )
+    parser.add_argument("--version", action="version", version=f"visdepth {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "reproduce", help="run all notebooks on one model, print the verdicts"
@@ -160,6 +164,23 @@ def _parser() -> argparse.ArgumentParser:
     fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     return parser
+
+
+def _called() -> str:
+    """How this was started, so that what a message says to call can be called."""
+    if Path(sys.argv[0]).name == "visdepth":
+        return "visdepth"
+    here, python = Path.cwd(), Path(sys.executable)
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    return f"{shown} -m visdepth_utils"
+
+
+def _version() -> str:
+    """Of the installed package."""
+    try:
+        return version("visdepth-utils")
+    except PackageNotFoundError:
+        return "of a checkout that is not installed"
 
 
 def _existing_run(name: str) -> Path:

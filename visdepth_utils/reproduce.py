@@ -1,7 +1,9 @@
 """Run all notebooks on one model: live output, nothing done twice, a report at the end."""
 
+import contextlib
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -22,12 +24,11 @@ from visdepth_utils.running import headless, schedule
 from visdepth_utils.running.progress import duration
 from visdepth_utils.running.streams import Indented, Shown, Tagged, say
 from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings, resolved_device, run_folder
+from visdepth_utils.settings import DEFAULT_MODEL, check_early, resolved_device, run_folder
 from visdepth_utils.store import measuring_code, provenance, stepcache
 from visdepth_utils.store.entries import annotate
 from visdepth_utils.store.files import alone, write_text
 
-DEFAULT_MODEL = "data/minivlm/base"
 _STAMP = "visdepth"
 
 
@@ -84,28 +85,39 @@ def reproduce(
     stream = stream or sys.stdout
     chosen = {"model": DEFAULT_MODEL, "profile": "quick", **chosen}
     chosen |= {name: _from_here(chosen[name]) for name in ("model", "source") if name in chosen}
-    defaults = {"source": None, "n_samples": None, "seed": 0, "device": "auto", "dtype": "auto"}
-    settings = check_settings(**{**defaults, **chosen})
+    where = Path(os.path.expanduser(out)).absolute() if out else None
+    settings = check_early(chosen, where, jobs)
     sources = [source.absolute() for source in ordered_notebooks(notebooks)]
     for source in sources:
         headless.default_parameters(source)  # a damaged one ends here, not after hours
     headless.use_own_kernel()
-    where = Path(os.path.expanduser(out)).absolute() if out else None
     folder = run_folder(chosen["model"], chosen["profile"], where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
-    engine.chosen_engine()
     jobs = schedule.chosen_jobs(jobs, settings["model"], resolved_device(settings["device"]))
     run = Run(folder, settings)
     parameters = {**chosen, "out_dir": _portable(folder)}
     if dry:
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
-        with alone(folder):
-            told = partial(say, stream)
-            return plan.dry_run(run, sources, settings["n_samples"], finished, told)
+        told, status, new = partial(say, stream), 1, _missing(folder)
+        try:
+            with alone(folder):
+                status = plan.dry_run(run, sources, settings["n_samples"], finished, told)
+        finally:
+            if status and new:  # refused: as if it had not been asked for
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    for parent in new[1:]:
+                        parent.rmdir()
+        return status
     footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
         return _run_all(run, sources, parameters, stream, jobs)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that are not there yet, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _from_here(name: Any) -> Any:

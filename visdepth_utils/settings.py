@@ -1,18 +1,33 @@
-"""What a user may choose for a run, checked before anything takes time."""
+"""What a user may choose for a run, checked before anything takes time.
+
+Nothing here imports torch before it must know which devices there are.
+"""
 
 import argparse
 import ast
+import contextlib
 import itertools
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from IPython import get_ipython
+from visdepth_utils.engine import chosen_engine
+from visdepth_utils.models.checkpoints import REPO, locate
+from visdepth_utils.sources.rows import locate_source
+from visdepth_utils.store.files import explained
 
-from visdepth_utils.models.checkpoints import REPO
-
+DEFAULT_MODEL = "data/minivlm/base"
+DEFAULTS = {
+    "model": DEFAULT_MODEL,
+    "source": None,
+    "n_samples": None,
+    "seed": 0,
+    "device": "auto",
+    "dtype": "auto",
+    "profile": "quick",
+}
 PROFILES = ("quick", "full")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -73,7 +88,8 @@ def check_injected() -> None:
     Raises:
         ValueError: Names the parameter and those that there are.
     """
-    shell = get_ipython()
+    ipython = sys.modules.get("IPython")  # where it was not imported there is no notebook
+    shell = ipython.get_ipython() if ipython else None
     cells = list(shell.user_ns.get("In", ())) if shell else []
     for declared, given in itertools.pairwise(cells):
         if given.startswith(_INJECTED):
@@ -139,6 +155,40 @@ def check_settings(
     }
 
 
+def check_early(
+    chosen: Settings, out: str | Path | None = None, jobs: int | None = None
+) -> Settings:
+    """Check all that can be wrong with a run before a model or torch is loaded.
+
+    Args:
+        chosen: What the user gave of the arguments of ``check_settings``; the rest by ``DEFAULTS``.
+        out: Results folder, see ``run_folder``.
+        jobs: Notebooks at the same time; None leaves it open.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: Naming the setting that is wrong and what would be right.
+        FileNotFoundError: No model or no data at that place.
+        OSError: There can be no such results folder.
+    """
+    settings = check_settings(**{**DEFAULTS, **chosen})
+    locate(settings["model"])
+    if settings["source"]:
+        locate_source(settings["source"])
+    chosen_engine()
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs}: give a whole number of at least 1 (JOBS=)")
+    folder = run_folder(settings["model"], settings["profile"], out)
+    with explained(folder / "run"):
+        for nearest in (folder, *folder.parents):
+            with contextlib.suppress(FileNotFoundError):
+                os.listdir(nearest)
+                break
+    return settings
+
+
 def check_device(device: str) -> None:
     """Make sure that a device is there.
 
@@ -151,6 +201,10 @@ def check_device(device: str) -> None:
     if not _DEVICE.fullmatch(str(device)):
         raise ValueError(f"unknown device {device!r}: choose auto, cpu, cuda, cuda:N or mps")
     kind, _, number = str(device).partition(":")
+    if kind in ("auto", "cpu"):
+        return
+    import torch
+
     lacks = {
         "cuda": not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count(),
         "mps": not torch.backends.mps.is_available(),
@@ -214,4 +268,6 @@ def resolved_device(device: str) -> str:
     """
     if device != "auto":
         return device
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"

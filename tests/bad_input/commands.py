@@ -119,6 +119,7 @@ SETTINGS = (
         "out in a file", lambda b: b.reproduce(out="file/x"), "{box}/file/x", "give another folder"
     ),
     Case("out long", lambda b: b.reproduce(out="a" * 300), "{box}/aaaa", "give a shorter one"),
+    Case("jobs", lambda b: b.reproduce("--jobs", 0), "jobs=0", "a whole number of at least 1"),
     Case("out nul", lambda b: b.reproduce(out="a\0b"), r"a\x00b", "give a folder as text"),
 )
 
@@ -153,7 +154,6 @@ NOTEBOOKS = (
 )
 
 COMMANDS = (
-    Case("no command", lambda b: [], "required: command", "--help"),
     Case(
         "unknown", lambda b: ["reproduec"], "invalid choice: 'reproduec'", "choose from 'reproduce'"
     ),

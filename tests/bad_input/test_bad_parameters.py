@@ -1,11 +1,11 @@
-"""Wrong and hostile parameters through papermill, make and a real command line."""
+"""Wrong and hostile parameters through papermill and a real command line."""
 
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,8 @@ import nbformat
 import pytest
 
 from tests.bad_input.box import PARAMETERS, Box
-from visdepth_utils import settings as settings_module
+from tests.bad_input.commands import MODELS, SETTINGS
+from visdepth_utils import __main__ as command
 from visdepth_utils.models.checkpoints import REPO
 from visdepth_utils.running import headless
 from visdepth_utils.running.streams import Indented
@@ -98,7 +99,7 @@ def test_a_tag_of_python_in_yaml_is_not_followed(box: Box, tmp_path: Path) -> No
 def test_parameters_are_those_of_the_cell_above(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = ["", "import sys\nREPO = 1", "model = 1\nseed = 2", "# Parameters\nmodel = 3\n", "run"]
     shell = SimpleNamespace(user_ns={"In": cells})
-    monkeypatch.setattr(settings_module, "get_ipython", lambda: shell)
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     check_injected()
     for name in ("REPO", "Model", "seeds"):
         cells[3] = f"# Parameters\nmodel = 3\n{name} = 4\n"
@@ -107,7 +108,7 @@ def test_parameters_are_those_of_the_cell_above(monkeypatch: pytest.MonkeyPatch)
     cells.pop(2)  # no cell of parameters: nothing to compare with
     cells[1] = "import sys"
     check_injected()
-    monkeypatch.setattr(settings_module, "get_ipython", lambda: None)
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
     check_injected()
 
 
@@ -123,24 +124,49 @@ def test_a_real_command_ends_with_2_and_one_line(box: Box) -> None:
     assert box.finished() == before
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize(
-    "quote", ["'", "''", "'; touch {} #", "$(touch {})", "$(shell touch {})", "`touch {}`", "$$x"]
-)
-@pytest.mark.parametrize("target", ["reproduce", "report", "cache"])
-def test_a_value_reaches_the_command_as_it_is(tmp_path: Path, quote: str, target: str) -> None:
-    """Neither make nor its shell takes a part of MODEL or RUN for something to do."""
-    value = quote.format(tmp_path / "trapped")
-    variable = "MODEL" if target == "reproduce" else "RUN"
-    given = ["-o", ".venv/.installed", f"PY={sys.executable} -c 'import sys; print(sys.argv[1:])'"]
+SEVERAL = """
+import json, os, sys
+from visdepth_utils.__main__ import main
+before = dict(os.environ)
+for line in json.loads(sys.stdin.read()):
+    main(line)
+    os.environ.clear()
+    os.environ.update(before)
+    print(json.dumps("torch" in sys.modules))
+"""
+NEEDS_TORCH = ("no CUDA", "no MPS", "source no parquet")
+"""What a device can do, and what is in a file, is not known sooner."""
+
+
+def test_a_bad_setting_is_refused_before_torch_is_imported(box: Box) -> None:
+    cases = [case for case in SETTINGS if case.name not in NEEDS_TORCH]
+    cases += MODELS[:-3]  # these need a copy of the checkpoint each
+    lines = [[str(part) for part in case.bad(box)] for case in cases]
     done = subprocess.run(
-        ["make", *given, target, f"{variable}={value}"],
+        [sys.executable, "-c", SEVERAL],
+        input=json.dumps(lines),
         cwd=REPO,
-        env={name: text for name, text in os.environ.items() if not name.startswith("MAKE")},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
-    assert done.returncode == 0, done.stderr
-    assert repr(value) in done.stdout
-    assert not (tmp_path / "trapped").exists()
+    assert done.stdout.split() == ["false"] * len(cases), done.stderr
+    for case, said in zip(cases, done.stderr.splitlines(), strict=True):
+        assert case.names.replace("{box}", str(box.folder)) in said
+
+
+def test_help_version_and_where_it_looked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert command.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+    with pytest.raises(SystemExit, match="^0$"):
+        command.main(["--version"])
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"visdepth {project['version']}\n"
+    for option in ("--model", "--source"):
+        for folder, looked in ((REPO, f"{REPO}"), (tmp_path, f"{tmp_path} and {REPO}")):
+            monkeypatch.chdir(folder)
+            assert command.main(["reproduce", option, "data/no"]) == 2
+            assert f"(looked in {looked}): give" in capsys.readouterr().err

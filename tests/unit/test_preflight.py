@@ -513,11 +513,37 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
     # Notebook 00 shows the same, though its run has 24 samples where the command has none.
     shown = plan.needs_text(run_of(llava_path, tmp_path / "run", n_samples=24))
     assert chains in shown
+    text = dry(llava_path, tmp_path / "run", n_samples=2)[1]
+    assert "it fits:" in text
+    kept = sorted((tmp_path / "run").rglob("*"))
     monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # not that of refuse_early
     status, text = dry(llava_path, tmp_path / "run")
     assert status == 1
     assert "does not fit: " in text.splitlines()[-1]
     assert "GB are free" in text.splitlines()[-1]
+    assert sorted((tmp_path / "run").rglob("*")) == kept  # what was there before
+
+
+def test_a_refused_dry_run_leaves_no_folder(
+    llava_path: Path, tmp_path: Path, made_up: list[int], monkeypatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known after the pilot
+    status, text = dry(llava_path, tmp_path / "there" / "new" / "run")
+    assert (status, made_up) == (1, [16]) and "does not fit: " in text
+    monkeypatch.setattr(footprint, "free_memory", lambda device: 2e6)  # known before
+    assert dry(llava_path, tmp_path / "there" / "new" / "run")[0] == 1
+    assert made_up == [16]
+    monkeypatch.undo()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no such family")
+
+    monkeypatch.setattr("visdepth_utils.load_vlm", broken, raising=False)
+    with pytest.raises(ValueError, match="^no such family$"):  # it is not said not to fit
+        dry(llava_path, tmp_path / "there" / "new" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_without_a_pilot_notebook_00_says_what_is_needed_at_least(tmp_path: Path) -> None:

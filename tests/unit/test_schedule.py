@@ -36,11 +36,6 @@ def test_a_small_model_on_the_cpu_runs_several(
     assert schedule.chosen_jobs(None, model, "cpu") == 1
 
 
-def test_less_than_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"jobs=0: give a whole number.*JOBS="):
-        schedule.chosen_jobs(0, "owner/name", "cpu")
-
-
 def test_two_run_at_once_with_their_share_of_threads() -> None:
     both = threading.Barrier(2, timeout=20)
     seen = []

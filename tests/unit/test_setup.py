@@ -318,7 +318,7 @@ TAKEN = {
 @needs_make
 @pytest.mark.parametrize("target", TAKEN)
 def test_a_variable_is_handed_over_as_it_is_and_never_expanded(checkout: Path, target: str) -> None:
-    hostile = "$(shell touch trap) '\"`touch trap`$$(touch trap)"
+    hostile = "$(shell touch trap) '; touch trap #\"`touch trap`$$(touch trap)"
     given = [f"{name}={hostile}" for name in TAKEN[target]]
     path = f"{checkout / 'fake'}:{os.environ['PATH']}"
     done = make(target, *given, cwd=checkout, LOG=str(checkout / "log"), PATH=path)

@@ -19,6 +19,11 @@ def model_name(path_or_id: str | Path) -> str:
     return "/".join(Path(locate(path_or_id)).parts[-2:])
 
 
+def places() -> str:
+    """Where a relative path is looked for, in words: the working directory, then the repository."""
+    return " and ".join(dict.fromkeys((str(Path.cwd()), str(REPO))))
+
+
 def locate(path_or_id: str | Path) -> str:
     """Tell a folder from a hub id, before anything is loaded.
 
@@ -43,7 +48,7 @@ def locate(path_or_id: str | Path) -> str:
         if _HUB_ID.fullmatch(name) and not name.startswith("data/"):
             return name
         raise FileNotFoundError(
-            f"no checkpoint folder {name!r:.200} (looked in {Path.cwd()} and {REPO}): "
+            f"no checkpoint folder {name!r:.200} (looked in {places()}): "
             "give an existing folder, e.g. data/minivlm/base, or a hub id owner/name"
         )
     if not (folder / "config.json").is_file():

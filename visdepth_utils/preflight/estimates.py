@@ -11,7 +11,7 @@ import pandas as pd
 from visdepth_utils.preflight.workload import BLOCKS, Step
 from visdepth_utils.running.progress import duration
 
-__all__ = ["NOTEBOOK_DISK", "OVERHEAD", "check", "copies", "estimate"]
+__all__ = ["NOTEBOOK_DISK", "OVERHEAD", "DoesNotFit", "check", "copies", "estimate"]
 
 OVERHEAD = 2.3
 """Kernel, statistics and figures of a notebook beside its measurements, in units of its imports:
@@ -25,6 +25,10 @@ NO_MEMORY = ("MemoryError", "OutOfMemoryError", "does not fit into memory")
 """Signs in a note that the pilot itself ran out of memory."""
 COPIES = {"trained": 1, "random": 1, "decoder": 2}
 """Copies of the weights that a load holds at its peak; a decoder is drawn beside the model read."""
+
+
+class DoesNotFit(ValueError):
+    """A run needs more memory or disk than is free."""
 
 
 def estimate(work: Mapping[str, Sequence[Step]], measured: pd.DataFrame) -> pd.DataFrame:
@@ -101,19 +105,19 @@ def check(table: pd.DataFrame, memory: float, disk: float, device: str = "cpu") 
         device: Where the model runs.
 
     Raises:
-        ValueError: With the numbers and the mend.
+        DoesNotFit: With the numbers and the mend.
     """
     for row in table.itertuples():
         if any(sign in getattr(row, "note", "") for sign in NO_MEMORY):
-            raise ValueError(f"{row.notebook}: {row.note}")
+            raise DoesNotFit(f"{row.notebook}: {row.note}")
     worst = table.loc[table["memory_gb"].idxmax()]
     if worst["memory_gb"] * 1e9 > memory:
-        raise ValueError(
+        raise DoesNotFit(
             f"{worst['notebook']} takes {worst['memory_gb']:.1f} GB of memory on {device}, "
             f"{memory / 1e9:.1f} GB are free: DTYPE=bfloat16, a smaller MODEL=, or a larger device"
         )
     if table["disk_mb"].sum() * 1e6 > disk:
-        raise ValueError(
+        raise DoesNotFit(
             f"the run writes {table['disk_mb'].sum():.0f} MB, {disk / 1e6:.0f} MB are free: "
             "a smaller N=, or another OUT="
         )

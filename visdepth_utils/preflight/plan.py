@@ -18,7 +18,7 @@ import pandas as pd
 from visdepth_utils.adapters import SHIPPED
 from visdepth_utils.models.checkpoints import REPO, locate
 from visdepth_utils.models.loaders import read_config
-from visdepth_utils.preflight.estimates import NOTEBOOK_DISK, check, estimate
+from visdepth_utils.preflight.estimates import NOTEBOOK_DISK, DoesNotFit, check, estimate
 from visdepth_utils.preflight.footprint import (
     PROCESS_MEMORY,
     at_least,
@@ -70,7 +70,7 @@ def dry_run(
         table = expected(run, sources, n_samples, say=say)
         say(_text(table, f"{run.settings['model']}, {_where(run)}, from a measured pilot"))
         check(table, free_memory(run.device), free_disk(run.folder), run.device)
-    except ValueError as error:
+    except DoesNotFit as error:
         say(f"does not fit: {error}")
         return 1
     memory, disk = free_memory(run.device) / 1e9, free_disk(run.folder) / 1e9

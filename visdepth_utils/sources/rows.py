@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.models.checkpoints import REPO, places
 from visdepth_utils.sources.pictures import BadRow
 
 __all__ = ["Rows", "files_behind", "locate_source", "read_lines"]
@@ -92,7 +92,7 @@ def locate_source(source: str | Path) -> Path | str:
     if HUB_ID.fullmatch(name) and not name.startswith("data/"):
         return name
     raise FileNotFoundError(
-        f"no data at {name!r:.200} (looked in {Path.cwd()} and {REPO}): "
+        f"no data at {name!r:.200} (looked in {places()}): "
         "give an existing folder or file, or a hub id owner/name"
     )
 

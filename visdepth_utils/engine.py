@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -18,6 +19,11 @@ import pandas as pd
 from visdepth_utils.running.progress import Progress
 
 ENGINES = ("local", "ray")
+PROBE_S = 5.0
+"""Seconds in which a Ray must answer at its address; Ray itself would try for many minutes."""
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS = 4
+"""What opens a connection of HTTP/2, as Ray's server speaks, and the kind of frame it answers."""
 Shard = tuple[int, list[Any]]
 """Index of its first sample, and its samples."""
 Measure = Callable[[list[Any], Progress], pd.DataFrame]
@@ -96,6 +102,57 @@ def ray_options() -> RayOptions:
             number = "a whole number" if name == "num_actors" else "a number"
             raise ValueError(f"VISDEPTH_RAY: {name}={value!r} must be {number} of at least {least}")
     return RayOptions(**given)
+
+
+def ray_address() -> str | None:
+    """The Ray that the environment variable RAY_ADDRESS names.
+
+    Returns:
+        ``HOST:PORT``, where a server answers, or ``auto``; None for a Ray of our own.
+
+    Raises:
+        ValueError: It is no such address, or nothing answers there as Ray's server does.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        return None
+    if address == "auto":
+        return address
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"RAY_ADDRESS={address!r} is a client address: run this on a node of the cluster and "
+            "give HOST:6379"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS={address!r} is no address: give HOST:6379")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", ""):
+                there.sendall(_HELLO)
+                answer = there.recv(9)
+                if len(answer) < 4 or answer[3] != _SETTINGS:
+                    raise ValueError(no_ray(address, "what answers there is no Ray"))
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(no_ray(address, why)) from error
+    return address
+
+
+def no_ray(address: str, why: str) -> str:
+    """What is said where there is no Ray.
+
+    Args:
+        address: Of RAY_ADDRESS.
+        why: In a few words.
+
+    Returns:
+        One line with the mend.
+    """
+    return (
+        f"no Ray at RAY_ADDRESS={address!r} ({why}): start it with ray start --head, or unset "
+        "RAY_ADDRESS for a local one"
+    )
 
 
 def facts() -> dict[str, Any]:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from visdepth_utils.engine import chosen_engine
+from visdepth_utils.engine import chosen_engine, ray_address
 from visdepth_utils.models.checkpoints import REPO, locate
 from visdepth_utils.sources.rows import locate_source
 from visdepth_utils.store.files import explained
@@ -177,7 +177,8 @@ def check_early(
     locate(settings["model"])
     if settings["source"]:
         locate_source(settings["source"])
-    chosen_engine()
+    if chosen_engine() == "ray":
+        ray_address()
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}: give a whole number of at least 1 (JOBS=)")
     folder = run_folder(settings["model"], settings["profile"], out)

@@ -228,6 +228,13 @@ ENVIRONMENT = (
         (("VISDEPTH_ENGINE", "ray"), ("VISDEPTH_RAY", "[1]")),
     ),
     Case(
+        "no Ray there",
+        lambda b: b.reproduce(),
+        "RAY_ADDRESS='127.0.0.1:9'",
+        "start it with ray start --head, or unset",
+        (("VISDEPTH_ENGINE", "ray"), ("RAY_ADDRESS", "127.0.0.1:9")),
+    ),
+    Case(
         "results in a file",
         lambda b: b.reproduce(out=""),
         "VISDEPTH_RESULTS='{box}/file' is a file",

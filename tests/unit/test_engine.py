@@ -1,7 +1,11 @@
 """The engine without a cluster: how it is chosen, and models that travel as recipes."""
 
+import contextlib
+import json
 import pickle
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -99,8 +103,12 @@ def test_bad_options_are_named_in_one_line(
     ("address", "message"),
     [
         (None, r"Ray did not start on this machine \(The current node timed out\): run it again"),
-        ("10.0.0.1:6379", r"no Ray at RAY_ADDRESS='10.0.0.1:6379' \(The current node timed out\)"),
+        ("auto", r"no Ray at RAY_ADDRESS='auto' \(The current node timed out\)"),
+        ("local", r"Ray did not start on this machine"),
         ("ray://head:10001", "is a client address: run this on a node of the cluster"),
+        ("head", "RAY_ADDRESS='head' is no address: give HOST:6379"),
+        ("head:port", "RAY_ADDRESS='head:port' is no address: give HOST:6379"),
+        ("127.0.0.1:70000", "no Ray at RAY_ADDRESS='127.0.0.1:70000'"),
     ],
 )
 def test_a_ray_that_cannot_be_had_is_one_line(
@@ -119,6 +127,68 @@ def test_a_ray_that_cannot_be_had_is_one_line(
     with pytest.raises(ValueError, match=message) as caught:
         pool.connect()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (None, "Connection refused"),  # nothing listens
+        (b"", "timed out"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what answers there is no Ray"),
+        (bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)), ""),  # as a server of HTTP/2 begins
+    ],
+)
+def test_an_address_is_probed_before_ray_tries_it_for_long(
+    answer: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visdepth_utils.cluster import pool
+
+    tried: list[str] = []
+    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(pool.ray, "init", lambda address, **_: tried.append(address))
+    monkeypatch.setattr(engine, "PROBE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "127.0.0.1:{1}".format(*server.getsockname())
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), server.accept()[0] as client:
+                client.sendall(answer)
+                client.recv(1000)
+                client.recv(1000)  # until the other side ends
+
+        if answer is None:
+            server.close()
+        else:
+            threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        if message:
+            expected = rf"no Ray at RAY_ADDRESS='{address}' \({message}\): start it"
+            with pytest.raises(ValueError, match=expected):
+                pool.connect()
+        else:
+            pool.connect()
+    assert tried == ([] if message else [address])
+
+
+@pytest.mark.parametrize("asked", [{"num_gpus": 1}, {"num_gpus": 0.5}, {"num_cpus": 3}])
+def test_a_worker_that_a_local_ray_can_never_start_is_refused(
+    asked: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from visdepth_utils.cluster import pool
+
+    ended: list[bool] = []
+    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(pool.ray, "init", lambda **_: None)
+    monkeypatch.setattr(pool.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(pool.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("VISDEPTH_RAY", json.dumps(asked))
+    (name,) = asked
+    with pytest.raises(ValueError, match=f"asks for {name}={asked[name]} for each worker, this"):
+        pool.connect()
+    assert ended == [True]
+    monkeypatch.setenv("VISDEPTH_RAY", '{"num_cpus": 2, "num_actors": 8, "num_gpus": 0}')
+    pool.connect()
 
 
 def test_options_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,24 +12,19 @@ from typing import Any
 import ray
 
 from visdepth_utils.cluster.worker import Worker
-from visdepth_utils.engine import RayOptions
+from visdepth_utils.engine import RayOptions, no_ray, ray_address, ray_options
 
 
 def connect() -> None:
     """Join the Ray of RAY_ADDRESS, or start one on this machine.
 
     Raises:
-        ValueError: If there is none at that address, it is of Ray's client protocol, or none could
-            be started.
+        ValueError: If there is none at that address, it is of Ray's client protocol, none could be
+            started, or this machine has less than one worker asks for.
     """
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address.startswith("ray://"):
-        raise ValueError(
-            f"RAY_ADDRESS={address!r} is a client address: run this on a node of the cluster and "
-            "give HOST:6379"
-        )
+    address = ray_address()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers do the run's own work; Ray's default puts them behind everything else (nice 15).
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -48,14 +43,25 @@ def connect() -> None:
     except Exception as error:  # Ray raises bare Exceptions, among others
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         if address:
-            raise ValueError(
-                f"no Ray at RAY_ADDRESS={address!r} ({why}): start it with ray start --head, or "
-                "unset RAY_ADDRESS for a local one"
-            ) from error
+            raise ValueError(no_ray(address, why)) from error
         raise ValueError(
             f"Ray did not start on this machine ({why}): run it again when the machine is less "
             "busy, see /tmp/ray/session_latest/logs, or use ENGINE=local"
         ) from error
+    if not address:
+        _check_demand()
+
+
+def _check_demand() -> None:
+    """Refuse workers that a Ray of this machine alone can never start; they would be waited for."""
+    options, has = ray_options(), ray.cluster_resources()
+    for name, kind in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        if (getattr(options, name) or 0) > has.get(kind, 0):
+            ray.shutdown()
+            raise ValueError(
+                f"VISDEPTH_RAY asks for {name}={getattr(options, name):g} for each worker, this "
+                f"machine has {has.get(kind, 0):g}: ask for less, or join a cluster by RAY_ADDRESS"
+            )
 
 
 @contextlib.contextmanager
@@ -67,12 +73,13 @@ def serving() -> Iterator[None]:
     """
     before = os.environ.get("RAY_ADDRESS")
     connect()
-    os.environ["RAY_ADDRESS"] = before or ray.get_runtime_context().gcs_address
+    os.environ["RAY_ADDRESS"] = ray_address() or ray.get_runtime_context().gcs_address
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
+        del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
         close_pool()
         ray.shutdown()
 

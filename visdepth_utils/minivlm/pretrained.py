@@ -1,9 +1,8 @@
 """Tune the pretrained decoder: `python -m visdepth_utils.minivlm.pretrained`.
 
 Staged as LLaVA: the projector alone on the untouched decoder, then projector and low-rank changes
-of every linear layer (LoRA). Questions without a picture come in every stage. Every step that
-changes the decoder also holds it, on plain instructions, to what the untouched decoder says. A run
-resumes from `build/minivlm/smol`, or from the weights in `data/minivlm/smol`.
+of every linear layer (LoRA). Every step that changes the decoder also has questions without a
+picture, and holds it, on plain instructions, to what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in `data/minivlm/smol`.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from visdepth_utils.minivlm.recipe import PREAMBLE
 from visdepth_utils.minivlm.stages import Batches, Stage, loss_of, teacher_forced
 from visdepth_utils.minivlm.tower import PATCH_WORDS, start_projector
 from visdepth_utils.minivlm.train import WORK, prepare_tower
+from visdepth_utils.models.assemble import TRAINED, gguf_file, join, read_decoder, with_image_token
 
 RANK = 32
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -43,7 +43,7 @@ TEXT_TOKENS, TEXT_WEIGHT = 128, 0.5
 _SIZES = {"rows": (2, 1), "length": (448, 320)}
 _MIXED = (0.92, 0.04, 0.04)
 STAGES = (
-    Stage("align", 40, 0.0, 1e-3, _MIXED, "projector", "find", 0.0, **_SIZES),
+    Stage("align", 40, 0.0, 1e-3, (1.0, 0.0, 0.0), "projector", "find", 0.0, **_SIZES),
     Stage("find", 300, 0.0, 1.2e-3, _MIXED, "both", "find", 0.0, **_SIZES),
     Stage("lookup", 300, 0.0, 1.2e-3, _MIXED, "both", "lookups", 0.0, **_SIZES),
     Stage("joint", 700, 0.0, 1.2e-3, _MIXED, "both", "all", 0.0, **_SIZES),
@@ -58,7 +58,7 @@ def chat(tokenizer: Any) -> Chat:
     encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
     opening = f"<|im_start|>system\n{smol.natural(PREAMBLE)}<|im_end|>\n<|im_start|>user\n"
     head, middle, end = encode([opening, "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"])
-    image, pad = tokenizer.convert_tokens_to_ids([smol.IMAGE_TOKEN, "<|endoftext|>"])
+    image, pad = tokenizer.convert_tokens_to_ids(["<image>", "<|endoftext|>"])
     return Chat(encode, head, image, middle, end, pad, smol.natural)
 
 
@@ -102,24 +102,28 @@ def save(model: nn.Module, folder: Path, recipe: dict[str, Any]) -> None:
         k: v.to(torch.bfloat16).contiguous().cpu() for k, v in (trained(model) | tower).items()
     }
     save_file(tensors, folder / "trained.tmp")
-    (folder / "trained.tmp").replace(folder / "trained.safetensors")
+    (folder / "trained.tmp").replace(folder / TRAINED)
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 
 def prepare(log: Callable[[str], None], seed: int) -> tuple[nn.Module, Any, dict[str, Any], list]:
     """The model with fresh adapters, its tokenizer, scenes with features, and instructions."""
     cached = prepare_tower(log, Path("data/minivlm/base"))
-    decoder, tokenizer = smol.read_decoder(smol.gguf_file())
+    decoder, tokenizer = read_decoder(gguf_file(smol.DECODER))
     texts = replies(decoder, tokenizer, WORK / "smol" / "instructions.json")
     log(f"{len(texts)} instructions of {sum(map(len, texts))} tokens")
-    model, _ = smol.build(decoder, tokenizer)
+    config = smol.llava_config(decoder, tokenizer)
+    model = join(decoder, config)
+    tokenizer = with_image_token(tokenizer, config)
     model.model.vision_tower.load_state_dict(cached["tower"])
     words = lambda word: tokenizer(" " + word, add_special_tokens=False)["input_ids"]  # noqa: E731
     ids_of = lambda word: words(word)[-1:] if word.isdigit() else words(word)  # noqa: E731
     start_projector(model, cached, ids_of, seed, WORDS, "empty", as_long_as_words=True)
     model.requires_grad_(False)
     torch.manual_seed(seed)
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(LINEAR))
+    config = LoraConfig(
+        r=RANK, lora_alpha=int(smol.DECODER["scale"] * RANK), target_modules=list(LINEAR)
+    )
     inject_adapter_in_model(config, model.model.language_model)
     model.set_attn_implementation("eager")  # on CPUs faster to train than the fused kernel
     return model, tokenizer, cached, texts
@@ -159,7 +163,7 @@ def main() -> None:
         optimiser.load_state_dict(kept["optimiser"])
         at = kept["at"]
     elif (args.out / "recipe.json").exists():
-        model.load_state_dict(load_file(args.out / "trained.safetensors"), strict=False)
+        model.load_state_dict(load_file(args.out / TRAINED), strict=False)
         at = json.loads((args.out / "recipe.json").read_text())["at"]
     embed = model.get_input_embeddings().weight
     read = lambda ids: decoder(ids).last_hidden_state  # noqa: E731
@@ -232,7 +236,6 @@ def main() -> None:
                 log(f"{stage.name} {done} perplexity {after:.2f} {json.dumps(accuracy)}")
                 history.append({"stage": stage.name, "step": done, "accuracy": accuracy})
                 recipe = {
-                    "decoder": {"file": smol.GGUF, "sha256": smol.GGUF_SHA256},
                     "seed": args.seed,
                     "rank": RANK,
                     "stages": [asdict(s) for s in STAGES],
@@ -241,7 +244,9 @@ def main() -> None:
                     "validation": accuracy,
                     "at": at | {"seconds": round(spent)},
                 }
-                save(model, work if stage.name != "align" else work / "aligned", recipe)
+                folder = work / "aligned" if stage.name == "align" else work
+                save(model, folder, recipe)
+                smol.write_layout(folder, model, tokenizer)
         at["seconds"] += time.time() - start
         at["step"] = 0
     log("done")

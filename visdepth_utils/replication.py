@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -20,14 +22,21 @@ COLUMNS = (
     *("claim", "model", "verdict", "effect", "lo", "hi", "p", "control"),
     *("images", "run", "date"),
 )
+ALIKE = ("n_samples", "seed", "profile", "dtype")
 
 
-def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.DataFrame:
+def all_verdicts(
+    results: str | Path,
+    recorded: str | Path = RECORDED,
+    like: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
     """Every verdict there is: of the runs in a results folder, and of those in the repository.
 
     Args:
         results: Folder of runs.
         recorded: Folder of further runs; one that is also in ``results`` is taken from there.
+        like: Settings of the run that compares: only runs on its data are taken, and of several on
+            one model those that share most of its N, seed, profile and dtype.
 
     Returns:
         Columns ``claim, model, verdict, effect, lo, hi, p, control, images, run, date``, sorted by
@@ -41,13 +50,18 @@ def all_verdicts(results: str | Path, recorded: str | Path = RECORDED) -> pd.Dat
     folders |= {f.parent.name: f.parent for f in sorted(Path(results).glob("*/claims.json"))}
     rows = []
     for name, folder in folders.items():
-        updated = str(read_provenance(folder).get("updated", ""))
+        facts = read_provenance(folder)
+        updated, chosen = str(facts.get("updated", "")), facts.get("settings") or {}
+        if like and chosen.get("source") != like["source"]:
+            continue
+        alike = sum(chosen.get(key) == like[key] for key in ALIKE) if like else 0
         for entry in read_claims(folder):
             low, high = entry.get("ci") or (None, None)
             numbers = (entry.get("effect"), low, high, entry.get("p"), entry.get("control_effect"))
             named = (entry["claim"], entry["model"], entry["verdict"])
-            rows.append((*named, *numbers, entry.get("n_images"), name, updated))
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["claim", "model", "date"])
+            rows.append((*named, *numbers, entry.get("n_images"), name, updated, alike))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "alike"])
+    table = table.sort_values(["claim", "model", "alike", "date"]).drop(columns="alike")
     numbers = ["effect", "lo", "hi", "p", "control"]
     table[numbers] = table[numbers].astype(float)
     return table.drop_duplicates(["claim", "model"], keep="last").reset_index(drop=True)

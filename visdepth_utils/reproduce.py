@@ -25,7 +25,7 @@ from visdepth_utils.running.progress import duration
 from visdepth_utils.running.streams import Indented, Shown, Tagged, say
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import DEFAULT_MODEL, check_early, resolved_device, run_folder
-from visdepth_utils.store import measuring_code, provenance, stepcache
+from visdepth_utils.store import identity, measuring_code, provenance, stepcache
 from visdepth_utils.store.entries import annotate
 from visdepth_utils.store.files import alone, write_text
 
@@ -67,8 +67,7 @@ def reproduce(
         chosen: The settings the user gave (``model``, ``source``, ``n_samples``, ``seed``,
             ``device``, ``dtype``, ``profile``); what is missing is left to each notebook's default,
             except the model: ``DEFAULT_MODEL``.
-        out: Results folder, relative to the working directory; None for
-            ``results/<model>-<profile>``.
+        out: Results folder, relative to the working directory; None: see ``run_folder``.
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
         jobs: Notebooks at the same time; None: see ``running.schedule``.
@@ -79,7 +78,8 @@ def reproduce(
         supported breaks nothing, nor do data that lack a task: what needs it is "not testable".
 
     Raises:
-        ValueError: For a bad setting, or memory or disk that cannot suffice, before anything runs.
+        ValueError: For a bad setting, a folder that holds a run with other settings, or memory or
+            disk that cannot suffice, before anything runs.
         FileNotFoundError: For a missing model or no notebooks.
     """
     stream = stream or sys.stdout
@@ -91,11 +91,14 @@ def reproduce(
     for source in sources:
         headless.default_parameters(source)  # a damaged one ends here, not after hours
     headless.use_own_kernel()
-    folder = run_folder(chosen["model"], chosen["profile"], where)
+    folder = run_folder(settings, where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
     provenance.data_identity(settings["source"])  # and so do data that are not there
     jobs = schedule.chosen_jobs(jobs, settings["model"], resolved_device(settings["device"]))
     run = Run(folder, settings)
+    other = run.differences()
+    if [one.name for one in other] not in ([], [identity.CONTENTS]):
+        raise ValueError(identity.refusal(folder, other))
     parameters = {**chosen, "out_dir": _portable(folder)}
     if dry:
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
@@ -112,6 +115,9 @@ def reproduce(
         return status
     footprint.refuse_early(run, sources)
     with alone(folder), engine.serving():
+        if other:
+            say(stream, f"the data in {settings['source']} changed: all of the run is made again")
+            run.begin_anew()
         return _run_all(run, sources, parameters, stream, jobs)
 
 
@@ -264,7 +270,7 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "versions": provenance.versions(),
     }
     if schedule.READS_VERDICTS in headless.tags(source):
-        found = all_verdicts(run.folder.parent).drop(columns=["run", "date"])
+        found = all_verdicts(run.folder.parent, like=run.settings).drop(columns=["run", "date"])
         parts["verdicts"] = found[found["claim"] != "C9"].to_csv(index=False)
     return hashlib.sha256(stepcache.canonical(parts).encode()).hexdigest()
 

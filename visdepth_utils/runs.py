@@ -18,9 +18,11 @@ from visdepth_utils.settings import (
     check_settings,
     resolved_device,
     run_folder,
+    shown_source,
 )
-from visdepth_utils.store import measuring_code, provenance, stepcache
-from visdepth_utils.store.entries import annotate, as_entry, edit_claims
+from visdepth_utils.sources.rows import locate_source
+from visdepth_utils.store import identity, measuring_code, provenance, stepcache
+from visdepth_utils.store.entries import annotate, as_entry, edit_claims, read_provenance
 from visdepth_utils.store.files import atomic
 from visdepth_utils.store.selection import keep_selection
 
@@ -41,6 +43,7 @@ def open_run(
     dtype: str = "auto",
     profile: str = "quick",
     out_dir: str | Path | None = None,
+    default_n: int | None = None,
 ) -> "Run":
     """Open the results folder of a run, creating or continuing it.
 
@@ -53,12 +56,16 @@ def open_run(
         dtype: Of the model's weights.
         profile: How much is measured.
         out_dir: See ``run_folder``.
+        default_n: What a notebook has for ``n_samples`` unless it is chosen: with it a notebook
+            works in the folder of all notebooks at their own numbers, with any other number in the
+            folder of that.
 
     Returns:
         The run, with its provenance written.
 
     Raises:
-        ValueError: For a bad setting, in one line.
+        ValueError: For a bad setting, or a folder that holds a run with other settings, in one
+            line.
         FileNotFoundError: If the model's folder does not exist.
     """
     check_injected()
@@ -73,7 +80,10 @@ def open_run(
     )
     provenance.model_identity(model)  # raises now, not after the first long step
     measuring_code.code_version()
-    run = Run(run_folder(model, profile, out_dir), settings)
+    named = {**settings, "n_samples": None if n_samples == default_n else n_samples}
+    run = Run(run_folder(named, out_dir), settings, default_n)
+    if found := run.differences():
+        raise ValueError(identity.refusal(run.folder, found))
     run.note()
     return run
 
@@ -86,10 +96,12 @@ class Run:
         folder: Holds ``tables/``, ``figures/``, ``notebooks/``, ``selection/``, ``claims.json`` and
             ``provenance.json``.
         settings: As given, after checks.
+        default_n: See ``open_run``.
     """
 
     folder: Path
     settings: Settings
+    default_n: int | None = None
 
     def table(
         self,
@@ -229,9 +241,9 @@ class Run:
         Raises:
             ValueError: If claim, model or a known verdict is missing.
         """
-        entry = as_entry(verdict)
-        identity = (entry["claim"], entry["model"])
-        edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != identity, entry)
+        entry = {**as_entry(verdict), "source": shown_source(self.settings["source"])}
+        filed = (entry["claim"], entry["model"])
+        edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != filed, entry)
         self.note()
 
     def withdraw(self, notebook: str) -> None:
@@ -250,21 +262,54 @@ class Run:
             ),
         )
 
+    def differences(self) -> list[identity.Difference]:
+        """What of this run differs from the one that the folder holds; nothing in a new folder.
+
+        Raises:
+            ValueError: The folder lies within the data: what is written there would become data.
+        """
+        where = locate_source(self.settings["source"]) if self.settings["source"] else ""
+        if isinstance(where, Path) and self.folder.is_relative_to(where.resolve()):
+            raise ValueError(
+                f"{self.folder} lies in the folder of the data, {where}, where results would "
+                "become data: give another folder (OUT=, out_dir in a notebook)"
+            )
+        held = read_provenance(self.folder)
+        return identity.differences(held, self._identity(held))
+
+    def begin_anew(self) -> None:
+        """Take back verdicts, figures and outputs of earlier data; tables stay, under their key."""
+        edit_claims(self.folder, lambda old: False)
+        made = [*(self.folder / "figures").glob("[0-9][0-9]_*.*")]
+        for file in [*made, *(self.folder / "explorer").glob("*.json")]:
+            file.unlink()
+        (self.folder / "provenance.json").unlink(missing_ok=True)
+
     def note(self) -> None:
         """Bring provenance.json up to date with the settings, the machine and what is installed."""
         annotate(
             self.folder,
-            settings=self.settings,
+            **self._identity(read_provenance(self.folder)),
             seeds={"samples and draws": self.settings["seed"]},
             device=self.device,
-            model=provenance.model_identity(self.settings["model"]),
-            data=provenance.data_identity(self.settings["source"]),
             code={"git_commit": provenance.commit(), "measuring": measuring_code.code_version()},
             versions=provenance.versions(),
             machine=provenance.machine(),
             arithmetic=provenance.arithmetic(),
             engine=engine.facts(),
         )
+
+    def _identity(self, held: dict[str, Any]) -> dict[str, Any]:
+        """What the run is one of; N is None where each notebook takes its own number."""
+        n = self.settings["n_samples"]
+        if n == self.default_n and (held.get("settings") or {}).get("n_samples") != n:
+            n = None
+        return {
+            "settings": {**self.settings, "n_samples": n},
+            "dtype": identity.dtype_of(self.settings, self.device),
+            "model": provenance.model_identity(self.settings["model"]),
+            "data": provenance.data_identity(self.settings["source"]),
+        }
 
     @property
     def device(self) -> str:

@@ -33,6 +33,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _INJECTED = "# Parameters\n"  # papermill's first line
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+_TABLE = re.compile(r"\.(jsonl|parquet)$")
 
 Settings = dict[str, Any]
 
@@ -181,7 +182,7 @@ def check_early(
         ray_address()
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs}: give a whole number of at least 1 (JOBS=)")
-    folder = run_folder(settings["model"], settings["profile"], out)
+    folder = run_folder(settings, out)
     with explained(folder / "run"):
         for nearest in (folder, *folder.parents):
             with contextlib.suppress(FileNotFoundError):
@@ -234,14 +235,15 @@ def _base() -> Path:
     return REPO if (REPO / "pyproject.toml").is_file() else Path.cwd()
 
 
-def run_folder(model: str, profile: str, out_dir: str | Path | None = None) -> Path:
+def run_folder(settings: Settings, out_dir: str | Path | None = None) -> Path:
     """Where a run's results go.
 
     Args:
-        model: Checkpoint folder or hub id.
-        profile: ``quick`` or ``full``.
+        settings: As ``check_settings`` returns them; ``n_samples`` None for the notebooks' own
+            numbers.
         out_dir: Explicit folder, relative to the repository; None or "" for
-            ``results/<model>-<profile>`` (the environment variable VISDEPTH_RESULTS moves
+            ``results/<model>-<profile>``, with whatever else was chosen behind it: number of
+            samples, seed, data, dtype (the environment variable VISDEPTH_RESULTS moves
             ``results``).
 
     Returns:
@@ -254,8 +256,29 @@ def run_folder(model: str, profile: str, out_dir: str | Path | None = None) -> P
         if not isinstance(out_dir, str | Path) or "\0" in str(out_dir):
             raise ValueError(f"out_dir {out_dir!r}: give a folder as text, e.g. results/mine")
         return (_base() / os.path.expanduser(out_dir)).resolve()
-    name = _SLUG.sub("-", Path(model).name or Path(model).resolve().name)
-    return (results_folder() / f"{name}-{profile}").resolve()
+    n, seed, dtype = (settings[name] for name in ("n_samples", "seed", "dtype"))
+    parts = [_last(settings["model"]), settings["profile"]]
+    parts += [f"n{n}"] * (n is not None) + [f"seed{seed}"] * (seed != 0)
+    parts += [_TABLE.sub("", _last(settings["source"]))] if settings["source"] else []
+    parts += [dtype] * (dtype != "auto")
+    return (results_folder() / _SLUG.sub("-", "-".join(parts))).resolve()
+
+
+def shown_source(source: str | None) -> str:
+    """How tables call the data: a hub id, or the last two parts of a path.
+
+    Args:
+        source: As in the settings.
+
+    Returns:
+        Text without the folders above.
+    """
+    return "/".join(Path(source).parts[-2:]) if source else "embedded worlds"
+
+
+def _last(path: str) -> str:
+    """Name of a folder or file, or of what is behind the owner in a hub id."""
+    return Path(path).name or Path(path).resolve().name
 
 
 def resolved_device(device: str) -> str:

@@ -179,7 +179,7 @@ def test_a_notebook_starts_from_nothing(machine: Colab, tmp_path: Path) -> None:
     after = machine.versions()
     assert {name: after[name] for name in kept} == kept
     assert {"transformers", "peft", "accelerate", "visdepth-utils"} <= set(after)
-    assert (start / "visdepth" / "results" / "base-quick" / "provenance.json").is_file()
+    assert (start / "visdepth" / "results" / "base-quick-n4" / "provenance.json").is_file()
 
     # A claim, in another empty folder and from an address of the user's own.
     claim = tmp_path / "01"
@@ -190,7 +190,7 @@ def test_a_notebook_starts_from_nothing(machine: Colab, tmp_path: Path) -> None:
     book = machine.execute("01_image_tokens_stabilise", 4, claim)
     assert last_code(book).execution_count and last_code(book).outputs
     (entry,) = json.loads(
-        (claim / "visdepth" / "results" / "base-quick" / "claims.json").read_text()
+        (claim / "visdepth" / "results" / "base-quick-n4" / "claims.json").read_text()
     )
     assert (entry["claim"], entry["n_images"]) == ("C1", 4)
     remote = ["git", "-C", claim / "visdepth", "remote", "get-url", "origin"]

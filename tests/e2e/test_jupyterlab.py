@@ -123,7 +123,7 @@ def test_run_all_cells_shows_the_figure_and_the_verdict(lab: tuple[str, Path]) -
         assert figures.first.bounding_box()["width"] > 300
         page.screenshot(path=folder / "figure.png")
 
-        (entry,) = json.loads((folder / "results" / "base-quick" / "claims.json").read_text())
+        (entry,) = json.loads((folder / "results" / "base-quick-n6" / "claims.json").read_text())
         card = page.locator(".jp-RenderedHTMLCommon table", has_text=entry["statement"])
         assert card.count() == 1
         card.scroll_into_view_if_needed()

@@ -5,6 +5,7 @@ import fnmatch
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -360,7 +361,8 @@ def test_numbers_that_stand_only_in_notebooks_stand_there() -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_default_samples_are_those_of_the_parameters_cell_and_of_the_claim(source: Path) -> None:
     n = default_parameters(source).get("n_samples")
-    assert n == (None if source.stem == "09_verdicts" else n) or n > 0
+    assert (n is None) == (source.stem == "09_verdicts")
+    assert (f"default_n={n}," in source.read_text()) == (n is not None)
     for claim in load_claims()["claims"].values():
         if claim["notebook"] == source.stem and "n_images" in claim:
             assert n == claim["n_images"]
@@ -511,7 +513,9 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
     assert dry(llava_path, tmp_path / "run")[0] == 0
     assert made_up == [16, 2]  # kept like any step
     # Notebook 00 shows the same, though its run has 24 samples where the command has none.
-    shown = plan.needs_text(run_of(llava_path, tmp_path / "run", n_samples=24))
+    shown = plan.needs_text(
+        replace(run_of(llava_path, tmp_path / "run", n_samples=24), default_n=24)
+    )
     assert chains in shown
     text = dry(llava_path, tmp_path / "run", n_samples=2)[1]
     assert "it fits:" in text

@@ -28,6 +28,30 @@ def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):
     return folder
 
 
+def test_a_run_is_compared_with_those_on_its_data_first_with_those_of_its_settings(tmp_path):
+    usual = {"source": None, "n_samples": None, "seed": 0, "profile": "quick", "dtype": "auto"}
+    for name, model, changed, updated in (
+        ("a", "m/a", {}, "2026-01-01"),
+        ("a-n32-seed1", "m/a", {"n_samples": 32, "seed": 1}, "2026-02-01"),
+        ("a-mine", "m/a", {"source": "mine"}, "2026-03-01"),
+        ("b-n8", "m/b", {"n_samples": 8}, "2026-02-01"),
+        ("b-n64", "m/b", {"n_samples": 64}, "2026-03-01"),
+    ):
+        folder = run(tmp_path / name, model, {"C1": "supported"})
+        facts = {"updated": updated, "settings": {**usual, **changed}}
+        (folder / "provenance.json").write_text(json.dumps(facts))
+    for like, runs in (
+        (usual, ["a", "b-n64"]),
+        ({**usual, "source": "mine"}, ["a-mine"]),
+        ({**usual, "n_samples": 32, "seed": 1}, ["a-n32-seed1", "b-n64"]),
+        ({**usual, "n_samples": 8}, ["a", "b-n8"]),
+        (None, ["a-mine", "b-n64"]),
+    ):
+        found = all_verdicts(tmp_path, tmp_path / "nothing", like=like)
+        assert found["run"].tolist() == runs
+    assert not all_verdicts(tmp_path / "none", RECORDED, like=usual).empty
+
+
 def table(**verdicts):
     """Model -> verdicts of C1, C2, ... as a table."""
     rows = [

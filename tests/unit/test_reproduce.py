@@ -28,7 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from visdepth_utils.runs import open_run, progress_line
 run = open_run(model=model, source=source, n_samples=n_samples, seed=seed, device=device,
-               dtype=dtype, profile=profile, out_dir=out_dir)"""
+               dtype=dtype, profile=profile, out_dir=out_dir, default_n=4)"""
 MEASURE = """progress = progress_line(every=0)
 def measure():
     for done in range(1, 4):
@@ -85,7 +85,7 @@ class Story:
         self.broken_claims = read_claims(self.out)
         self.broken_page = (self.out / "report.html").read_text()
         write(second, OPEN, MEASURE, RECORD)
-        self.mended = call(model, self.notebooks, self.out, n_samples=5)
+        self.mended = call(model, self.notebooks, self.out)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,7 @@ def test_all_notebooks_run_with_live_output_and_a_verdict_table(story: Story) ->
     assert "    measure: 2/3" in text  # progress is shown while it happens
     row = next(line for line in lines if line.startswith("C1"))
     assert re.split(r"\s{2,}", row)[1:3] == ["not supported", "0.123 [0.1, 0.2]"]
+    assert re.split(r"\s{2,}", row)[4:6] == ["4", "embedded worlds"]
     assert "2 run, 0 unchanged, 0 broken" in text
 
 
@@ -187,14 +188,30 @@ def test_a_broken_notebook_does_not_keep_the_others_from_running(story: Story) -
 def test_after_mending_only_what_changed_is_measured(story: Story) -> None:
     status, text = story.mended
     assert status == 0
-    assert "2 run, 0 unchanged" in text  # n_samples is a parameter of both
-    assert "values: measured (3 rows)" in text
+    assert "1 run, 1 unchanged" in text
+    assert "values: from cache (3 rows)" in text
+
+
+def test_other_settings_do_not_go_into_a_run_that_is_there(
+    story: Story, worlds: Path, llava_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {file: file.read_bytes() for file in story.out.rglob("*") if file.is_file()}
+    given = ["--model", str(llava_path), "--notebooks", str(story.notebooks)]
+    given += ["--out", str(story.out), "--source", str(worlds), "--n", "3"]
+    for beside in ([], ["--dry"]):
+        assert command.main(["reproduce", *given, *beside]) == 2
+        said = capsys.readouterr().err
+        assert f"error: {story.out} holds a run with n_samples default, source default" in said
+        assert f"this one has n_samples 3, source '{worlds}': give another folder (OUT=" in said
+        assert len(said.splitlines()) == 1
+    assert {file: file.read_bytes() for file in story.out.rglob("*") if file.is_file()} == kept
 
 
 def test_the_report_is_one_escaped_page(story: Story) -> None:
     page = story.page
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+    assert "4 images of embedded worlds" in page
     assert 'src="data:image/svg+xml;base64,' in page
     assert 'href="notebooks/01_second.html"' in page
     assert "http://" not in page
@@ -291,10 +308,11 @@ def test_paths_are_meant_from_where_the_command_is_given(
     monkeypatch.chdir(tmp_path)
     chosen = {"model": "mine", "source": "."}  # ``worlds`` fills tmp_path
     stream = io.StringIO()
-    status = reproduce(chosen, "run", Path("notebooks"), stream, jobs=2)
+    out = Path(f"../{tmp_path.name}-run")
+    status = reproduce(chosen, out, Path("notebooks"), stream, jobs=2)
     assert status == 0, stream.getvalue()
     assert "[2]    at the same time" in stream.getvalue()
-    facts = read_provenance(tmp_path / "run")
+    facts = read_provenance(out.resolve())
     assert facts["settings"]["model"] == str(tmp_path / "mine")
     assert facts["data"]["source"] == str(tmp_path)
 

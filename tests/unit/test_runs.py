@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import visdepth_utils
 from visdepth_utils.running.progress import duration, progress_line
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.settings import check_settings, run_folder
-from visdepth_utils.store import measuring_code, provenance
+from visdepth_utils.store import identity, measuring_code, provenance
 from visdepth_utils.store.entries import read_claims, read_provenance
 from visdepth_utils.store.files import atomic
 
@@ -259,7 +260,8 @@ def test_verdicts_are_merged_by_claim_and_model(run: Run) -> None:
     entries = json.loads(text)
     found = [(entry["claim"], entry["model"], entry["verdict"]) for entry in entries]
     assert found == [("C0", "m", "weaker"), ("C1", "m", "supported"), ("C1", "m2", "weaker")]
-    assert set(entries[0]) == set(VERDICT)
+    assert set(entries[0]) == {*VERDICT, "source"}
+    assert entries[0]["source"] == "embedded worlds"
     assert entries[1]["ci"] == [0.1, None]
     assert entries[1]["n_images"] == 64
 
@@ -395,18 +397,137 @@ def test_a_missing_model_ends_before_anything_is_written(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def named(**chosen: object) -> Path:
+    """The folder of a run with these settings."""
+    return run_folder(check_settings(**{**GOOD, "n_samples": None, **chosen}))
+
+
 def test_results_go_to_one_folder_wherever_the_notebook_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VISDEPTH_RESULTS", raising=False)
-    here = run_folder("data/minivlm/base", "quick")
+    here = named()
     monkeypatch.chdir(tmp_path)
-    assert run_folder("data/minivlm/base/", "quick", "") == here
+    assert named(model="data/minivlm/base/", device="auto") == here
     assert here.parts[-2:] == ("results", "base-quick")
-    assert run_folder("Qwen/Qwen2.5-VL 3B", "full").name == "Qwen2.5-VL-3B-full"
-    assert run_folder("x", "quick", "results/mine") == here.parent / "mine"
+    assert named(model="Qwen/Qwen2.5-VL 3B", profile="full").name == "Qwen2.5-VL-3B-full"
+    assert run_folder(GOOD, "results/mine") == here.parent / "mine"
     monkeypatch.setenv("VISDEPTH_RESULTS", str(tmp_path / "elsewhere"))
-    assert run_folder("x", "quick") == tmp_path / "elsewhere" / "x-quick"
+    assert named() == tmp_path / "elsewhere" / "base-quick"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"),
+    [
+        ({"n_samples": 32}, "base-quick-n32"),
+        ({"n_samples": 32, "seed": 1, "source": "~/data/mine"}, "base-quick-n32-seed1-mine"),
+        ({"source": "x/rows v2.jsonl"}, "base-quick-rows-v2"),
+        ({"source": "owner/Chart.QA@1.0"}, "base-quick-Chart.QA-1.0"),
+        ({"dtype": "bfloat16", "seed": 7}, "base-quick-seed7-bfloat16"),
+    ],
+)
+def test_other_settings_have_another_folder_with_a_readable_name(chosen: dict, name: str) -> None:
+    assert named(**chosen).name == name
+
+
+# --- one run, one set of settings -----------------------------------------------------------------
+
+
+def as_notebook(model: Path, out: Path | None = None, **changed: object) -> Run:
+    """A notebook whose own number of samples is 48 opens its run; a number may be chosen."""
+    settings = {"model": str(model), "n_samples": 48, "default_n": 48, "out_dir": out}
+    return open_run(**{**settings, **changed})
+
+
+OTHER: dict[str, tuple[object, str]] = {
+    "n_samples": (32, "n_samples default, this one has n_samples 32"),
+    "seed": (1, "seed 0, this one has seed 1"),
+    "profile": ("full", "profile 'quick', this one has profile 'full'"),
+    "dtype": ("bfloat16", "dtype 'float32', this one has dtype 'bfloat16'"),
+    "source": ("WORLDS", "source default, this one has source '"),
+    "model": ("QWEN", "this one has model "),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_one_folder_holds_one_set_of_settings(
+    name: str,
+    llava_path: Path,
+    qwen_path: Path,
+    worlds: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever opens it: reproduce, papermill, or a notebook whose cell of parameters was edited."""
+    tmp_path = tmp_path_factory.mktemp("runs")  # ``worlds`` fills the other
+    monkeypatch.setenv("VISDEPTH_RESULTS", str(tmp_path / "results"))
+    value, said = OTHER[name]
+    value = {"WORLDS": str(worlds), "QWEN": str(qwen_path)}.get(str(value), value)
+    first = as_notebook(llava_path, tmp_path / "mine")
+    before = (first.folder / "provenance.json").read_bytes()
+    with pytest.raises(ValueError, match="give another folder") as caught:
+        as_notebook(**{"model": llava_path, "out": tmp_path / "mine", name: value})
+    assert f"{tmp_path / 'mine'} holds a run with " in str(caught.value)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert (first.folder / "provenance.json").read_bytes() == before
+    usual = as_notebook(llava_path)
+    assert usual.folder == tmp_path / "results" / "llava-quick"
+    other = as_notebook(**{"model": llava_path, name: value})
+    assert other.folder not in (usual.folder, first.folder)
+    for run in (usual, other, usual):  # and both go on
+        chosen = {key: run.settings[key] for key in ("model", "n_samples", name)}
+        assert as_notebook(**chosen).folder == run.folder
+
+
+def test_a_notebook_at_its_own_number_goes_on_where_that_number_was_chosen_for_all(
+    llava_path: Path, tmp_path: Path
+) -> None:
+    chosen = open_run(model=str(llava_path), n_samples=48, default_n=100, out_dir=tmp_path / "n48")
+    as_notebook(llava_path, tmp_path / "n48").record(VERDICT)
+    assert read_provenance(chosen.folder)["settings"]["n_samples"] == 48
+    with pytest.raises(ValueError, match="n_samples 48, this one has n_samples default"):
+        open_run(model=str(llava_path), n_samples=96, default_n=96, out_dir=tmp_path / "n48")
+    for own in (48, 100):  # each notebook at its own
+        run = open_run(
+            model=str(llava_path), n_samples=own, default_n=own, out_dir=tmp_path / "run"
+        )
+        assert read_provenance(run.folder)["settings"]["n_samples"] is None
+        assert run.settings["n_samples"] == own
+
+
+def test_changed_weights_or_data_do_not_mix_with_what_was_measured(
+    llava_path: Path, worlds: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("runs")  # ``worlds`` fills the other
+    model = Path(shutil.copytree(llava_path, tmp_path / "model"))
+    options = {"source": str(worlds)}
+    run = as_notebook(model, tmp_path / "run", **options)
+    with pytest.raises(ValueError, match=r"lies in the folder of the data, .*: give another"):
+        as_notebook(model, worlds / "deep" / "run", **options)
+    moved = Path(shutil.copytree(model, tmp_path / "moved" / tmp_path.name / "model"))
+    as_notebook(moved, tmp_path / "run", **options)  # the same in another place
+    table = worlds / "vqa.parquet"
+    table.rename(worlds / "caption.parquet")
+    with pytest.raises(ValueError, match="contents of the data .* make reproduce measures all"):
+        as_notebook(model, tmp_path / "run", **options)
+    (worlds / "caption.parquet").rename(table)
+    as_notebook(model, tmp_path / "run", **options)
+    (model / "chat_template.jinja").write_text("other")
+    with pytest.raises(ValueError, match="with config or tokenizer files "):
+        as_notebook(model, tmp_path / "run", **options)
+    (model / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="holds a run with weights "):
+        as_notebook(model, tmp_path / "run", **options)
+    assert run.folder.is_dir()
+
+
+def test_auto_is_another_dtype_where_the_device_is_another() -> None:
+    settings = {**GOOD, "model": "data/minivlm/base"}
+    assert identity.dtype_of(settings, "cpu") == "float32"
+    assert identity.dtype_of({**settings, "dtype": "float16"}, "cpu") == "float16"
+    config = json.loads((provenance.REPO / "data/minivlm/base/config.json").read_text())
+    assert identity.dtype_of(settings, "cuda") == config["dtype"]
+    assert identity.dtype_of({**settings, "model": "owner/not-fetched"}, "cuda") == "auto"
 
 
 # --- progress -------------------------------------------------------------------------------------

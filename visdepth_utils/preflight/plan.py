@@ -90,9 +90,8 @@ def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:
         and disk that are needed at least, and how to have the rest measured.
     """
     sources = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    chosen = run.settings["n_samples"]
-    if sources and chosen == default_parameters(sources[0]).get("n_samples"):
-        chosen = None
+    n = run.settings["n_samples"]
+    chosen = None if n == run.default_n else n
     try:
         table = expected(run, sources, chosen, measure=False, say=lambda line: None)
     except NotMeasured:

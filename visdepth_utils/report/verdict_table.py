@@ -27,7 +27,7 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
     Returns:
         One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
         ``effect_label`` (what it is), ``control`` and ``control_label``, ``images`` (a dash
-        where a verdict rests on none, as of other verdicts), ``model``,
+        where a verdict rests on none, as of other verdicts), ``source`` (of the data), ``model``,
         ``statement``, ``reason``, ``notebook``, ``colour``.
     """
     return [
@@ -39,6 +39,7 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
             "control": number_text(entry.get("control_effect")),
             "control_label": ", ".join(filter(None, control_words(entry))),
             "images": images_text(entry),
+            "source": str(entry.get("source") or "-"),
             "model": str(entry["model"]),
             "statement": str(entry.get("statement") or ""),
             "reason": str(entry.get("reason") or ""),
@@ -69,6 +70,7 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
         "effect": "effect [95% interval]",
         "control": "control",
         "images": "images",
+        "source": "data",
         "model": "model",
         "effect_label": "effect is",
     }

@@ -26,7 +26,7 @@ __all__ = [
     "read_provenance",
 ]
 
-_TEXTS = ("statement", "reason", "notebook", "effect_label", "control_label")
+_TEXTS = ("statement", "reason", "notebook", "source", "effect_label", "control_label")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
 _TABLES = ("details", "controls")
 _LARGE = 1e300  # JSON holds whole numbers that are too large for a float

@@ -3,6 +3,8 @@
 import json
 import pickle
 
+import safetensors.torch
+
 from tests.bad_input.box import Case
 
 HUB = "fetch the checkpoint again"
@@ -15,6 +17,11 @@ WEIGHTS = "model.safetensors"
 def _weights(box, end: int | None = None, start: bytes = b"") -> bytes:
     whole = (box.model / WEIGHTS).read_bytes()
     return start + whole[len(start) : end]
+
+
+def _of_mlx(box) -> bytes:
+    tensors = safetensors.torch.load_file(box.model / WEIGHTS)
+    return safetensors.torch.save(tensors, {"format": "mlx"})
 
 
 CONFIGS = (
@@ -63,6 +70,25 @@ CONFIGS = (
         lambda b: b.load(b.config(text={"hidden_size": "x"})),
         "spoilt' (StrictDataclassFieldValidationError: Validation error for field 'hidden_size'",
         FILES,
+    ),
+    *(
+        Case(
+            f"quantised by {kind}",
+            lambda b, fields=fields: b.load(b.config(**fields)),
+            f"spoilt' holds weights quantised by {kind}",
+            "give the checkpoint that it was made from",
+        )
+        for kind, fields in {
+            "AWQ": {"quantization_config": {"quant_method": "awq", "bits": 4}},
+            "GPTQ": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "MLX": {"quantization": {"group_size": 64, "bits": 4}},
+        }.items()
+    ),
+    Case(
+        "of MLX",
+        lambda b: b.load({WEIGHTS: _of_mlx(b)}),
+        "spoilt' holds weights in MLX's layout",
+        "give the checkpoint that it was made from",
     ),
     Case(
         "code of its own",

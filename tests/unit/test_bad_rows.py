@@ -1,5 +1,6 @@
 """Bad data: each fault stops with the row named, or is skipped when asked; odd pictures."""
 
+import base64
 import io
 import json
 import struct
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.hubdata import BLINK, CHARTQA, SCIENCEQA, blink_row, cell, encoded, png, write
 from visdepth_utils.sources.pictures import BadRow, upright_rgb
-from visdepth_utils.tasks import load_task
+from visdepth_utils.tasks import MissingTask, load_task
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,6 +104,10 @@ def test_skipping_keeps_the_choice_nested(tmp_path: Path) -> None:
 
 LINES = {
     "outside": ({"image": "../secret.png"}, "its picture '../secret.png' lies outside of"),
+    "address": ({"image": "https://a.b/c.png"}, "its picture is the address 'https://a.b/c.png'"),
+    "data URI": ({"image": "data:image/png;base64,AAA"}, "its picture 'data:.*' is no base64"),
+    "damaged base64": ({"image": "iVBORw0KGgo" + "A" * 89}, "its picture cannot be decoded"),
+    "long path": ({"image": "a/" * 500}, "its picture 'a/a/.{50,80} is no file in"),
     "absolute": ({"image": "/etc/hostname"}, "its picture '/etc/hostname' lies outside of"),
     "link": ({"image": "link.png"}, "its picture 'link.png' lies outside of"),
     "missing file": ({"image": "none.png"}, "its picture 'none.png' is no file in"),
@@ -126,6 +133,8 @@ RAW = {
     "not UTF-8": (b'{"image": "a.png", "question": "caf\xe9 ?", "answer": "x"}', "it is not UTF-8"),
     "no JSON": (b'{"image": "a.png", ', "it is no JSON"),
     "no object": (b"[1, 2]", "it is no JSON object"),
+    "an array": (b'[{"image": "a.png"}]', "it is no JSON object but an array: write one object"),
+    "a piece": (b'{"image": "a.png"},', "it is no JSON by itself but a piece of an array"),
     "empty line": (b"", "it is empty"),
     "lacks a key": (b'{"image": "a.png", "question": "?"}', "it lacks 'answer': add it"),
 }
@@ -155,6 +164,100 @@ def test_a_bad_line_is_named_or_skipped(fault: str, tmp_path: Path) -> None:
         task = load_task(name, source=file, on_bad_row="skip")
         assert [s.id for s in task.samples] == ["table-00001", "table-00003"]
         assert list(task.selection["skipped"]) == ["line 2"]
+
+
+GOOD = {"image": "a.png", "question": "ä ?", "answer": "x"}
+
+
+def folder_of(tmp_path: Path, content: bytes, name: str = "rows.jsonl") -> Path:
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / name).write_bytes(content)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            json.dumps([GOOD, GOOD], ensure_ascii=False).encode(),
+            "it is no JSON object but an array",
+        ),
+        (json.dumps([GOOD, GOOD], indent=1).encode(), "it is no JSON by itself but a piece of"),
+        (
+            json.dumps(GOOD, indent=1).encode() * 2,
+            "it is no JSON by itself but a piece of an array",
+        ),
+        (json.dumps(GOOD, ensure_ascii=False).encode("latin-1"), "it is not UTF-8 .byte"),
+        (json.dumps(GOOD).encode("utf-16"), "it is not UTF-8 .byte 0"),
+        (json.dumps(GOOD).encode("utf-16-le"), "it is not UTF-8 .zero bytes, as UTF-16 has"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_says_what_it_is(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    file = folder_of(tmp_path, content)
+    with pytest.raises(
+        ValueError, match="rows.jsonl has no line that can be read; the first: " + message
+    ):
+        load_task("vqa", source=file)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_any_system_ends_them(end: str, tmp_path: Path) -> None:
+    file = folder_of(tmp_path, (json.dumps(GOOD) + end).encode() * 3 + end.encode())
+    assert len(load_task("vqa", source=file)) == 3
+
+
+def test_a_picture_may_be_written_out(tmp_path: Path) -> None:
+    packed = base64.b64encode(png(3)).decode()
+    shown = [packed, f"data:image/png;base64,{packed}", {"bytes": packed, "path": None}]
+    lines = "\n".join(json.dumps({**GOOD, "image": image}) for image in shown)
+    task = load_task("vqa", source=folder_of(tmp_path, lines.encode()))
+    expected = upright_rgb(png(3)).tobytes()
+    assert [sample.images[0].tobytes() for sample in task.samples] == [expected] * 3
+
+
+def test_an_unreadable_line_makes_no_task(tmp_path: Path) -> None:
+    """It is a bad row of the tasks that other rows are of, and of no other."""
+    lines = [json.dumps(GOOD)] * 3 + ['{"image": ']
+    file = folder_of(tmp_path, "\n".join(lines).encode())
+    for name in ("mcq", "chart", "caption"):
+        with pytest.raises(MissingTask, match=f"no task '{name}'"):
+            load_task(name, 2, source=file)
+    with pytest.raises(BadRow, match="line 4: it is no JSON"):
+        load_task("vqa", source=file)
+    assert len(load_task("vqa", 3, source=file, on_bad_row="skip")) == 3
+
+
+def test_what_systems_hide_in_a_folder_is_no_data(tmp_path: Path) -> None:
+    folder_of(tmp_path, json.dumps(GOOD).encode())
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in ("._rows.jsonl", "__MACOSX/._rows.jsonl", ".cache/rows.jsonl", "._a.parquet"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert [s.id for s in load_task("vqa", source=tmp_path).samples] == ["table-00001"]
+
+
+def test_columns_that_no_format_reads_may_hold_anything(tmp_path: Path) -> None:
+    row = {"image": png(0), "question": "?", "answer": "x"}
+    table = pa.table({name: [value] for name, value in row.items()})
+    odd = pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))
+    file = tmp_path / "rows.parquet"
+    pq.write_table(table.append_column("meta", odd), file)
+    assert [s.answer for s in load_task("vqa", source=file).samples] == ["x"]
+    pq.write_table(table.drop("answer").append_column("answer", odd), file)
+    with pytest.raises(ValueError, match="rows.parquet: its column answer is of the type map<str"):
+        load_task("vqa", source=file)
+    pq.write_table(table.append_column("answer", pa.array(["y"])), file)
+    with pytest.raises(ValueError, match="rows.parquet has the column 'answer' more than once"):
+        load_task("vqa", source=file)
+
+
+def test_what_is_skipped_is_said_alike_in_every_run(tmp_path: Path) -> None:
+    file = write([chart(png(1)), chart(b"GIF? no")], CHARTQA, tmp_path / "test.parquet")
+    runs = [load_task("chart", source=file, on_bad_row="skip").selection for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert "0x" not in str(runs[0]["skipped"]) and "cannot identify" in str(runs[0]["skipped"])
 
 
 def test_answers_must_fit_their_format(tmp_path: Path) -> None:

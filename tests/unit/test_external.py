@@ -6,8 +6,11 @@ import pickle
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import datasets
 import pandas as pd
 import pytest
 from datasets import DatasetDict, load_dataset
@@ -218,7 +221,7 @@ def test_an_unreachable_hub_id_is_one_line() -> None:
 def test_the_commit_of_a_fetched_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's own cache layout, without network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = COMMIT
     repo = tmp_path / "datasets--owner--name"
     for file, text in ((f"snapshots/{commit}/README.md", "card"), ("refs/main", commit)):
         (repo / file).parent.mkdir(parents=True)
@@ -227,6 +230,71 @@ def test_the_commit_of_a_fetched_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     assert provenance.data_identity("owner/name") == {"source": "owner/name", "hash": commit}
     assert provenance.data_identity(f"owner/name@{commit}")["hash"] == commit
     assert provenance.data_identity("owner/other") == {"source": "owner/other", "hash": None}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Says the commit of owner/bare, a repository without any file but its data."""
+
+    def do_GET(self) -> None:
+        known = self.path.split("?")[0] == "/api/datasets/owner/bare/revision/main"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"id": "owner/bare", "sha": COMMIT}).encode() if known else b"")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_repository_without_a_card_has_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        where = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
+        assert provenance.data_identity("owner/bare")["hash"] is None
+        assert opened.hub_revision("owner/bare") == COMMIT
+        with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such .*404"):
+            opened.hub_revision("owner/gone")
+        server.shutdown()
+    assert opened.hub_revision("owner/bare") == COMMIT  # from now on without network
+    assert provenance.data_identity("owner/bare")["hash"] == COMMIT
+    with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such"):
+        opened.hub_revision("owner/gone")
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        (
+            RuntimeError("Dataset scripts are no longer supported, but found name.py"),
+            "made by a script.* owner/name@refs/convert/parquet",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'a/b' is a gated dataset on the Hub."
+            ),
+            "is gated .*accept its terms at .*/datasets/owner/name, then log in",
+        ),
+        (RuntimeError("delegated descriptions"), "check the name and the network"),
+    ],
+)
+def test_a_refusal_says_what_helps(
+    error: Exception, helps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(opened, "hub_revision", lambda repo, revision: "c0ffee")
+    monkeypatch.setattr("datasets.get_dataset_config_names", refuse)
+    with pytest.raises(FileNotFoundError, match=f"data 'owner/name.*{helps}") as caught:
+        load_task("vqa", source="owner/name@v1")
+    assert "\n" not in str(caught.value)
 
 
 # --- roles, choice, record ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -83,16 +84,38 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
         The config.
 
     Raises:
-        ValueError: Unreadable, or no image token.
+        ValueError: Unreadable, quantised, in MLX's layout, or no image token.
     """
     with quiet(), one_line_errors(name, where):
         config = AutoConfig.from_pretrained(where, **hub)
+    if packed := _packed(config, where):
+        raise ValueError(
+            f"{name!r} holds {packed}, which is not measured here: give the checkpoint that it was "
+            "made from (load_in_4bit=True packs that one on a GPU)"
+        )
     if getattr(config, "image_token_id", None) is None:
         raise ValueError(
             f"{name!r} (model type {config.model_type!r}) has no image token in its config: "
             "give a vision language checkpoint, whose config.json names image_token_id"
         )
     return config
+
+
+def _packed(config: PreTrainedConfig, where: str) -> str:
+    """What kind of weights a checkpoint holds, if they are not plain ones; ""."""
+    for part in (config, config.get_text_config()):
+        found = getattr(part, "quantization_config", None) or {}
+        found = found if isinstance(found, dict) else found.to_dict()
+        method = str(getattr(found.get("quant_method"), "value", found.get("quant_method") or ""))
+        if method and method != "bitsandbytes":
+            return f"weights quantised by {method.upper():.40}"
+        if found and not method or getattr(part, "quantization", None):
+            return "weights quantised by MLX"
+    first = next(iter(sorted(Path(where).glob("*.safetensors"))), None)
+    with contextlib.suppress(Exception), safe_open(str(first), "pt") as weights:
+        if (weights.metadata() or {}).get("format") == "mlx":
+            return "weights in MLX's layout"
+    return ""
 
 
 def read_processor(name: str, where: str, template: str = "", **hub: object) -> ProcessorMixin:

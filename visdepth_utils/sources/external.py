@@ -138,24 +138,26 @@ def _index(rows: Rows, form: Format, name: str, kind: str | None) -> pd.DataFram
     """One pass over all rows: which of them are asked for, and which show the same pictures.
 
     Two rows have one ``image_id`` if their pictures have the same bytes (or paths): what is
-    resampled in every interval. A row that cannot be read stays in, to be named when it is chosen.
+    resampled in every interval. A bad row stays in, to be named when it is chosen; a line that
+    cannot be read at all does where other rows are of the task.
     """
     found, kinds = [], set()
     for i, row in enumerate(rows):
         said = _said(form, row)
+        role = form.role(row) if row is not None and name not in FORMATS else ""
         if said is not None:
             kinds.add(said.kind)
-            if (said.role and name not in FORMATS and said.role != name) or (
-                kind is not None and said.kind != kind
-            ):
-                continue
+        if role not in ("", name) or (said and kind not in (None, said.kind)):
+            continue
         cells = picture_cells(row or {}, form.images)
         if form.blind and not cells and name not in FORMATS and row is not None:
             continue  # a claim about image tokens has no use for a row without picture
-        found.append({"row": i, "image_id": _image_id(cells) or f"row-{i + rows.first}"})
+        image = _image_id(cells) or f"row-{i + rows.first}"
+        found.append({"row": i, "image_id": image, "read": row is not None})
     if kind is not None and kind not in kinds:
         raise ValueError(f"{rows.where} has no subset {kind!r}: it has {', '.join(sorted(kinds))}")
-    return pd.DataFrame(found, columns=["row", "image_id"])
+    index = pd.DataFrame(found, columns=["row", "image_id", "read"])
+    return index if index["read"].any() else index.iloc[:0]
 
 
 def _said(form: Format, row: dict[str, Any] | None) -> Said | None:

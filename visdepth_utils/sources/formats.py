@@ -13,7 +13,7 @@ from typing import Any
 
 from visdepth_utils.sources.pictures import BadRow
 
-__all__ = ["FORMATS", "Format", "Said", "detect"]
+__all__ = ["FORMATS", "READ", "Format", "Said", "detect"]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"\(?([A-Z])\)?\.?")
@@ -30,7 +30,6 @@ class Said:
         references: All accepted answers; the first is the one for teacher forcing.
         kind: Type of question.
         choices: Options; empty for an open question.
-        role: The task that the row itself names or is made for; "" for any its format has.
     """
 
     words: dict[str, str]
@@ -38,7 +37,6 @@ class Said:
     references: tuple[str, ...] = ()
     kind: str = ""
     choices: tuple[str, ...] = ()
-    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Format:
         split: Taken unless another is chosen.
         subset: Configuration taken unless another is chosen; None: all.
         without: Columns that only another format has.
+        role: A row -> the task that it names or is made for; "" for any the format has.
     """
 
     title: str
@@ -72,6 +71,7 @@ class Format:
     split: str | None = None
     subset: str | None = None
     without: tuple[str, ...] = ()
+    role: Callable[[dict[str, Any]], str] = lambda row: ""
 
     def fits(self, columns: Sequence[str]) -> bool:
         """Whether rows with these columns can be read."""
@@ -185,15 +185,18 @@ def _scienceqa(row: dict[str, Any]) -> Said:
     return Said(words, _by_index(row, choices), kind=str(row.get("subject") or ""), choices=choices)
 
 
+def _table_role(row: dict[str, Any]) -> str:
+    return str(row.get("task") or ("mcq" if row.get("choices") else "vqa"))
+
+
 def _table(row: dict[str, Any]) -> Said:
     words, kind = {"question": _text(row, "question")}, str(row.get("kind") or "")
-    role = str(row.get("task") or "")
-    if not row.get("choices") or role not in ("", "mcq"):
+    if not row.get("choices") or _table_role(row) != "mcq":
         answers = _texts(row, "answer")
-        return Said(words, answers[0], answers, kind, role=role or "vqa")
+        return Said(words, answers[0], answers, kind)
     choices = _choices(row)
     words["options"] = _options(choices)
-    return Said(words, _any_answer(row, choices), kind=kind, choices=choices, role=role or "mcq")
+    return Said(words, _any_answer(row, choices), kind=kind, choices=choices)
 
 
 FORMATS: dict[str, Format] = {
@@ -258,9 +261,18 @@ FORMATS: dict[str, Format] = {
             "": "{question}\nAnswer the question using a single word or phrase.",
         },
         budget={"caption": 64, "": 16},
+        role=_table_role,
     ),
 }
 """Format -> how its rows are read. The order is the one in which columns are compared."""
+
+READ = frozenset(
+    column
+    for form in FORMATS.values()
+    for names in (*form.columns, form.images, ("choices", "hint", "kind", "subject", "task"))
+    for column in names
+)
+"""Columns that some format reads."""
 
 
 def detect(columns: Sequence[str]) -> str | None:

@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-from visdepth_utils.sources.rows import Rows, locate_source, read_lines
+from visdepth_utils.sources.formats import READ
+from visdepth_utils.sources.pictures import first_line
+from visdepth_utils.sources.rows import Rows, cached_revision, locate_source, read_lines
 
 __all__ = ["hub_revision", "open_rows"]
 
@@ -60,11 +65,18 @@ def hub_revision(repo: str, revision: str = "main") -> str:
     Raises:
         FileNotFoundError: The hub does not give it.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi
 
     with _given(repo):
-        card = hf_hub_download(repo, "README.md", repo_type="dataset", revision=revision)
-    return Path(card).parent.name
+        try:
+            commit = HfApi().dataset_info(repo, revision=revision).sha
+        except HfHubHTTPError:  # it answers, and says no
+            raise
+        except Exception:  # no network
+            if known := cached_revision(repo, revision):
+                return known
+            raise
+    return cached_revision(repo, revision, commit) or commit
 
 
 def _from_hub(where: str, prefer: Callable, split: str | None, subset: str | None) -> Rows:
@@ -94,7 +106,7 @@ def _from_hub(where: str, prefer: Callable, split: str | None, subset: str | Non
 def _from_files(where: Path, prefer: Callable, split: str | None, subset: str | None) -> Rows:
     """A parquet or JSONL file, or a folder of such, as the hub lays them out or flat."""
     if where.is_dir():
-        tables, lines = (sorted(where.rglob(f"*.{end}")) for end in ("parquet", "jsonl"))
+        tables, lines = (_shown(where, end) for end in ("parquet", "jsonl"))
         if tables and lines:
             raise ValueError(f"{where} holds parquet and JSONL files: give one of the files")
     else:
@@ -121,6 +133,8 @@ def _from_files(where: Path, prefer: Callable, split: str | None, subset: str | 
         names = tuple(dict.fromkeys(name for row in good for name in row))
         # With one file a row's number is its line.
         where_text = str(by_split[taken][0] if len(by_split[taken]) == 1 else where)
+        if data and not good:
+            raise ValueError(f"{where_text} has no line that can be read; the first: {data[0]}")
         return Rows(where_text, names, base, {"source": str(where), **facts}, data, "line", 1)
     return _parquet(by_split[taken], where, base, facts)
 
@@ -136,17 +150,43 @@ def _parquet(files: Sequence[Path], where: Path, base: Path, facts: dict[str, An
         raise ValueError(f"{where} holds tables with unlike columns ({pair}): give one of them")
     if not sum(pq.read_metadata(file).num_rows for file in files):
         return Rows(str(where), columns, base, facts, [])  # the library fails on a table of none
+    features = _features(files[0])
     try:
         with _quiet():
             table = datasets.load_dataset(
-                "parquet", data_files=[str(file) for file in files], split="train"
+                "parquet",
+                data_files=[str(file) for file in files],
+                split="train",
+                columns=features and list(features),
+                features=features,
             )
     except Exception as error:
         cause = error.__cause__ or error
         raise ValueError(
-            f"{where} is not readable as parquet ({_first_line(cause)}): write it again"
+            f"{where} is not readable as parquet ({first_line(cause)}): write it again"
         ) from error
     return _arrow(table, str(where), base, facts)
+
+
+def _features(file: Path) -> Any:
+    """The columns with a type that ``datasets`` knows, where there are others; else None for all.
+
+    Raises:
+        ValueError: One of the others is a column that a format reads.
+    """
+    from datasets import Features
+
+    known, schema = {}, pq.read_schema(file)
+    for column in schema:
+        try:
+            known |= Features.from_arrow_schema(pa.schema([column], schema.metadata))
+        except Exception as error:
+            if column.name in READ:
+                raise ValueError(
+                    f"{file}: its column {column.name} is of the type {column.type}: "
+                    "store text, numbers, lists or pictures"
+                ) from error
+    return None if len(known) == len(schema) else Features(known)
 
 
 def _saved(where: Path, prefer: Callable, split: str | None) -> Rows:
@@ -170,11 +210,23 @@ def _arrow(table: Any, where: str, base: Path, facts: dict[str, Any]) -> Rows:
 
 def _columns(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(pq.read_schema(file).names)
+        names = tuple(pq.read_schema(file).names)
     except Exception as error:
         raise ValueError(
-            f"{file} is not readable as parquet ({_first_line(error)}): write it again"
+            f"{file} is not readable as parquet ({first_line(error)}): write it again"
         ) from error
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{file} has the column {twice!r} more than once: rename one of them")
+    return names
+
+
+def _shown(folder: Path, end: str) -> list[Path]:
+    """Tables in a folder, without what systems and tools hide there (``._rows.jsonl``)."""
+    return sorted(
+        file
+        for file in folder.rglob(f"*.{end}")
+        if not any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
+    )
 
 
 def _subset(file: Path, where: Path) -> str:
@@ -229,11 +281,24 @@ def _given(name: str) -> Iterator[None]:
         with _quiet():
             yield
     except Exception as error:
-        raise FileNotFoundError(
-            f"data {name!r}: no such file or folder here, and the hub does not give it "
-            f"({_first_line(error)}): check the name and the network, or give source= a folder"
-        ) from error
+        raise FileNotFoundError(_refusal(name, error)) from error
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def _refusal(name: str, error: Exception) -> str:
+    """What the hub's refusal means, and what helps."""
+    why = first_line(error)
+    repo = name.partition("@")[0]
+    if isinstance(error, GatedRepoError) or re.search(r"\bgated\b", str(error)):
+        return (
+            f"data {name!r} is gated ({why}): accept its terms at "
+            f"{constants.ENDPOINT}/datasets/{repo}, then log in with: hf auth login"
+        )
+    if re.search(r"\bscripts?\b", str(error)):
+        return (
+            f"data {name!r} is made by a script, and none is run here ({why}): take the hub's "
+            f"own copy as tables, {repo}@refs/convert/parquet"
+        )
+    return (
+        f"data {name!r}: no such file or folder here, and the hub does not give it "
+        f"({why}): check the name and the network, or give source= a folder"
+    )

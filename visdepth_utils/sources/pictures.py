@@ -1,16 +1,22 @@
 """Stored pictures become upright RGB, one at a time, and a bad one says what is wrong with it."""
 
+import base64
 import io
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["BadRow", "Pictures", "picture_bytes", "picture_cells", "upright_rgb"]
+__all__ = ["BadRow", "Pictures", "first_line", "picture_bytes", "picture_cells", "upright_rgb"]
+
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}=*\s*")
+"""A file of PNG, JPEG, GIF, WebP, BMP or TIFF in base64, by its first bytes; no path is like it."""
 
 
 class BadRow(ValueError):
@@ -51,16 +57,17 @@ def upright_rgb(data: bytes) -> Image.Image:
     except BadRow:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadRow(f"its picture is too large ({_first_line(error)}): make it smaller") from error
+        raise BadRow(f"its picture is too large ({first_line(error)}): make it smaller") from error
     except Exception as error:  # damaged bytes can raise anything in Pillow's readers
-        raise BadRow(f"its picture cannot be decoded ({_first_line(error)}): replace it") from error
+        raise BadRow(f"its picture cannot be decoded ({first_line(error)}): replace it") from error
 
 
 def picture_bytes(cell: Any, base: Path | None) -> bytes:
     """The file behind one cell of an image column.
 
     Args:
-        cell: ``{"bytes", "path"}`` as the datasets library stores it, bytes, or a path.
+        cell: ``{"bytes", "path"}`` as the datasets library stores it, bytes, a path, a data URI, or
+            the file in base64.
         base: Folder that paths are relative to and must not leave; None allows no paths.
 
     Returns:
@@ -75,18 +82,40 @@ def picture_bytes(cell: Any, base: Path | None) -> bytes:
         return cell
     if not isinstance(cell, str) or not cell:
         raise BadRow(f"its picture is {cell!r:.40}: give a picture's bytes or the path of a file")
+    if cell.startswith("data:") or _BASE64.fullmatch(cell):
+        return _written_out(cell)
+    if "://" in cell:
+        raise BadRow(f"its picture is the address {cell!r:.80}: download it and give the file")
     if base is None:
-        raise BadRow(f"its picture is the path {cell!r}, without bytes: store the picture itself")
+        raise BadRow(f"its picture is the path {cell!r:.80}, without bytes: store the picture")
     try:
         file = (base / cell).resolve()
         inside = file.is_relative_to(base.resolve())
     except (OSError, ValueError) as error:
-        raise BadRow(f"its picture {cell!r} is no path ({error}): correct it") from error
+        why = first_line(error)
+        raise BadRow(f"its picture {cell!r:.80} is no path ({why}): correct it") from error
     if not inside:
-        raise BadRow(f"its picture {cell!r} lies outside of {base}: keep pictures in that folder")
+        raise BadRow(f"its picture {cell!r:.80} lies outside of {base}: keep pictures there")
     if not os.path.isfile(file):  # unlike Path's, for a name of any length
-        raise BadRow(f"its picture {cell!r} is no file in {base}: correct the path")
+        raise BadRow(f"its picture {cell!r:.80} is no file in {base}: correct the path")
     return file.read_bytes()
+
+
+def _written_out(text: str) -> bytes:
+    """The bytes of a data URI, or of base64."""
+    head, comma, body = text.partition(",") if text.startswith("data:") else ("base64", ",", text)
+    try:
+        packed = head.endswith("base64")
+        found = (
+            base64.b64decode("".join(body.split()), validate=True)
+            if packed
+            else unquote_to_bytes(body)
+        )
+    except ValueError as error:
+        raise BadRow(f"its picture {text!r:.40} is no base64 ({error}): encode it again") from error
+    if not comma or not found:
+        raise BadRow(f"its picture {text!r:.40} holds no data behind a comma: encode it again")
+    return found
 
 
 def picture_cells(row: dict[str, Any], columns: Sequence[str]) -> list[Any]:
@@ -143,5 +172,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+def first_line(error: BaseException) -> str:
+    """The first line of a message, cut to 160 characters, without addresses of objects.
+
+    Skipped rows are recorded with it: it must be the same in every run.
+    """
+    text = re.sub(r"<([\w.]+) object at 0x[0-9a-fA-F]+>", r"\1", str(error).strip())
+    return (text or type(error).__name__).splitlines()[0][:160]

@@ -10,14 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from visdepth_utils.models.checkpoints import REPO, places
-from visdepth_utils.sources.pictures import BadRow
+from visdepth_utils.sources.pictures import BadRow, first_line
 
-__all__ = ["Rows", "files_behind", "locate_source", "read_lines"]
+__all__ = ["Rows", "cached_revision", "files_behind", "locate_source", "read_lines"]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!.*\.\.)[\w./-]+)?")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_PIECES = (b"[", b"]", b"{", b"}", b"},", b"],")
 _STRINGS = (pa.string(), pa.large_string())
 
 
@@ -125,43 +128,77 @@ def files_behind(where: Path) -> dict[str, Path]:
             for column in paths:
                 named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
         except (OSError, ValueError, pa.ArrowException) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ValueError(
-                f"{where} is not readable as parquet ({why}): write it again"
+                f"{where} is not readable as parquet ({first_line(error)}): write it again"
             ) from error
     files = {name: where.parent / name for name in named if isinstance(name, str) and name}
     pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
     return {where.name: where, **dict(sorted(pictures.items()))}
 
 
+def cached_revision(repo: str, revision: str, commit: str = "") -> str | None:
+    """The commit that a data set's name stood for when it was last fetched, from the hub's cache.
+
+    Args:
+        repo: Its id.
+        revision: Branch, tag or commit.
+        commit: To be noted in the cache, for runs without network.
+
+    Returns:
+        The commit; None for one that was not fetched.
+    """
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset")
+    note = folder / "refs" / revision
+    if commit and commit != revision:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(commit)
+    if re.fullmatch("[0-9a-f]{40}", revision) and (folder / "snapshots" / revision).is_dir():
+        return revision
+    return note.read_text().strip() if note.is_file() else None
+
+
 def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
     """The lines of a JSONL file, which holds text and paths.
 
     Args:
-        file: The file.
+        file: The file. Lines end in LF, CRLF or, in a file without LF, in CR.
 
     Returns:
         One entry per line; a line that is no JSON object in UTF-8 as its error, to be named later.
     """
-    rows: list[dict[str, Any] | BadRow] = []
-    with file.open("rb") as stream:
-        for line in stream:
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-                bad = None if isinstance(row, dict) else "it is no JSON object"
-                if _HALF.search(line):
-                    json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
-            except UnicodeEncodeError:
-                bad = "it holds half a character (\\ud800 to \\udfff alone): correct the line"
-            except RecursionError:
-                bad = "it is nested too deeply: correct the line"
-            except UnicodeDecodeError as error:
-                bad = f"it is not UTF-8 (byte {error.start}): save the file as UTF-8"
-            except ValueError as error:
-                bad = (
-                    f"it is no JSON ({error}): correct the line" if line.strip() else "it is empty"
-                )
-            rows.append(BadRow(bad) if bad else row)
-    while rows and isinstance(rows[-1], BadRow) and str(rows[-1]) == "it is empty":
-        rows.pop()
-    return rows
+    content = file.read_bytes()
+    lines = content.split(b"\n" if b"\n" in content else b"\r")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [_row(line) for line in lines]
+
+
+def _row(line: bytes) -> dict[str, Any] | BadRow:
+    """One line as an object, or what is wrong with it."""
+    text = line.strip()
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        if isinstance(row, list):
+            return BadRow("it is no JSON object but an array: write one object per line")
+        if not isinstance(row, dict):
+            return BadRow("it is no JSON object: write one per line")
+        if _HALF.search(line):
+            json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+        return row
+    except UnicodeEncodeError:
+        return BadRow("it holds half a character (\\ud800 to \\udfff alone): correct the line")
+    except RecursionError:
+        return BadRow("it is nested too deeply: correct the line")
+    except UnicodeDecodeError as error:
+        return BadRow(f"it is not UTF-8 (byte {error.start}): save the file as UTF-8")
+    except ValueError as error:
+        if not text:
+            return BadRow("it is empty")
+        if b"\0" in line:
+            return BadRow("it is not UTF-8 (zero bytes, as UTF-16 has): save the file as UTF-8")
+        if text in _PIECES or text.endswith((b",", b"{", b"[")):
+            return BadRow(
+                "it is no JSON by itself but a piece of an array, or of an object over several "
+                "lines: write one object per line"
+            )
+        return BadRow(f"it is no JSON ({error}): correct the line")

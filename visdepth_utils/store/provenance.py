@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from visdepth_utils.models.checkpoints import REPO, fetched, locate, weight_files, weights_hash
-from visdepth_utils.sources.rows import files_behind, locate_source
+from visdepth_utils.sources.rows import cached_revision, files_behind, locate_source
 
 PACKAGES = (
     "visdepth-utils",
@@ -175,13 +174,7 @@ def data_identity(source: str | None) -> dict[str, str | None]:
     where = locate_source(source) if source else REPO / "data" / "worlds"
     if isinstance(where, str):
         repo, _, revision = where.partition("@")
-        card = try_to_load_from_cache(
-            repo, "README.md", repo_type="dataset", revision=revision or None
-        )
-        return {
-            "source": source,
-            "hash": Path(card).parent.name if isinstance(card, str) else None,
-        }
+        return {"source": source, "hash": cached_revision(repo, revision or "main")}
     files = files_behind(where)
     if not files:
         return {"source": source or "embedded worlds", "hash": None}

@@ -1,7 +1,8 @@
 """Where this repository lives: written down once, in pyproject.toml, and copied from there.
 
 Badges, the Colab cell of the notebooks and CITATION.cff cannot read another file, so they hold
-copies. A fork changes all of them by one command, ``make address URL=...``.
+copies. A fork changes all of them by one command, ``make address URL=...``. While the address is a
+placeholder the badge, which would lead nowhere, is hidden, and the Colab cell says so.
 """
 
 import re
@@ -13,11 +14,14 @@ import nbformat
 from visdepth_utils.models.checkpoints import REPO
 from visdepth_utils.store.files import write_text
 
-__all__ = ["badge", "colab_line", "repository", "spread_address"]
+__all__ = ["PLACEHOLDER", "badge", "colab_line", "repository", "spread_address"]
 
 _GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)/?")
 _ENTRY = re.compile(r'^(Repository = ")[^"]*(")$', re.MULTILINE)
-_BADGE = re.compile(r"\[!\[Open in Colab\]\(.*\)\]\(.*\)")
+_HIDDEN = "<!-- The Colab badge stands here once this repository has an address: make address -->"
+_BADGE = re.compile(rf"\[!\[Open in Colab\]\(.*\)\]\(.*\)|{re.escape(_HIDDEN)}")
+PLACEHOLDER = "https://github.com/visdepth/visdepth"
+"""What stands in pyproject.toml as long as nobody can clone from there."""
 _LINE = re.compile(r"^REPO = .*$", re.MULTILINE)
 _CITED = re.compile(r'^(repository-code: ")[^"]*(")$', re.MULTILINE)
 
@@ -43,13 +47,15 @@ def badge(url: str, notebook: str) -> str:
         notebook: File name.
 
     Returns:
-        Markdown.
+        Markdown; of the placeholder a comment, which is not shown.
 
     Raises:
         ValueError: For any other address.
     """
     if not (match := _GITHUB.fullmatch(url)):
         raise ValueError(f"address {url!r}: give https://github.com/OWNER/NAME")
+    if url == PLACEHOLDER:
+        return _HIDDEN
     colab = "https://colab.research.google.com"
     target = f"{colab}/github/{match[1]}/blob/main/notebooks/{notebook}"
     return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({target})"
@@ -64,7 +70,8 @@ def colab_line(url: str) -> str:
     Returns:
         Python source.
     """
-    return f'REPO = os.environ.get("VISDEPTH_REPO", "{url}")'
+    said = "  # a placeholder" if url == PLACEHOLDER else ""
+    return f'REPO = os.environ.get("VISDEPTH_REPO", "{url}"){said}'
 
 
 def spread_address(url: str | None = None, root: Path = REPO) -> list[Path]:

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from visdepth_utils.address import badge, colab_line, repository
+from visdepth_utils.address import PLACEHOLDER, badge, colab_line, repository
 from visdepth_utils.reproduce import ordered_notebooks
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -23,7 +23,7 @@ NOTEBOOKS = ordered_notebooks(FOLDER)
 
 CHECK = "nbval-check-output"
 REPO = repository()
-INSTALL = "!{sys.executable} -P visdepth/visdepth_utils/colab.py"
+INSTALL = "!cd visdepth && {sys.executable} -P visdepth_utils/colab.py"
 PARAMETERS = ["model", "source", "n_samples", "seed", "device", "dtype", "profile", "out_dir"]
 MAX_BYTES, MAX_LINES, MAX_CELL_LINES, CELLS = 300_000, 120, 25, range(12, 26)
 
@@ -247,6 +247,10 @@ def other_badge(book):
     book.cells[0].source = badge(REPO + "-fork", NOTEBOOKS[0].name)
 
 
+def shown_badge(book):
+    book.cells[0].source = badge(REPO + "-fork", NOTEBOOKS[0].name).replace("-fork", "")
+
+
 def out_of_order(book):
     code = [c for c in book.cells if c.cell_type == "code"]
     code[0].execution_count, code[1].execution_count = 2, 1
@@ -273,6 +277,7 @@ SPOILS = [
     (other_kernel, "kernel"),
     (other_address, "repository address"),
     (other_badge, "no Colab badge"),
+    *([(shown_badge, "no Colab badge")] if REPO == PLACEHOLDER else []),
     (out_of_order, "execution counts"),
     (home_path, "one machine"),
     (too_short, "8 cells"),

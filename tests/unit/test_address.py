@@ -1,5 +1,7 @@
 """The repository's address: one place, and copies that agree with it."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 import yaml
 
 from visdepth_utils.__main__ import main
-from visdepth_utils.address import badge, colab_line, repository, spread_address
+from visdepth_utils.address import PLACEHOLDER, badge, colab_line, repository, spread_address
 from visdepth_utils.models.checkpoints import REPO
 
+_line = lambda url, name: colab_line(url)  # noqa: E731
 FORK = "https://github.com/some-one/my.fork"
 
 
@@ -39,13 +42,23 @@ def test_a_fork_changes_all_copies_and_nothing_else(copy: Path) -> None:
         cells = nbformat.read(book, as_version=4).cells
         assert cells[0].source == badge(FORK, book.name)
         assert sum(colab_line(FORK) in cell.source for cell in cells) == 1
-        original = (REPO / "notebooks" / book.name).read_text()
-        path, fork = (url.removeprefix("https://github.com/") for url in (old, FORK))
-        assert book.read_text() == original.replace(f"github/{path}", f"github/{fork}").replace(
-            old, FORK
-        )
+        copies = (json.dumps(part(old, book.name))[1:-1] for part in (badge, _line))
+        forks = (json.dumps(part(FORK, book.name))[1:-1] for part in (badge, _line))
+        expected = (REPO / "notebooks" / book.name).read_text()
+        for ours, theirs in zip(copies, forks, strict=True):
+            assert expected.count(ours) == 1
+            expected = expected.replace(ours, theirs)
+        assert book.read_text() == expected
     assert FORK in (copy / "CITATION.cff").read_text()
     assert spread_address(old, copy) and spread_address(old, copy) == []
+
+
+def test_a_placeholder_has_no_badge_and_the_cell_says_what_it_is() -> None:
+    hidden = badge(PLACEHOLDER, "01_x.ipynb")
+    assert re.fullmatch(r"<!-- [^>]* -->", hidden)  # a comment is not shown
+    assert colab_line(PLACEHOLDER).endswith('visdepth")  # a placeholder')
+    assert "colab-badge.svg" in badge(FORK, "01_x.ipynb")
+    assert colab_line(FORK).endswith('my.fork")')
 
 
 @pytest.mark.parametrize("url", ["visdepth", "https://example.org/a/b", "https://github.com/a"])

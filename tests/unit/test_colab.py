@@ -1,11 +1,16 @@
 """The Colab cell's installer: what it asks pip for, and what it never touches."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from visdepth_utils import colab
 from visdepth_utils.colab import Plan, plan
+from visdepth_utils.models.checkpoints import REPO
 
 
 def test_what_fits_stays_and_what_is_missing_is_asked_for() -> None:
@@ -80,3 +85,39 @@ def test_the_versions_are_those_that_python_imports() -> None:
     import numpy
 
     assert colab.installed_versions()["numpy"] == numpy.__version__
+
+
+# --- the cell ---
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (None, "{} is not installed, see above: name another in VISDEPTH_REPO"),  # no clone
+        ("raise SystemExit('error: pip could not')", "{} is not installed, see above"),
+        ("", ""),
+    ],
+)
+def test_a_cell_that_could_not_install_says_so_in_one_sentence(
+    made: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = nbformat.read(REPO / "notebooks" / "00_start_here.ipynb", as_version=4)
+    (cell,) = [cell for cell in book.cells if "google.colab" in cell.source]
+    if made is not None:
+        script = tmp_path / "visdepth" / "visdepth_utils" / "colab.py"
+        script.parent.mkdir(parents=True)
+        script.write_text(made)
+    url = (tmp_path / "no repository").as_uri()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("VISDEPTH_REPO", url)
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    # Its history would be a file that every user has.
+    monkeypatch.setattr("IPython.core.history.HistoryManager.enabled", False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    result = InteractiveShell().run_cell(cell.source)
+    if message:
+        assert message.format(url) in str(result.error_in_exec)
+    else:
+        result.raise_error()
+        assert sys.path[0] == str(tmp_path / "visdepth")

@@ -1,8 +1,10 @@
 """Tune the pretrained decoder: `python -m visdepth_utils.minivlm.pretrained`.
 
 Staged as LLaVA: the projector alone on the untouched decoder, then projector and low-rank changes
-of every linear layer (LoRA). Every step that changes the decoder also has questions without a
-picture, and holds it, on plain instructions, to what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in `data/minivlm/smol`.
+of every linear layer (LoRA). Every step that
+changes the decoder also has questions without a picture, and holds it, on plain instructions, to
+what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in
+`data/minivlm/smol`.
 """
 
 from __future__ import annotations

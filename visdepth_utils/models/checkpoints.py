@@ -51,6 +51,10 @@ def locate(path_or_id: str | Path) -> str:
             f"no checkpoint folder {name!r:.200} (looked in {places()}): "
             "give an existing folder, e.g. data/minivlm/base, or a hub id owner/name"
         )
+    if (folder / "assemble.json").is_file():
+        from visdepth_utils.models.assemble import assembled
+
+        return str(assembled(Path(folder)))
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{name!r} holds no config.json: give a folder in Hugging Face layout"

@@ -1,13 +1,18 @@
 """Command line: ``python -m visdepth_utils COMMAND``."""
 
 import argparse
+import io
 import os
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 
+from visdepth_utils.running.streams import say
 from visdepth_utils.store.files import WriteError
+
+_NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that could not be decoded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,8 +25,16 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130
         interrupted. DEBUG=1 in the environment shows tracebacks instead of single lines.
     """
+    if argv is None:
+        argv = sys.argv[1:]
+        _use_utf8(argv)
     try:
-        return _dispatch(sys.argv[1:] if argv is None else argv)
+        for given in argv:
+            if _NO_TEXT.search(given):
+                raise ValueError(
+                    f"argument {given!r} is not in the encoding of the locale: mend it"
+                )
+        return _dispatch(argv)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
         return 130
@@ -29,8 +42,20 @@ def main(argv: list[str] | None = None) -> int:
         # Ours say in one line what is wrong and how to mend it; anyone else's is a bug to be seen.
         if os.environ.get("DEBUG") or not _is_ours(error.__traceback__):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(sys.stderr, f"error: {error}")
         return 2
+
+
+def _use_utf8(argv: list[str]) -> None:
+    """Start again in UTF-8 where the locale knows only ASCII: what a run writes may hold any name.
+
+    Where it knows more, characters that it lacks are spelt out.
+    """
+    if sys.getfilesystemencoding() == "ascii":
+        os.environ["PYTHONUTF8"] = "1"  # for the kernels too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "visdepth_utils", *argv])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -65,20 +90,20 @@ def _dispatch(argv: list[str]) -> int:
     if options.command == "cache":
         from visdepth_utils.store.pruning import show_cache
 
-        print(show_cache(options.run, options.prune))
+        say(sys.stdout, show_cache(options.run, options.prune))
         return 0
     if options.command in ("verdicts", "report", "compare", "readme", "record"):
         return _on_runs(options)
     if options.command == "random-init":
         from visdepth_utils.models.untrained import save_untrained
 
-        print(f"saved {save_untrained(options.model, options.folder)}")
+        say(sys.stdout, f"saved {save_untrained(options.model, options.folder)}")
         return 0
     if options.command == "address":
         from visdepth_utils.address import repository, spread_address
 
         changed = spread_address(options.url)
-        print(f"{repository()}: {len(changed)} files changed")
+        say(sys.stdout, f"{repository()}: {len(changed)} files changed")
         return 0
     from visdepth_utils.models.checkpoints import REPO
     from visdepth_utils.reproduce import refresh_all
@@ -92,23 +117,23 @@ def _on_runs(options: argparse.Namespace) -> int:
     if options.command == "verdicts":
         from visdepth_utils.report.verdict_table import verdict_text
 
-        print(verdict_text(*folders))
+        say(sys.stdout, verdict_text(*folders))
     elif options.command == "report":
         from visdepth_utils.report.page import notebooks_of, write_report
 
-        print(write_report(*folders, notebooks_of(*folders)))
+        say(sys.stdout, str(write_report(*folders, notebooks_of(*folders))))
     elif options.command == "compare":
         from visdepth_utils.report.compare import comparison_text
 
-        print(comparison_text(*folders))
+        say(sys.stdout, comparison_text(*folders))
     elif options.command == "record":
         from visdepth_utils.replication import record
 
-        print(f"kept in data/runs/{record(*folders).name}")
+        say(sys.stdout, f"kept in data/runs/{record(*folders).name}")
     else:
         from visdepth_utils.report.readme import update_readme
 
-        print("\n".join(str(file) for file in update_readme(*folders)))
+        say(sys.stdout, "\n".join(str(file) for file in update_readme(*folders)))
     return 0
 
 

@@ -17,8 +17,9 @@ from tests.bad_input.commands import MODELS, SETTINGS
 from visdepth_utils import __main__ as command
 from visdepth_utils.models.checkpoints import REPO
 from visdepth_utils.running import headless
-from visdepth_utils.running.streams import Indented
+from visdepth_utils.running.streams import Indented, Tagged
 from visdepth_utils.settings import check_injected
+from visdepth_utils.tasks import load_task
 
 HOSTILE = {
     "model": "a'b\"c\\n{{x}} {model} $(touch pwned) `touch pwned`",
@@ -170,3 +171,41 @@ def test_help_version_and_where_it_looked(
             monkeypatch.chdir(folder)
             assert command.main(["reproduce", option, "data/no"]) == 2
             assert f"(looked in {looked}): give" in capsys.readouterr().err
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_name_beyond_ascii_is_kept_where_the_locale_knows_only_ascii(box: Box) -> None:
+    (box.notebooks / "00_a.ipynb").unlink()
+    box.notebook("00_a.ipynb", PARAMETERS, "print(out_dir)")
+    given = [str(part) for part in box.reproduce(out="\u00e4")]
+    done = _command("visdepth_utils", *given, **ASCII)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"    {box.folder}/\u00e4\n" in done.stdout
+    assert (box.folder / "\u00e4" / "report.html").is_file()
+
+
+def test_an_argument_that_is_no_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["report", os.fsdecode(b"a\xff")]) == 2
+    assert "argument 'a\\udcff' is not in the encoding of the locale" in capsys.readouterr().err
+
+
+OSC = "\x1b]0;title\x07\x9b2J"
+
+
+def test_a_name_out_of_a_file_does_not_steer_the_terminal(
+    box: Box, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = box.file("rows.jsonl", json.dumps({f"im{OSC}": "a.png"}) + "\n")
+    monkeypatch.setattr(command, "_dispatch", lambda argv: len(load_task("vqa", source=rows)))
+    assert command.main([]) == 2
+    said = capsys.readouterr().err
+    assert "im\\x1b]0;title\\x07\\x9b2J" in said
+    for shown in (Indented, Tagged):
+        stream = io.StringIO()
+        written = shown(stream, "")
+        written.write(f"\x1b[31mred\x1b[0m {OSC}\n")
+        written.end()
+        assert stream.getvalue() == "red \\x1b]0;title\\x07\\x9b2J\n"
+    assert headless._one_line("E", OSC) == "E: \\x1b]0;title\\x07\\x9b2J"

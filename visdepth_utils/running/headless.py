@@ -4,7 +4,6 @@ import base64
 import io
 import logging
 import os
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from visdepth_utils.running.streams import Shown
+from visdepth_utils.running.streams import Shown, plain
 from visdepth_utils.settings import assigned
 from visdepth_utils.store.files import write_text
 
@@ -28,7 +27,6 @@ KERNEL = "python3"
 # So is its error about the interrupt by which a kernel is told to end, when that comes a moment
 # early. What happens in a cell does not come by this log. DEBUG=1 shows it.
 _KERNEL_ARGUMENTS = ["--log-level=" + ("WARN" if os.environ.get("DEBUG") else "CRITICAL")]
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -261,5 +259,5 @@ def _smaller(png: str) -> str:
 
 def _one_line(name: str, message: str) -> str:
     """The first line of an error, without colours."""
-    lines = _ANSI.sub("", message).strip().splitlines()
+    lines = plain(message).strip().splitlines()
     return f"{name}: {lines[0][:300]}" if lines else name

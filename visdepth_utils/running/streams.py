@@ -5,11 +5,26 @@ import threading
 import time
 from typing import Protocol, TextIO
 
-__all__ = ["Indented", "Shown", "Tagged", "say"]
+__all__ = ["Indented", "Shown", "Tagged", "plain", "say"]
 
 _EVERY = 5.0
 """Seconds between two states of one line of progress."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _lock = threading.Lock()
+
+
+def plain(text: str) -> str:
+    """What a terminal shows of a text that may hold names out of anybody's file.
+
+    Args:
+        text: With line feeds, carriage returns and tabs, which stay.
+
+    Returns:
+        The text without colours. Any other control character, which could set the title of a
+        terminal or move its cursor, is spelt out.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", _COLOUR.sub("", text))
 
 
 def say(stream: TextIO, text: str) -> None:
@@ -22,7 +37,7 @@ def say(stream: TextIO, text: str) -> None:
         text: Without the newline at its end.
     """
     with _lock:
-        stream.write(f"{text}\n")
+        stream.write(f"{plain(text)}\n")
         stream.flush()
 
 
@@ -58,7 +73,7 @@ class Indented:
             text: Any piece of output, not necessarily whole lines.
         """
         in_place = self.stream.isatty()
-        for piece in re.split(r"(\r?\n|\r)", text):
+        for piece in re.split(r"(\r?\n|\r)", plain(text)):
             if piece == "\r":
                 if in_place:
                     self.stream.write("\r\x1b[K")

@@ -16,6 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.bad_input.box import Box
+from visdepth_utils import __main__ as command
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 APART = ("ray", "similarity", "4bit")  # each installed by who wants it
@@ -202,6 +205,7 @@ def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
 FAKE_PYTHON = """#!/bin/bash
 # Stands for python in a test without network: says what it was asked for, makes a "venv" of itself.
 echo "$*" >> "$LOG"
+[ -z "${ARGS:-}" ] || printf '%s\\0' "$@" > "$ARGS"
 case "$*" in
   "-m venv "*) mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
   *"import venv, ensurepip"*) [ -z "${NO_VENV:-}" ] ;;
@@ -359,6 +363,65 @@ def test_a_switch_that_is_0_is_off(checkout: Path) -> None:
         for value, on in (("1", True), ("0", False), ("", False)):
             done = make("-n", "-o", ".venv/.installed", target, f"{switch}={value}", cwd=checkout)
             assert (option in done.stdout) == on
+
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL)).splitlines()
+COMMANDS = [line.partition(" # ")[0].strip() for line in BLOCKS if "make " in line]
+COMMANDS += re.findall(r"(?<!`)`((?:make|python|pip|conda|visdepth) [^`]+)`(?!`)", README)
+
+
+@needs_make
+@pytest.mark.parametrize("line", dict.fromkeys(COMMANDS))
+def test_a_command_of_the_readme_works_as_printed(
+    line: str, checkout: Path, llava_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the shell and make for real; then what they call, on runs and folders made here.
+
+    Stubbed is what is tested elsewhere: a whole run (e2e), an installation and the hub, and what
+    would write into this checkout (test_address, test_readme, test_untrained).
+    """
+    for name in ("python", "pip", "conda"):
+        shutil.copy(checkout / "fake" / "python3.11", checkout / "fake" / name)
+    arguments = checkout / "arguments"
+    env = {"LOG": str(checkout / "log"), "ARGS": str(arguments)}
+    env["PATH"] = f"{checkout / 'fake'}:{os.environ['PATH']}"
+    # What stands for a place of the reader's.
+    line = line.replace("MODEL=...", f"MODEL='{llava_path}'")
+    call = ["bash", "-ec", line]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(call, cwd=checkout, env={**kept, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    asked = arguments.read_text().split("\0")[:-1] if arguments.exists() else []
+    if asked[:2] != ["-m", "visdepth_utils"]:
+        return
+    box, ran = Box(checkout / "box", llava_path), []
+    for name in ("base-quick", "mine"):
+        shutil.copytree(box.done, checkout / "results" / name)
+    (checkout / "mine").mkdir()
+    monkeypatch.chdir(checkout)
+    monkeypatch.setenv("VISDEPTH_RESULTS", str(checkout / "results"))
+    for name in ("VISDEPTH_ENGINE", "VISDEPTH_RAY"):
+        monkeypatch.setenv(name, "")  # noted, so that what a command sets is undone afterwards
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("visdepth_utils.settings.ray_address", lambda: None)
+    for stubbed in (
+        "reproduce.reproduce",
+        "models.untrained.save_untrained",
+        "address.spread_address",
+        "report.readme.update_readme",
+    ):
+        stub = lambda *a, **k: ran.append(a) or []  # noqa: E731
+        monkeypatch.setattr(f"visdepth_utils.{stubbed}", stub)
+    assert not command.main(asked[2:])
+    assert len(ran) == (asked[2] in ("reproduce", "random-init", "address", "readme"))
+
+
+def test_the_readme_has_its_commands() -> None:
+    assert len(COMMANDS) > 20
+    assert "python -m visdepth_utils reproduce" in COMMANDS  # behind its own pip install
+    assert not [line for line in COMMANDS if "visdepth_utils" in line][1:]  # the rest by make
 
 
 # --- what nobody else should see ---

@@ -18,7 +18,15 @@ from visdepth_utils.blocks import in_blocks
 from visdepth_utils.scoring import score
 from visdepth_utils.settings import Parser
 from visdepth_utils.store.files import read_object, write_text
-from visdepth_utils.tasks import EMBEDDED, Sample, Task, load_task, with_other_image, without_image
+from visdepth_utils.tasks import (
+    EMBEDDED,
+    Sample,
+    Task,
+    load_task,
+    samples_and_budget,
+    with_other_image,
+    without_image,
+)
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -59,12 +67,13 @@ def evaluate(
     """
     if condition not in CONDITIONS:
         raise ValueError(f"unknown condition {condition!r}: use {', '.join(CONDITIONS)}")
-    shown = CONDITIONS[condition](task.samples)
+    samples, budget = samples_and_budget(vlm, task, None)
+    shown = CONDITIONS[condition](samples)
     outputs = in_blocks(
         shown,
         1,
         batch_size,
-        lambda block, rows: vlm.generate(block, task.max_new_tokens, rows),
+        lambda block, rows: vlm.generate(block, budget, rows),
         progress,
         "generate",
     )
@@ -75,7 +84,7 @@ def evaluate(
             "output": out,
             "score": score(s, out),
         }
-        for s, out in zip(task.samples, outputs, strict=True)
+        for s, out in zip(samples, outputs, strict=True)
     ]
     return pd.DataFrame(rows)
 

@@ -114,7 +114,7 @@ def substitution_grid(
     """
     if bad := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"unknown control {bad[0]!r}: use some of {', '.join(CONTROLS)}")
-    samples, budget = samples_and_budget(task, max_new_tokens)
+    samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     if stride < 1:
         raise ValueError(f"stride={stride}: give at least 1")
     first = max(vlm.family.injection_layers, default=-1) + 1 if modality == "image" else 0

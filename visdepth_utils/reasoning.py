@@ -99,7 +99,7 @@ def reasoning_sweep(
     """
     if bad := [name for name in controls if name not in CONTROLS]:
         raise ValueError(f"unknown control {bad[0]!r}: use some of {', '.join(CONTROLS)}")
-    samples, budget = samples_and_budget(task, max_new_tokens)
+    samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     run = sorted({*check_depths(vlm, depths, mode), vlm.n_layers})
     options = {"depths": run, "mode": mode, "max_rows": max_rows, "progress": progress}
     found = truncation_sweep(

@@ -66,7 +66,7 @@ def distill(
         ValueError: Depth out of range, fewer samples than a batch, unknown precision, no budget,
             offloaded weights, or a folder that holds a training with other settings or samples.
     """
-    samples, budget = samples_and_budget(task, max_new_tokens)
+    samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     check_depths(vlm, [settings.depth], settings.mode)
     if settings.precision not in PRECISIONS:
         known = " or ".join(PRECISIONS)

@@ -20,6 +20,7 @@ from visdepth_utils.sources.formats import LETTERS
 
 SCORER_VERSION = "3"
 RELATIVE_TOLERANCE = 0.05  # ChartQA's relaxed accuracy
+THINKING_ROOM = 512  # tokens; a smaller budget hardly reaches the end of a block of thinking
 
 # Of equal meaning, and not made equal by NFKC; NFKC alone would read 10² as 102.
 _ALIKE = str.maketrans(
@@ -100,10 +101,23 @@ def _after_thinking(text: str) -> int:
     return len(text) if _OPENED.search(text, start) else start
 
 
-def opened_thinking(text: str) -> str:
-    """The mark that opens a block of thinking which the text leaves open, or ""."""
-    found = _OPENED.search(text) if _after_thinking(text) == len(text) else None
-    return found.group() if found else ""
+def thinking_marks(prompt: str, template: str) -> tuple[str, str]:
+    """Whether a model thinks before it answers.
+
+    Args:
+        prompt: Any templated prompt of it.
+        template: Its chat template.
+
+    Returns:
+        The mark of a block that the prompt leaves open for the answer, and the mark of one that
+        the answer can be expected to hold; "" for none.
+    """
+    prompt = prompt.rstrip()
+    ends = [found.group() for found in _OPENED.finditer(prompt) if found.end() == len(prompt)]
+    closed = any(found.end() == len(prompt) for found in _CLOSED.finditer(prompt))
+    named = None if closed else _OPENED.search(template)
+    opened = ends[0] if ends else ""
+    return opened, opened or (named.group() if named else "")
 
 
 def answer_span(text: str) -> tuple[int, int, int]:

@@ -87,7 +87,7 @@ def decode(
         raise ValueError(f"unknown strategy {bad[0]!r}: use some of {', '.join(STRATEGIES)}")
     if not seeds:
         raise ValueError("no seeds given: sampled strategies need at least one")
-    samples, budget = samples_and_budget(task, max_new_tokens)
+    samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     depth = vlm.n_layers if depth is None else depth
     runs = [
         (name, seed)

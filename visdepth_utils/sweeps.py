@@ -103,7 +103,7 @@ def truncation_sweep(
         raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
     asked = check_depths(vlm, depths, mode)
     run = sorted({*asked, vlm.n_layers})
-    samples, budget = samples_and_budget(task, max_new_tokens)
+    samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget)
@@ -134,8 +134,9 @@ def stop_ids(vlm: VLM) -> list[int]:
 
 
 def spoken(vlm: VLM, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Token ids of answers as texts, without special tokens."""
-    return [text.strip() for text in vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    """Token ids of answers as texts, without special tokens; see ``VLM.thinking``."""
+    texts = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [vlm.thinking[0] + text.strip() for text in texts]
 
 
 def _masked(

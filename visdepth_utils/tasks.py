@@ -1,12 +1,15 @@
 """Tasks by name, and the two image controls: no image, and another sample's image."""
 
+from __future__ import annotations
+
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +21,13 @@ from visdepth_utils.datasets import (
     read_worlds,
     to_samples,
 )
+from visdepth_utils.scoring import THINKING_ROOM
 from visdepth_utils.sources.external import load_samples
 from visdepth_utils.sources.formats import FORMATS
 from visdepth_utils.sources.rows import locate_source
+
+if TYPE_CHECKING:
+    from visdepth_utils.vlm import VLM
 
 __all__ = [
     "EMBEDDED",
@@ -173,11 +180,14 @@ def available_tasks(
 
 
 def samples_and_budget(
-    task: Task | Sequence[Sample], max_new_tokens: int | None
+    vlm: VLM, task: Task | Sequence[Sample], max_new_tokens: int | None
 ) -> tuple[list[Sample], int]:
     """What a measurement of answers works on.
 
+    Warns where the model thinks before it answers and the budget will not reach the answer.
+
     Args:
+        vlm: The model that answers.
         task: A task, or samples.
         max_new_tokens: Budget of an answer; None for the task's.
 
@@ -192,6 +202,13 @@ def samples_and_budget(
         raise ValueError("samples alone have no budget for answers: give max_new_tokens")
     if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
         raise ValueError(f"max_new_tokens={budget!r}: give a whole number of at least 0")
+    if 0 < budget < THINKING_ROOM and (mark := vlm.thinking[1]):
+        warnings.warn(
+            f"{vlm.name} thinks before it answers ({mark} in its chat template), and a budget of "
+            f"{budget} tokens ends before the answer, which then counts as none: give "
+            f"max_new_tokens={THINKING_ROOM} or more, or a chat template that does not think",
+            stacklevel=3,
+        )
     return list(getattr(task, "samples", task)), budget
 
 

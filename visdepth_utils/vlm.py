@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ from visdepth_utils.models.placement import (
     spread,
 )
 from visdepth_utils.models.portable import Recipe, reduce, remembered
+from visdepth_utils.scoring import thinking_marks
 from visdepth_utils.settings import SEEDS, check_device
 
 Progress = Callable[[int, int, str], None]
@@ -95,6 +97,20 @@ class VLM:
         """D, the width of a state."""
         return self.model.config.get_text_config().hidden_size
 
+    @cached_property
+    def thinking(self) -> tuple[str, str]:
+        """Marks of a block of thinking: that which every prompt leaves open, and that of any.
+
+        Outputs start with the first, so that they can be read alone: a block that an answer does
+        not close is no answer. "" where there is none.
+        """
+        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        try:
+            prompt = self.processor.apply_chat_template(asked, add_generation_prompt=True)
+        except Exception:  # ``encode`` says what is wrong with it
+            return "", ""
+        return thinking_marks(str(prompt), str(self.processor.chat_template))
+
     def encode(self, samples: Sequence[Sample], with_reference: bool = False) -> Encoded:
         """Samples to a left-padded batch with masks; see ``encoding.encode``."""
         return encode(self, samples, with_reference)
@@ -116,13 +132,14 @@ class VLM:
             progress: Called with (done, total, label).
 
         Returns:
-            One answer per sample, without special tokens, stripped.
+            One answer per sample, without special tokens, stripped; see ``thinking``.
         """
         answers: list[str] = []
         for start in range(0, len(samples), batch_size):
             new = self.continued(self.encode(samples[start : start + batch_size]), max_new_tokens)
             answers += [
-                text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
+                self.thinking[0] + text.strip()
+                for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
             ]
             if progress:
                 progress(len(answers), len(samples), "generate")

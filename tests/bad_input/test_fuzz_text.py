@@ -74,7 +74,7 @@ def test_answers_are_parsed_and_scored(said: str, wanted: str) -> None:
 def test_chains_are_parted_and_compared(one: str, two: str) -> None:
     chain, answer, ends = chains.split_answer(one)
     assert one.lstrip().startswith(chain) and answer == scoring.normalise(answer)
-    open_block = scoring.opened_thinking(one)
+    open_block = scoring.answer_span(one)[0] == len(one)
     assert ends or open_block or (chain, answer) == ("", scoring.normalise(one))
     assert not open_block or answer == ""
     assert "".join(chains.words(one)) == re.sub(r"\s", "", one.lower())

@@ -1,18 +1,25 @@
 """Evaluation conditions, chance, and what is shipped: card, hashes and floors."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from tests import tiny
 from visdepth_utils.evaluation import accuracy_table, chance, evaluate, misses
 from visdepth_utils.minivlm import card
-from visdepth_utils.tasks import Sample, Task, load_task
+from visdepth_utils.scoring import score
+from visdepth_utils.sweeps import truncation_sweep
+from visdepth_utils.tasks import Sample, Task, load_task, samples_and_budget
 
 
 class Reader:
     """Stands in for a model: answers with the colour of the picture's first pixel, or "red"."""
+
+    name, thinking = "reader", ("", "")
 
     def generate(self, samples, max_new_tokens, batch_size=32, progress=None):
         names = {(255, 0, 0): "red", (0, 0, 255): "blue"}
@@ -117,3 +124,39 @@ def test_recorded_misses_are_those_of_the_recorded_accuracy(model):
 def test_the_base_models_meet_their_floors(model):
     found = json.loads((card.FOLDER / "accuracy.json").read_text())[model]
     assert found["floors missed"] == []
+
+
+@pytest.mark.parametrize(
+    ("tail", "marks"),
+    [
+        ("<think>\n", ("<think>", "<think>")),
+        ("<think>\n\n</think>\n\n", ("", "")),
+        ("{% if false %}<think>{% endif %}", ("", "<think>")),
+        ("", ("", "")),
+    ],
+)
+def test_a_budget_too_small_for_thinking_is_said_before(llava, monkeypatch, tail, marks):
+    template = llava.processor.chat_template
+    monkeypatch.setattr(llava.processor, "chat_template", template + tail)
+    vlm = replace(llava)  # nothing remembered of its template
+    assert vlm.thinking == marks
+    samples = [tiny.sample(i) for i in range(2)]
+    task = Task("vqa", samples, 3, "tiny")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        table = evaluate(vlm, task)
+        again = truncation_sweep(vlm, task, depths=[vlm.n_layers])
+    about = [str(one.message) for one in said if "thinks before it answers" in str(one.message)]
+    assert len(about) == (2 if marks[1] else 0)
+    assert all("a budget of 3 tokens" in one and "=512 or more" in one for one in about)
+    for output in (*table["output"], *again["output"]):
+        assert output.startswith("<think>") == bool(marks[0])
+        if marks[0]:
+            right = replace(samples[0], answer=output.removeprefix("<think>"))
+            assert (score(right, output), score(right, output + "</think>" + right.answer)) == (
+                0,
+                1,
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert samples_and_budget(vlm, task, 512) == (samples, 512)

@@ -1,9 +1,10 @@
-"""Scores of generated answers, 0 to 1. Small and versioned: a scorer can decide a result.
+"""Scores of generated answers, 0 to 1. Small: a scorer can decide a result.
 
 Each rule is for answers as models really give them: thinking first, a letter in a sentence, a
 number with a per cent sign, an explanation on the next line, nothing at all. Texts are compared by
 NFKC and without case. math-verify, the kept parser of stated answers, reads numbers and LaTeX but
-neither "[B]" nor "45 in 2019", so what is stated is found here.
+neither "[B]" nor "45 in 2019", so what is stated is found here. A change here is one of measuring
+code, by whose hash every cached table is filed (``store.measuring_code``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from functools import lru_cache
 from visdepth_utils.datasets import Sample
 from visdepth_utils.sources.formats import LETTERS
 
-SCORER_VERSION = "3"
 RELATIVE_TOLERANCE = 0.05  # ChartQA's relaxed accuracy
 THINKING_ROOM = 512  # tokens; a smaller budget hardly reaches the end of a block of thinking
 

@@ -176,29 +176,6 @@ def test_the_hash_of_samples_follows_all_that_is_measured_or_scored() -> None:
     assert len(hashes) == 1 + len(changed)
 
 
-def test_blocks_with_other_content_are_measured_again(run: Run) -> None:
-    calls = []
-
-    def measure(block: list, _progress: object) -> pd.DataFrame:
-        calls.append(block[0].id)
-        return pd.DataFrame({"sample": [sample.id for sample in block]})
-
-    samples = [tiny.sample(i) for i in range(4)]
-    run.by_block("step", samples, measure, size=2)
-    run.by_block("step", [*samples[:3], replace(samples[3], answer="other")], measure, size=2)
-    assert calls == ["s0", "s2", "s2"]
-
-
-def test_a_changed_chat_template_makes_new_tables(tmp_path: Path) -> None:
-    model = tiny.llava(tmp_path / "model")
-    run = open_run(model=str(model), out_dir=tmp_path / "run")
-    run.table("step", lambda: FRAME)
-    template = model / "chat_template.jinja"
-    template.write_text(template.read_text().replace("helper", "friend"))
-    run.table("step", lambda: FRAME.head(3))
-    assert len(list((run.folder / "tables").glob("*.parquet"))) == 2
-
-
 # --- showing and pruning --------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Adapters: shipped ones are found by what they were trained on, others are trained once."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from visdepth_utils import load_task, load_vlm, truncation_sweep
@@ -15,11 +17,12 @@ from visdepth_utils.claims import claim_entry
 from visdepth_utils.distillation import Distillation
 from visdepth_utils.minivlm.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
 from visdepth_utils.plots.recovery import recovery_dots, strategy_dots
-from visdepth_utils.recovery import distill, training_facts
+from visdepth_utils.recovery import adapted, distill, training_facts
 from visdepth_utils.rules.c6 import cut_depth
 from visdepth_utils.strategies import decode
 from visdepth_utils.tasks import Task
 from visdepth_utils.training import training_samples
+from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i) for i in range(8)]
 TASK = Task("vqa", SAMPLES, 4, "test")
@@ -57,6 +60,47 @@ def test_an_adapter_is_trained_once_and_found_by_its_facts(llava, tmp_path, caps
     config = json.loads((other / "adapter_config.json").read_text())
     assert str(tmp_path) not in json.dumps(config)
     assert config["base_model_name_or_path"] == llava.name
+
+
+def by_hand(vlm: VLM, folder: Path) -> VLM:
+    """The model with W + alpha / rank B A in the place of every adapted W."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    found = load_file(folder / "adapter_model.safetensors")
+    model = copy.deepcopy(vlm.model)
+    with torch.no_grad():
+        for name, down in found.items():
+            path, is_down, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+            if is_down:
+                up = found[name.replace("lora_A", "lora_B")]
+                scale = config["lora_alpha"] / config["r"]
+                model.get_submodule(path).weight += scale * up @ down
+    return replace(vlm, model=model)
+
+
+def test_an_adapter_acts_with_its_whole_scale_and_in_its_own_state(llava, tmp_path):
+    plain = truncation_sweep(llava, TASK, depths=[1, llava.n_layers])
+    folders, outputs = {}, {}
+    for seed, state in enumerate(TRAINED):
+        settings = replace(state_settings(SHORT, state, llava.n_layers), alpha=24, steps=1)
+        folders[state] = distill(llava, SAMPLES, settings, tmp_path / state, max_new_tokens=4)
+        file = folders[state] / "adapter_model.safetensors"
+        draw = torch.Generator().manual_seed(seed)
+        large = {k: torch.randn(v.shape, generator=draw) / 8 for k, v in load_file(file).items()}
+        save_file(large, file)
+        merged = by_hand(llava, folders[state])
+        inputs = llava.encode(SAMPLES).inputs
+        with torch.no_grad(), adapted(llava, folders[state]):
+            torch.testing.assert_close(
+                llava.model(**inputs).logits, merged.model(**inputs).logits, rtol=1e-4, atol=1e-4
+            )
+        cut = truncation_sweep(merged, TASK, depths=[settings.depth])
+        outputs[state] = cut["output"].tolist()
+    assert len({tuple(said) for said in outputs.values()}) == len(TRAINED)
+    table = recovery_sweep(llava, TASK, 1, folders)
+    for state, said in outputs.items():
+        assert table.loc[table["state"] == state, "output"].tolist() == said
+        depth = table.loc[table["state"] == state, "depth"].iloc[0]
+        assert said != plain.loc[plain["depth"] == depth, "output"].tolist()
 
 
 def test_every_state_says_what_it_says_by_itself(llava, tmp_path):

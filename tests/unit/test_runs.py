@@ -4,7 +4,9 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,10 +15,13 @@ import pandas as pd
 import pytest
 
 import visdepth_utils
+from tests import tiny
+from visdepth_utils import runs
+from visdepth_utils.report.sections import flat_rows
 from visdepth_utils.running.progress import duration, progress_line
 from visdepth_utils.runs import Run, open_run
 from visdepth_utils.settings import check_settings, run_folder
-from visdepth_utils.store import identity, measuring_code, provenance
+from visdepth_utils.store import identity, measuring_code, provenance, stepcache
 from visdepth_utils.store.entries import read_claims, read_provenance
 from visdepth_utils.store.files import atomic
 
@@ -76,25 +81,89 @@ def test_a_finished_table_is_not_computed_twice_and_reads_back_the_same(
     assert "layer_geometry: from cache (2 rows)" in out
 
 
-@pytest.mark.parametrize("change", ["key", "name", "seed", "n_samples", "weights", "code"])
-def test_whatever_the_table_depends_on_makes_a_new_table(
-    run: Run, change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fn = Counted()
-    run.table("step", fn, key={"n0": 64})
-    name, key, other = "step", {"n0": 64}, run
-    if change == "key":
-        key = {"n0": 32}
-    elif change == "name":
-        name = "other"
-    elif change == "weights":
-        monkeypatch.setattr(provenance, "model_identity", lambda model: {"weights_hash": "new"})
-    elif change == "code":
-        monkeypatch.setattr(measuring_code, "code_version", lambda: "new")
-    else:
-        other = Run(run.folder, {**run.settings, change: 7})
-    other.table(name, fn, key=key)
-    assert fn.calls == 2
+class Made:
+    """A run on a model and on data of its own, to be changed in one thing."""
+
+    def __init__(self, folder: Path, model: Path, worlds: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder, self.patch = folder, patch
+        self.model = Path(shutil.copytree(model, folder / "model"))
+        self.data = Path(shutil.copytree(worlds, folder / "data"))
+        given = {"model": str(self.model), "source": str(self.data), "device": "auto"}
+        self.run = Run(folder / "run", check_settings(**{**GOOD, **given}))
+        self.name, self.key, self.samples = "step", {"n0": 64}, [tiny.sample(i) for i in range(3)]
+
+    def set(self, name: str, value: object) -> None:
+        """Another setting."""
+        value = str(value) if isinstance(value, Path) else value
+        self.run = Run(self.run.folder, {**self.run.settings, name: value})
+
+    def identity(self, **changed: str) -> None:
+        """Another entry of the model's identity."""
+        known = provenance.model_identity(str(self.model))
+        self.patch.setattr(provenance, "model_identity", lambda name: {**known, **changed})
+
+    def measured(self) -> list[int]:
+        """Measure as one table and block by block: 1 where it was measured, 0 from the cache."""
+        calls: list[int] = []
+        for how in range(2):
+            fn = Counted(pd.DataFrame({"value": [1.0]}))
+            if how:
+                blocks = (self.name, self.samples, lambda block, say, fn=fn: fn(), self.key)
+                self.run.by_block(*blocks)
+            else:
+                self.run.table(f"{self.name}_whole", fn, self.key)
+            calls.append(fn.calls)
+        return calls
+
+
+# Entry of the key of a stored table -> how one changes it, and nothing else.
+CHANGES: dict[str, Callable[[Made], object]] = {
+    "code": lambda m: m.patch.setattr(measuring_code, "code_version", lambda: "new"),
+    "step": lambda m: setattr(m, "name", "other"),
+    "key.data": lambda m: (m.data / "vqa.parquet").write_bytes(b"other"),
+    "key.model_files": lambda m: (m.model / "chat_template.jinja").write_text("other"),
+    "key.revision": lambda m: m.identity(revision="other"),
+    "key.weights": lambda m: (m.model / "model.safetensors").write_bytes(b"other"),
+    "key.settings.device": lambda m: m.patch.setattr(runs, "resolved_device", lambda name: "cuda"),
+    "key.settings.dtype": lambda m: m.set("dtype", "bfloat16"),
+    "key.settings.model": lambda m: m.set("model", shutil.copytree(m.model, m.folder / "copy")),
+    "key.settings.n_samples": lambda m: m.set("n_samples", 7),
+    "key.settings.profile": lambda m: m.set("profile", "full"),
+    "key.settings.seed": lambda m: m.set("seed", 7),
+    "key.settings.source": lambda m: m.set("source", shutil.copytree(m.data, m.folder / "copied")),
+    "key.step.content": lambda m: setattr(
+        m, "samples", [replace(s, answer="other") for s in m.samples]
+    ),
+    "key.step.n0": lambda m: m.key.update(n0=32),
+    "key.step.samples": lambda m: m.samples.pop(),
+}
+OF_BLOCKS = {"key.step.content", "key.step.samples"}
+SHARED_BY_BLOCKS = {"key.settings.n_samples"}
+
+
+@pytest.fixture
+def made(
+    tmp_path_factory: pytest.TempPathFactory,
+    llava_path: Path,
+    worlds: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Made:
+    return Made(tmp_path_factory.mktemp("made"), llava_path, worlds, monkeypatch)
+
+
+@pytest.mark.parametrize("entry", CHANGES)
+def test_whatever_a_table_depends_on_makes_a_new_table(entry: str, made: Made) -> None:
+    assert made.measured() == [1, 1]
+    assert made.measured() == [0, 0]
+    CHANGES[entry](made)
+    assert made.measured() == [entry not in OF_BLOCKS, entry not in SHARED_BY_BLOCKS]
+
+
+def test_every_entry_of_the_key_has_such_a_test(made: Made) -> None:
+    made.measured()
+    for file in (made.run.folder / "tables").glob("*.parquet"):
+        found = {name.replace(" / ", ".") for name, _ in flat_rows(stepcache.stored_key(file))}
+        assert found == set(CHANGES) - (OF_BLOCKS if "whole" in file.name else set())
 
 
 class Named:

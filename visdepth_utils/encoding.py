@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
 
 from visdepth_utils.datasets import Sample
 from visdepth_utils.engine import describe
+from visdepth_utils.prompts import non_text_ids, prompts, words_only
+from visdepth_utils.sources.pictures import BadRow
 
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
@@ -49,24 +51,6 @@ class Encoded:
         return replace(
             self, inputs=moved, is_image=self.is_image.to(device), is_text=self.is_text.to(device)
         )
-
-
-def non_text_ids(vlm: VLM) -> torch.Tensor:
-    """Ids that are never text.
-
-    Args:
-        vlm: Whose tokenizer and family are asked.
-
-    Returns:
-        int64 (K,): all special tokens of the tokenizer, the family's structural tokens, the image
-        token.
-    """
-    tokenizer = vlm.tokenizer
-    ids = {vlm.image_token_id, *tokenizer.all_special_ids}
-    ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    known = tokenizer.get_vocab()
-    ids |= {known[token] for token in vlm.family.structural_tokens if token in known}
-    return torch.tensor(sorted(ids))
 
 
 def not_text(vlm: VLM, ids: torch.Tensor) -> torch.Tensor:
@@ -108,38 +92,30 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
         The batch on the model's device.
 
     Raises:
-        ValueError: No samples; an image that is missing or unreadable (names the sample); a prompt
-            that contains the image placeholder; processor outputs missing that the family needs.
+        ValueError: No samples; a chat template or processor that fails; processor outputs missing
+            that the family needs.
+        BadRow: A sample at fault, by name: an image that is missing, unreadable or of a shape that
+            the processor does not take; a control token that cannot be read as text; more tokens
+            than the model's context.
     """
     if not samples:
         raise ValueError("no samples to encode: give at least one")
     if with_reference and not vlm.family.causal_prefix:
         return _answered(vlm, samples)
-    texts = [_text(vlm, sample, with_reference) for sample in samples]
+    texts = prompts(vlm, list(samples), with_reference)
     images = [[_rgb(image, sample) for image in sample.images] for sample in samples]
-    flat = [image for row in images for image in row]
     if vlm.family.needs_image and not all(images):
         blind = next(s.id for s, row in zip(samples, images, strict=True) if not row)
         raise ValueError(
             f"sample {blind!r} has no image, and {vlm.family.model_type} takes none without: "
             "give every sample an image"
         )
-    bos = vlm.tokenizer.bos_token
     try:
-        batch = vlm.processor(
-            text=texts,
-            images=(images if vlm.family.nested_images else flat) if flat else None,
-            padding=True,
-            return_tensors="pt",
-            # Templates that write the BOS token themselves would get it twice.
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
-        )
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(
-            f"the processor of {vlm.name} fails on {describe(samples)} "
-            f"({type(error).__name__}: {' '.join(str(error).split()):.200}): its chat template or "
-            "processor files do not fit, fetch the checkpoint again"
-        ) from error
+        batch = _processed(vlm, texts, images)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a processor does not foresee
+        raise _blamed(vlm, samples, texts, images, error) from error
     lacking = [key for key in vlm.family.required_keys if key not in batch]
     if lacking:
         raise ValueError(
@@ -147,7 +123,57 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
             f"{vlm.family.model_type} computes wrong positions or masks; "
             "save the checkpoint's processor again with transformers 5"
         )
-    return _masked(vlm, dict(batch), tuple(samples))
+    return _masked(vlm, batch, tuple(samples))
+
+
+def _processed(
+    vlm: VLM, texts: list[str], images: list[list[Image.Image]]
+) -> dict[str, torch.Tensor]:
+    """What the processor makes of prompts and their pictures."""
+    flat = [image for row in images for image in row]
+    bos = vlm.tokenizer.bos_token
+    return dict(
+        vlm.processor(
+            text=texts,
+            images=(images if vlm.family.nested_images else flat) if flat else None,
+            padding=True,
+            return_tensors="pt",
+            # Templates that write the BOS token themselves would get it twice.
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+        )
+    )
+
+
+def _blamed(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    texts: list[str],
+    images: list[list[Image.Image]],
+    error: Exception,
+) -> ValueError:
+    """Why the processor failed: a picture, if it takes a plain one in its place; else its files."""
+    for sample, text, row in zip(samples, texts, images, strict=True):
+        try:
+            _processed(vlm, [text], [row])
+        except Exception as own:
+            plain = [[Image.new("RGB", (64, 64), "grey") for _ in row]]
+            with contextlib.suppress(Exception):
+                _processed(vlm, [text], plain)
+                return _bad_picture(vlm, sample, row, " ".join(str(own).split()))
+    why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ValueError(
+        f"the processor of {vlm.name} fails on {describe(samples)} ({why}): its chat template or "
+        "processor files do not fit, fetch the checkpoint again"
+    )
+
+
+def _bad_picture(vlm: VLM, sample: Sample, row: Sequence[Image.Image], why: str) -> BadRow:
+    """A picture that this model cannot take."""
+    sizes = ", ".join(f"{image.width} x {image.height}" for image in row)
+    return BadRow(
+        f"sample {sample.id!r}: {vlm.name} cannot take its picture of {sizes} pixels: give one of "
+        f"a more usual size and shape, or leave the row out ({why:.120})"
+    )
 
 
 def followed(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
@@ -206,10 +232,25 @@ def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
 
     A reference within the prompt's text would be part of that prefix.
     """
-    references = [
-        vlm.tokenizer(sample.reference, add_special_tokens=False)["input_ids"] for sample in samples
-    ]
-    return followed(vlm, encode(vlm, samples), references)
+    return followed(vlm, encode(vlm, samples), reference_ids(vlm, samples))
+
+
+def reference_ids(vlm: VLM, samples: Sequence[Sample]) -> list[list[int]]:
+    """Token ids of references alone, all of them text.
+
+    Args:
+        vlm: Whose tokenizer is used.
+        samples: Whose references.
+
+    Returns:
+        One list per sample.
+
+    Raises:
+        BadRow: A reference that holds a control token; see ``prompts.words_only``.
+    """
+    write = words_only(vlm)
+    texts = [write(sample.reference, sample.id) for sample in samples]
+    return [vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
 def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...]) -> Encoded:
@@ -217,6 +258,7 @@ def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...
     ids, attended = batch["input_ids"], batch["attention_mask"].bool()
     is_image = (ids == vlm.image_token_id) & attended
     is_text = attended & ~not_text(vlm, ids)
+    _check_counts(vlm, samples, attended.sum(-1).tolist(), is_image.sum(-1).tolist())
     if vlm.family.positions == "1d":
         # Without them a bare forward counts padding too, while generate does not.
         batch["position_ids"] = (attended.long().cumsum(-1) - 1).clamp(min=0)
@@ -231,46 +273,34 @@ def _masked(vlm: VLM, batch: dict[str, torch.Tensor], samples: tuple[Sample, ...
     return Encoded(inputs, is_image, is_text, samples).to(vlm.device)
 
 
-def _text(vlm: VLM, sample: Sample, with_reference: bool) -> str:
-    """The templated prompt of one sample, with its reference if asked for."""
-    own = vlm.tokenizer.convert_ids_to_tokens(vlm.image_token_id)
-    for token in {getattr(vlm.processor, "image_token", None) or own, own}:
-        if token in sample.prompt + sample.reference * with_reference:
-            raise ValueError(
-                f"sample {sample.id!r}: its text contains the image placeholder {token!r}: "
-                "remove it, images are placed by the chat template"
+def _check_counts(
+    vlm: VLM, samples: Sequence[Sample], tokens: Sequence[int], image: Sequence[int]
+) -> None:
+    """Refuse rows that are longer than the model's context, or whose picture is too small."""
+    context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
+    for sample, n, n_image in zip(samples, tokens, image, strict=True):
+        if sample.images and n_image < vlm.family.least_image_tokens:
+            why = f"image tokens: {n_image}, at least needed: {vlm.family.least_image_tokens}"
+            raise _bad_picture(vlm, sample, sample.images, why)
+        if context and n > context:
+            raise BadRow(
+                f"sample {sample.id!r}: its prompt has {n} tokens ({n_image} of its pictures), "
+                f"{vlm.name} takes {context} (max_position_embeddings): shorten it, or leave the "
+                "row out"
             )
-    content = [{"type": "image"} for _ in sample.images] + [{"type": "text", "text": sample.prompt}]
-    try:
-        text = vlm.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-    except TemplateError as error:
-        why = " ".join(str(error).split())
-        raise ValueError(
-            f"the chat template of {vlm.name} fails on sample {sample.id!r} "
-            f"({type(error).__name__}: {why:.200}): fetch the checkpoint again, or mend its "
-            "chat_template.jinja"
-        ) from error
-    if with_reference:
-        # "ASSISTANT:" wants a space before the answer; a template that ends in a line feed or in a
-        # special token does not.
-        ends_special = any(text.endswith(token) for token in vlm.tokenizer.all_special_tokens)
-        text += ("" if text[-1:].isspace() or ends_special else " ") + sample.reference
-    return text
 
 
 def _rgb(image: Image.Image | None, sample: Sample) -> Image.Image:
     """A decoded RGB image, or an error that names the sample."""
     if not isinstance(image, Image.Image):
-        raise ValueError(
+        raise BadRow(
             f"sample {sample.id!r}: image {sample.image_id!r} is missing "
             f"(got {type(image).__name__}): give a PIL image, or images=() for a blind sample"
         )
     try:
         return image.convert("RGB")
     except (OSError, SyntaxError) as error:
-        raise ValueError(
+        raise BadRow(
             f"sample {sample.id!r}: image {sample.image_id!r} cannot be decoded ({error}); "
             "replace the file"
         ) from error

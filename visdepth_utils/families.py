@@ -6,6 +6,7 @@ means adding a row, never a branch.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Family:
         nested_images: The processor wants one list of images per sample instead of one flat list.
         needs_image: The processor takes no sample without an image.
         template: Chat template where the hub's checkpoints have none.
+        least_image_tokens: What a sample's pictures must become, where transformers takes no less.
         causal_prefix: False where image and prompt see each other in both directions.
         injection_layers: Decoder layers after which visual features are added again (DeepStack).
         mixed_attention: Attention differs between layers (sliding windows, dictionaries of masks).
@@ -41,6 +43,7 @@ class Family:
     nested_images: bool = False
     needs_image: bool = False
     template: str = ""
+    least_image_tokens: int = 0
     causal_prefix: bool = True
     injection_layers: tuple[int, ...] = ()
     mixed_attention: bool = False
@@ -137,7 +140,7 @@ _FAMILIES = (
         causal_prefix=False,
         caveat="image and prompt see each other in both directions",
     ),
-    Family("mistral3", structural_tokens=_PIXTRAL_TOKENS),
+    Family("mistral3", structural_tokens=_PIXTRAL_TOKENS, least_image_tokens=2),
     Family(
         "aya_vision",
         structural_tokens=(
@@ -155,22 +158,48 @@ _FAMILIES = (
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 
 
-def family_of(model_type: str, name: str) -> Family:
+UNSUPPORTED = {
+    "blip-2": "its decoder, OPT or T5, has no rotary positions that depths could be replayed with",
+    "chameleon": "its pictures are words of its vocabulary, not features in the place of tokens",
+    "emu3": "its pictures are words of its vocabulary, not features in the place of tokens",
+    "florence2": "its pictures are read by an encoder; no image token enters its decoder",
+    "idefics": "its pictures enter by cross-attention; no image token stands in its prompt",
+    "instructblip": "its Q-Former reads the question too: image tokens are not the picture's alone",
+    "kosmos-2": "its pictures enter by a mask of places; its config names no image token",
+    "kosmos-2.5": "its pictures enter by a mask of places; its config names no image token",
+    "minicpmv": "it is code of its checkpoint, which is not run; transformers does not have it",
+    "mllama": "its pictures enter by cross-attention layers; no image token stands in its prompt",
+    "phi4_multimodal": "it reads pictures by a LoRA adapter that lies beside the model",
+    "phi4mm": "it is code of its checkpoint, which is not run; transformers does not have it",
+}
+"""Families that are asked for and cannot have a row: why."""
+
+
+def family_of(config: dict[str, Any], name: str) -> Family:
     """Look up the facts of a family.
 
     Args:
-        model_type: ``config.model_type`` of the checkpoint.
+        config: config.json of the checkpoint, as it is read.
         name: How the user named the checkpoint, for the message.
 
     Returns:
         The family's row.
 
     Raises:
-        ValueError: If the family is not in the table; guessing its tokens would give wrong masks.
+        ValueError: The family is not supported, with the reason; guessing its tokens would give
+            wrong masks.
     """
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"{name!r} is of family {model_type!r}, which has no row in "
-            f"visdepth_utils/families.py: use one of {', '.join(sorted(FAMILIES))}, or add a row"
-        )
-    return FAMILIES[model_type]
+    kind = config.get("model_type")
+    if kind in FAMILIES:
+        return FAMILIES[kind]
+    why = f"its tokens and rules are not in {__name__}"
+    if kind in UNSUPPORTED:
+        why = UNSUPPORTED[kind]
+    elif "auto_map" in config:
+        why = "it comes with code of its own, which is not run"
+    elif "vision_config" not in config:
+        why = "its config.json has no vision_config: it reads no pictures"
+    raise ValueError(
+        f"{name!r}: family {kind!r} is not supported, because {why}; use one of "
+        f"{', '.join(sorted(FAMILIES))}"
+    )

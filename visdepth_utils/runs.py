@@ -13,6 +13,7 @@ from visdepth_utils import engine
 from visdepth_utils.report import explorer
 from visdepth_utils.running.progress import Progress, progress_line
 from visdepth_utils.settings import (
+    TEMPLATE_DATE,
     Settings,
     check_injected,
     check_settings,
@@ -292,6 +293,7 @@ class Run:
             **self._identity(read_provenance(self.folder)),
             seeds={"samples and draws": self.settings["seed"]},
             device=self.device,
+            template_date=TEMPLATE_DATE.isoformat(),
             code={"git_commit": provenance.commit(), "measuring": measuring_code.code_version()},
             versions=provenance.versions(),
             machine=provenance.machine(),

@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +41,9 @@ Settings = dict[str, Any]
 
 SEEDS = 2**32
 """Seeds are below it: numpy and torch take no larger one everywhere."""
+
+TEMPLATE_DATE = date(2025, 1, 1)
+"""What a chat template is told that today is: a prompt must not change from day to day."""
 
 
 class Parser(argparse.ArgumentParser):

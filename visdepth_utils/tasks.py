@@ -94,6 +94,8 @@ def load_task(
     seed: int = 0,
     source: str | Path | None = None,
     style: str | None = None,
+    *,
+    vlm: VLM | None = None,
     **options: Any,
 ) -> Task:
     """Load a task by name.
@@ -110,6 +112,9 @@ def load_task(
             a hub id, in a format of ``sources.formats``: that of a data set, or a table with the
             columns image, question, answer and, where there are options, choices.
         style: ``reason`` only: ``"direct"``, ``"short"`` or ``"long"`` (the default).
+        vlm: The model that will be asked. Every row is then encoded once, and one that the model
+            cannot take (a picture of a shape it refuses, more tokens than its context, a control
+            token that it cannot read as text) is a bad row: found now, not in the middle of a run.
         **options: Of data in those formats: ``split``, ``subset``, ``prompt``, ``on_bad_row``, see
             ``sources.external``.
 
@@ -129,7 +134,7 @@ def load_task(
     where = None if source is None else locate_source(source)
     embedded = name in EMBEDDED and where is None
     if not embedded and not (name in EMBEDDED and isinstance(where, Path) and is_worlds(where)):
-        samples, budget, selection = load_samples(name, source, n, seed, **options)
+        samples, budget, selection = load_samples(name, source, n, seed, vlm=vlm, **options)
         return Task(name, samples, budget, str(source or FORMATS[name].hub), selection)
     if options:
         raise ValueError(f"{', '.join(options)}: not for data in the layout of the embedded worlds")
@@ -143,10 +148,12 @@ def load_task(
                 f"{'lower n' if n > 0 else 'give at least 1'}"
             )
         rows = choose(rows, n, seed)
-    budget = EMBEDDED[name]
+    budget, samples = EMBEDDED[name], to_samples(rows, folder, name)
+    for sample in samples if vlm else []:
+        vlm.encode([sample])
     return Task(
         name=name,
-        samples=to_samples(rows, folder, name),
+        samples=samples,
         max_new_tokens=budget if isinstance(budget, int) else budget[str(style)],
         source=str(source) if source else "embedded",
     )

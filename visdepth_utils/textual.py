@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from visdepth_utils.encoding import Encoded, followed, non_text_ids
+from visdepth_utils.encoding import Encoded, followed, reference_ids
 from visdepth_utils.layerwise import Batch, token_geometry
+from visdepth_utils.prompts import non_text_ids
 from visdepth_utils.sweeps import stop_ids
 
 if TYPE_CHECKING:
@@ -207,14 +208,7 @@ def _groups(enc: Encoded, said: torch.Tensor, seed: int) -> dict[str, torch.Tens
 def _others(vlm: VLM, samples: Sequence[Sample]) -> dict[str, list[int]]:
     """For each sample the tokens of all other samples' references, from the next one on."""
     never = set(non_text_ids(vlm).tolist())
-    texts = [
-        [
-            t
-            for t in vlm.tokenizer(s.reference, add_special_tokens=False).input_ids
-            if t not in never
-        ]
-        for s in samples
-    ]
+    texts = [[t for t in ids if t not in never] for ids in reference_ids(vlm, samples)]
     out = {}
     for i, sample in enumerate(samples):
         rest = texts[i + 1 :] + texts[:i]

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
-from visdepth_utils.families import Family, family_of
+from visdepth_utils.families import FAMILIES, Family
 from visdepth_utils.models.checkpoints import locate, weights_hash
 from visdepth_utils.models.checks import check
 from visdepth_utils.models.loaders import (
@@ -246,8 +246,8 @@ def load_vlm(
         dtype = _dtype(dtype)
 
     config = read_config(str(path_or_id), where, **hub)
-    family = family_of(config.model_type, str(path_or_id))
-    processor = read_processor(str(path_or_id), where, family.template, **hub)
+    family = FAMILIES[config.model_type]
+    processor = read_processor(str(path_or_id), where, family.template, config, **hub)
     settings = ""
     if random_init:
         settings = f"random_init={random_init} init_std={init_std} seed={seed}"

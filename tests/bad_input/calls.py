@@ -174,12 +174,12 @@ SWEEPS = (
         "give samples with images",
     ),
     Case(
-        "placeholder in a prompt",
+        "control token in a prompt",
         lambda b: truncation_sweep(
             _model(b), [replace(SAMPLES[0], prompt="an <image> ?")], max_new_tokens=1
         ),
-        "sample 's0': its text contains the image placeholder '<image>'",
-        "remove it",
+        "sample 's0': its text contains '<image>', which the tokenizer",
+        "take it out",
     ),
     Case(
         "no picture to swap",

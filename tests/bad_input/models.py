@@ -6,6 +6,7 @@ import pickle
 import safetensors.torch
 
 from tests.bad_input.box import Case
+from visdepth_utils.families import UNSUPPORTED
 
 HUB = "fetch the checkpoint again"
 FILES = "check the folder's files"
@@ -32,14 +33,14 @@ CONFIGS = (
     Case(
         "unknown type",
         lambda b: b.load(b.config(model_type="my_vlm")),
-        "model type `my_vlm`",
-        "update Transformers",
+        "family 'my_vlm' is not supported, because its tokens and rules are not in",
+        "use one of",
     ),
     Case(
         "no family of ours",
         lambda b: b.load(b.config(model_type="vipllava")),
-        "'vipllava'",
-        "use one of",
+        "family 'vipllava' is not supported, because its tokens and rules are not in",
+        "use one of aya_vision",
     ),
     Case(
         "text only",
@@ -50,8 +51,8 @@ CONFIGS = (
                 )
             }
         ),
-        "spoilt' (model type 'llama') has no image token",
-        "give a vision language checkpoint",
+        "family 'llama' is not supported, because its config.json has no vision_config",
+        "use one of",
     ),
     Case(
         "no layers",
@@ -93,8 +94,19 @@ CONFIGS = (
     Case(
         "code of its own",
         lambda b: b.load({**b.config(model_type="my_vlm", auto_map=AUTO), "evil.py": "1 / 0"}),
-        "spoilt' (it comes with code of its own, which is not run)",
-        "give a checkpoint of a family that transformers has",
+        "family 'my_vlm' is not supported, because it comes with code of its own, which is not run",
+        "use one of",
+    ),
+    *(
+        Case(
+            f"family {kind}",
+            lambda b, kind=kind: b.load(
+                {"config.json": json.dumps({"model_type": kind, "auto_map": AUTO})}
+            ),
+            f"family '{kind}' is not supported, because {why}; use one of ",
+            "use one of",
+        )
+        for kind, why in UNSUPPORTED.items()
     ),
 )
 
@@ -112,6 +124,53 @@ READERS = (
         lambda b: b.load({TEMPLATE: "{{ raise_exception('no\\nsystem prompt') }}"}),
         "(TemplateError: no system prompt)",
         HUB,
+    ),
+    *(
+        Case(
+            f"a template with {what}",
+            lambda b, text=text: b.load({TEMPLATE: text}),
+            f"fails on sample 'probe' ({why}",
+            f"mend its {TEMPLATE}",
+        )
+        for what, text, why in (
+            ("a division by zero", "{{ 1 / 0 }}", "ZeroDivisionError"),
+            ("a wrong type", "{{ 1 + 'a' }}", "TypeError"),
+            ("no end", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "RecursionError"),
+            ("too much text", "{{ 'a' * 10 ** 18 }}", "MemoryError"),
+            ("another file", "{% include 'a' %}", "TypeError: no loader"),
+        )
+    ),
+    *(
+        Case(
+            f"a template of text only, {how}",
+            lambda b, text=text: b.load(
+                {TEMPLATE: "{% for m in messages %}" + text + "{% endfor %}"}
+            ),
+            f"fails on sample 'probe' ({why}",
+            "it takes messages of text only; give it a chat_template.jinja that goes through",
+        )
+        for how, text, why in (
+            ("added", "{{ m['role'] + ': ' + m['content'] }}", "TypeError: can only concatenate"),
+            ("written", "<image>{{ m.content }}", "it writes the list of a message's parts"),
+        )
+    ),
+    Case(
+        "several templates, none the default",
+        lambda b: b.load(
+            {
+                TEMPLATE: None,
+                "tokenizer_config.json": json.dumps(
+                    {
+                        **json.loads((b.model / "tokenizer_config.json").read_text()),
+                        "chat_template": [
+                            {"name": name, "template": "a"} for name in ("rag", "tool_use")
+                        ],
+                    }
+                ),
+            }
+        ),
+        "its chat templates are rag, tool_use, none is the default",
+        f"save one as {TEMPLATE}",
     ),
     Case("no images in it", lambda b: b.load({TEMPLATE: "hello"}), "0 <image> tokens and 1", HUB),
     Case("no tokenizer", lambda b: b.load({"tokenizer.json": None}), "backend tokenizer", FILES),

@@ -395,6 +395,7 @@ def test_provenance_says_what_was_run_on_what(run: Run, llava_path: Path) -> Non
     )
     assert facts["machine"]["threads"] >= 1
     assert facts["device"] in ("cpu", "cuda")
+    assert facts["template_date"] == "2025-01-01"  # what a chat template takes today for
     assert len(facts["code"]["measuring"]) == 64
     assert os.uname().nodename not in json.dumps(facts["machine"])
 

@@ -4,6 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -19,7 +20,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from visdepth_utils.families import family_of
 from visdepth_utils.models.no_videos import images_suffice
+from visdepth_utils.prompts import drop_marks
 
 
 @contextlib.contextmanager
@@ -84,8 +87,13 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
         The config.
 
     Raises:
-        ValueError: Unreadable, quantised, in MLX's layout, or no image token.
+        ValueError: Unreadable, of a family that is not supported, quantised, in MLX's layout, or
+            without image token.
     """
+    with quiet(), one_line_errors(name, where):
+        raw = PreTrainedConfig.get_config_dict(where, **hub)[0]
+    if isinstance(raw, dict) and raw.get("model_type"):
+        family_of(raw, name)  # first: no other advice helps
     with quiet(), one_line_errors(name, where):
         config = AutoConfig.from_pretrained(where, **hub)
     if packed := _packed(config, where):
@@ -118,7 +126,13 @@ def _packed(config: PreTrainedConfig, where: str) -> str:
     return ""
 
 
-def read_processor(name: str, where: str, template: str = "", **hub: object) -> ProcessorMixin:
+def read_processor(
+    name: str,
+    where: str,
+    template: str = "",
+    config: PreTrainedConfig | None = None,
+    **hub: object,
+) -> ProcessorMixin:
     """Read the processor, with left padding and the PIL image backend.
 
     transformers prefers torchvision where it is installed, and the two resize differently; pinning
@@ -128,6 +142,7 @@ def read_processor(name: str, where: str, template: str = "", **hub: object) -> 
         name: How the user named the checkpoint.
         where: Folder or hub id from ``locate``.
         template: Chat template of a family whose checkpoints come without one.
+        config: Of the checkpoint; says what the processor was saved without.
         **hub: ``revision``, ``trust_remote_code``.
 
     Returns:
@@ -148,11 +163,44 @@ def read_processor(name: str, where: str, template: str = "", **hub: object) -> 
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if not (processor.chat_template or tokenizer.chat_template):
-            processor.chat_template = template or None
-        if not (processor.chat_template or tokenizer.chat_template):
-            raise ValueError("its processor has no chat template: save one as chat_template.jinja")
+        drop_marks(tokenizer)
+        processor.chat_template = _one_template(
+            processor.chat_template or tokenizer.chat_template or template
+        )
+        if config is not None:
+            _complete(processor, config, ProcessorMixin.get_processor_dict(where, **hub)[0])
     return processor
+
+
+def _one_template(given: str | dict[str, str]) -> str:
+    """The chat template itself, of several by name the default one."""
+    named = given if isinstance(given, dict) else {"default": given}
+    if len(named) == 1 or "default" in named:
+        if found := named.get("default", next(iter(named.values()))):
+            return found
+        raise ValueError("its processor has no chat template: save one as chat_template.jinja")
+    raise ValueError(
+        f"its chat templates are {', '.join(named)}, none is the default: save one as "
+        "chat_template.jinja"
+    )
+
+
+def _complete(processor: ProcessorMixin, config: PreTrainedConfig, saved: dict[str, Any]) -> None:
+    """Fill in what a processor was saved without and the checkpoint's config determines."""
+    tower = getattr(config, "vision_config", None)
+    patch, size = getattr(tower, "patch_size", None), getattr(tower, "image_size", None)
+    implied = {
+        "patch_size": patch,
+        "spatial_merge_size": getattr(config, "spatial_merge_size", None),
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        # CLIP puts a token for the whole picture in front of its patches.
+        "num_additional_image_tokens": int(getattr(tower, "model_type", "").startswith("clip")),
+    }
+    if isinstance(patch, int) and isinstance(size, int):
+        implied["num_image_tokens"] = (size // patch) ** 2
+    for key, value in implied.items():
+        if hasattr(processor, key) and saved.get(key) is None and value is not None:
+            setattr(processor, key, value)
 
 
 def read_model(

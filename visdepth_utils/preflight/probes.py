@@ -71,7 +71,9 @@ class Bench:
         if name not in self._tasks:
             kind, _, style = name.partition(":")
             most = min(self.n, MOST)
-            self._tasks[name] = load_task(kind, most, self.seed, self.source, style or None)
+            self._tasks[name] = load_task(
+                kind, most, self.seed, self.source, style or None, vlm=self.vlm
+            )
         whole = self._tasks[name]
         return replace(whole, samples=whole.samples[:n])
 

@@ -1,9 +1,11 @@
 """Samples of data sets in a known format: n rows are chosen and checked, pictures stay on disk."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -12,6 +14,9 @@ from visdepth_utils.sources.formats import FORMATS, Format, Said, detect
 from visdepth_utils.sources.opened import open_rows
 from visdepth_utils.sources.pictures import BadRow, Pictures, picture_cells
 from visdepth_utils.sources.rows import Rows
+
+if TYPE_CHECKING:
+    from visdepth_utils.vlm import VLM
 
 __all__ = ["ON_BAD_ROW", "load_samples"]
 
@@ -28,6 +33,7 @@ def load_samples(
     subset: str | None = None,
     prompt: str | None = None,
     on_bad_row: str = "stop",
+    vlm: VLM | None = None,
 ) -> tuple[list[Sample], int, dict[str, Any]]:
     """Choose samples of a data set and check each of them.
 
@@ -42,6 +48,7 @@ def load_samples(
             ``augmented``).
         prompt: Template in the place of the format's.
         on_bad_row: ``"stop"``, or ``"skip"``: say which rows are bad and go on with others.
+        vlm: The model that will be asked; a row that it cannot take is a bad one.
 
     Returns:
         The samples, the budget of an answer, and the selection, for the record: where from (with
@@ -79,7 +86,10 @@ def load_samples(
         label = {"task": name, "kind": said.kind, "choices": said.choices, "rule": rule}
         texts = {"answer": said.answer, "reference": said.answer, "references": said.references}
         number = i + rows.first
-        return Sample(f"{known}-{number:05d}", images_of[i], pictures, text, **texts, **label)
+        sample = Sample(f"{known}-{number:05d}", images_of[i], pictures, text, **texts, **label)
+        if vlm:
+            vlm.encode([sample])
+        return sample
 
     images_of = dict(zip(index["row"], index["image_id"], strict=True))
     asked = len(index) if n is None else n

@@ -267,7 +267,8 @@ ONE = "the picture shows at the top left a large red circle, at the middle right
 
 def test_caption_f1_known_values():
     caption = lambda out: scoring.score(sample("caption", ONE, ONE), out)  # noqa: E731
-    assert caption(ONE) == 1
+    assert caption(ONE) == caption(ONE.upper()) == 1
+    assert caption(ONE.removeprefix("the picture shows ")) == 1  # the intro is no object
     assert caption(ONE.replace(",", " ,").replace(".", " .")) == 1  # spacing of the tokenizer
     assert caption("the picture shows at the top left a large red circle.") == pytest.approx(2 / 3)
     assert caption(ONE.replace("large red", "small red")) == pytest.approx(1 / 2)  # size counts

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from visdepth_utils.grams import Gram, check_option, gram
+from visdepth_utils.grams import DTYPE_TOL, Gram, as_states, check_option, gram, host
 
-DTYPE_TOL = 1e-6  # fp32 states: spread below this fraction of the token norm is rounding
 MAX_DIMENSION = 1e5  # larger means that neighbours are equally far: ratios are pure rounding
 
 
@@ -43,10 +43,14 @@ class Estimate:
 class Neighbours:
     """Sorted distances (..., N, k) to kept tokens, inf if fewer; rows without ``keep`` are void."""
 
-    distances: np.ndarray
-    keep: np.ndarray
-    noise_ratio: np.ndarray
-    finite: np.ndarray
+    distances: torch.Tensor
+    keep: torch.Tensor
+    noise_ratio: torch.Tensor
+    finite: torch.Tensor
+
+    def __getitem__(self, index: int) -> Neighbours:
+        """One of many, by the first axis."""
+        return Neighbours(*(field[index] for field in vars(self).values()))
 
 
 def neighbours(G: Gram, *, k: int = 20, dtype_tol: float = DTYPE_TOL) -> Neighbours:
@@ -55,45 +59,45 @@ def neighbours(G: Gram, *, k: int = 20, dtype_tol: float = DTYPE_TOL) -> Neighbo
     Tokens i < j are duplicates when d_ij^2 <= dtype_tol^2 (s_i + s_j), s = squared norm after
     centring; j is dropped. Use 1e-6 for fp32 states and 1e-3 or more for bf16.
     """
-    with np.errstate(all="ignore"):
-        K = G.recentred()
-        finite = np.isfinite(K).all(axis=(-1, -2))
-        s = np.diagonal(K, axis1=-2, axis2=-1)
-        total = s[..., :, None] + s[..., None, :]
-        d2 = np.maximum(total - 2 * K, 0.0)
-        raw = G.square_norms.sum(axis=-1)
-        # A set that differs only by the rounding of its common offset is one point.
-        flat = ~(s.sum(axis=-1) > dtype_tol**2 * raw)
-        repeats = (d2 <= dtype_tol**2 * total) | flat[..., None, None]
-        keep = ~np.tril(repeats, -1).any(axis=-1)
-        n = keep.shape[-1]
-        pairs = keep[..., :, None] & keep[..., None, :] & ~np.eye(n, dtype=bool)
-        d2 = np.where(pairs, d2, np.inf)
-        if k < n // 4:  # partial sort pays only for large N
-            d2 = np.partition(d2, k, axis=-1)[..., : k + 1]
-        distances = np.sqrt(np.sort(d2, axis=-1)[..., :k])
-        missing = [(0, 0)] * (distances.ndim - 1) + [(0, k - distances.shape[-1])]
-        distances = np.pad(distances, missing, constant_values=np.inf)
-        usable = finite & (keep.sum(axis=-1) > 1)
-        nearest = np.where(keep, distances[..., 0], np.nan)
-        median = np.nanmedian(np.where(usable[..., None], nearest, 0.0), axis=-1)
-        noise = np.where(usable, median / (np.sqrt(raw / n) * 2.0**-9), np.nan)
+    K = G.recentred()
+    finite = K.isfinite().flatten(-2).all(-1)
+    s = K.diagonal(dim1=-2, dim2=-1)
+    total = s[..., :, None] + s[..., None, :]
+    d2 = (total - 2 * K).clamp(min=0)
+    raw = G.square_norms.sum(-1)
+    # A set that differs only by the rounding of its common offset is one point.
+    flat = ~(s.sum(-1) > dtype_tol**2 * raw)
+    repeats = (d2 <= dtype_tol**2 * total) | flat[..., None, None]
+    keep = ~repeats.tril(-1).any(-1)
+    n = keep.shape[-1]
+    others = ~torch.eye(n, dtype=torch.bool, device=K.device)
+    pairs = keep[..., :, None] & keep[..., None, :] & others
+    d2 = torch.where(pairs, d2, torch.inf)
+    distances = d2.topk(min(k, n), largest=False).values.sqrt()
+    distances = torch.nn.functional.pad(distances, (0, k - distances.shape[-1]), value=torch.inf)
+    usable = finite & (keep.sum(-1) > 1)
+    nearest = torch.where(keep, distances[..., 0], torch.nan)
+    median = torch.where(usable[..., None], nearest, 0.0).nanquantile(0.5, dim=-1)
+    noise = torch.where(usable, median / ((raw / n).sqrt() * 2.0**-9), torch.nan)
     return Neighbours(distances, keep, noise, finite)
 
 
-def _estimate(value: np.ndarray, nb: Neighbours, needed: int, note: str = "") -> Estimate:
+def _estimate(value: torch.Tensor, nb: Neighbours, needed: int, note: str = "") -> Estimate:
     """Blank what cannot be trusted and say why."""
-    n_eff, n = nb.keep.sum(axis=-1), nb.keep.shape[-1]
-    usable = nb.finite & (n_eff >= needed)
+    n = nb.keep.shape[-1]
+    columns = (value, nb.keep.sum(-1), nb.finite, nb.noise_ratio)
+    value, n_eff, finite, noise = host(torch.stack([column.double() for column in columns]))
+    n_eff, finite = n_eff.astype(int), finite.astype(bool)
+    usable = finite & (n_eff >= needed)
     value = np.where(usable & (np.abs(value) < MAX_DIMENSION), value, np.nan)
-    if not nb.finite.all():
+    if not finite.all():
         note = "non-finite values in states"
     elif (n_eff < needed).any():
         note = f"{n_eff.min()} distinct tokens of {n}, at least {needed} needed"
     elif np.isnan(value).any():
         note = "neighbours at equal distances"
-    n_eff = np.where(nb.finite, n_eff, 0)
-    return Estimate(value, note, n_eff, 1.0 - n_eff / n, nb.noise_ratio)
+    n_eff = np.where(finite, n_eff, 0)
+    return Estimate(value, note, n_eff, 1.0 - n_eff / n, noise)
 
 
 def _check_twonn(method: str, discard_fraction: float) -> None:
@@ -118,18 +122,17 @@ def twonn_from_gram(
     """
     _check_twonn(method, discard_fraction)
     nb = G if isinstance(G, Neighbours) else neighbours(G, k=2, dtype_tol=dtype_tol)
-    n = nb.keep.sum(axis=-1)[..., None]
-    with np.errstate(all="ignore"):
-        log_mu = np.log(nb.distances[..., 1] / nb.distances[..., 0])
-        x = np.sort(np.where(nb.keep, log_mu, np.inf), axis=-1)
-        k = (n * (1 - discard_fraction)).astype(int)
-        rank = np.arange(1, x.shape[-1] + 1)
-        x = np.where(rank <= k, x, 0.0)
-        if method == "mle":
-            value = (k[..., 0] - 1) / (x.sum(axis=-1) + (n - k)[..., 0] * x.max(axis=-1))
-        else:
-            y = np.where(rank <= k, -np.log(1 - rank / n), 0.0)
-            value = (x * y).sum(axis=-1) / (x * x).sum(axis=-1)
+    n = nb.keep.sum(-1, keepdim=True).double()
+    log_mu = (nb.distances[..., 1] / nb.distances[..., 0]).log()
+    x = torch.where(nb.keep, log_mu, torch.inf).sort(-1).values
+    k = (n * (1 - discard_fraction)).floor()
+    rank = torch.arange(1, x.shape[-1] + 1, device=x.device)
+    x = torch.where(rank <= k, x, 0.0)
+    if method == "mle":
+        value = (k[..., 0] - 1) / (x.sum(-1) + (n - k)[..., 0] * x.amax(-1))
+    else:
+        y = torch.where(rank <= k, -(1 - rank / n).log(), 0.0)
+        value = (x * y).sum(-1) / (x * x).sum(-1)
     return _estimate(value, nb, max(n_min, 3))
 
 
@@ -151,13 +154,12 @@ def mle_from_gram(
     r = nb.distances[..., :k]
     if r.shape[-1] < k or k < 2:
         raise ValueError(f"k={k} neighbours asked of a table of {nb.distances.shape[-1]}")
-    n_eff = nb.keep.sum(axis=-1)
-    with np.errstate(all="ignore"):
-        inverse = np.log(r[..., -1:] / r).sum(axis=-1) / (k - 1)
-        if comb == "mle":
-            value = n_eff / inverse.sum(axis=-1, where=nb.keep)
-        else:
-            value = (1.0 / inverse).sum(axis=-1, where=nb.keep) / n_eff
+    n_eff = nb.keep.sum(-1)
+    inverse = (r[..., -1:] / r).log().sum(-1) / (k - 1)
+    if comb == "mle":
+        value = n_eff / torch.where(nb.keep, inverse, 0.0).sum(-1)
+    else:
+        value = torch.where(nb.keep, 1.0 / inverse, 0.0).sum(-1) / n_eff
     return _estimate(value, nb, max(n_min, k + 1))
 
 
@@ -192,14 +194,14 @@ def intrinsic_dimension(
     _check_twonn(method, discard_fraction)
     if k < 2 or n1 < 1:
         raise ValueError(f"k must be at least 2 and n1 at least 1, got k={k} and n1={n1}")
-    G = H if isinstance(H, Gram) else gram(H)
+    G = H if isinstance(H, Gram) else gram(as_states(H))
     nb = neighbours(G, k=max(2, k if estimator == "mle" else 2), dtype_tol=dtype_tol)
     needed = max(n_min, {"twonn": 3, "mle": k + 1, "gride": 2 * n1 + 2}[estimator])
     value, note = np.nan, ""
     if nb.finite and nb.keep.sum() >= needed:
         import skdim  # two seconds: only when an estimate is really made
 
-        r = nb.distances[nb.keep]
+        r = host(nb.distances[nb.keep])
         with np.errstate(all="ignore"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -208,11 +210,11 @@ def intrinsic_dimension(
                 elif estimator == "mle":
                     fit = skdim.id.MLE().fit(r, precomputed_knn_arrays=(r, r), n_neighbors=k)
                 else:  # points with the same distances, in as many dimensions as tokens
-                    weights, vectors = np.linalg.eigh(G.recentred()[nb.keep][:, nb.keep])
+                    weights, vectors = np.linalg.eigh(host(G.recentred()[nb.keep][:, nb.keep]))
                     fit = skdim.id.GRIDE(n1=n1).fit(vectors * np.sqrt(weights.clip(0)))
                 value = fit.dimension_
             except ValueError:  # GRIDE refuses ties; bad options were refused above
                 value = np.inf
         note = "; ".join(str(w.message) for w in caught if w.category is UserWarning)
-    e = _estimate(np.float64(value), nb, needed, note)
+    e = _estimate(torch.full_like(nb.noise_ratio, value), nb, needed, note)
     return Estimate(*(x if isinstance(x, str) else x.item() for x in vars(e).values()))

@@ -9,16 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import entr
+import torch
 
-from visdepth_utils.dimension import DTYPE_TOL
-from visdepth_utils.grams import Gram, as_states, check_option, inverse_norm
+from visdepth_utils.grams import (
+    DTYPE_TOL,
+    Gram,
+    as_states,
+    check_option,
+    host,
+    inverse_norm,
+    trace,
+)
 
 __all__ = ["COMPAT", "NORMALISE", "SCALES", "entropy_from_gram", "matrix_entropy"]
 
 NORMALISE = ("center+row", "center", "row", "raw", "standardise")
 SCALES = ("log_n", "max", "max_centred", "none", "effective_rank")
 COMPAT = (None, "skean", "roy-vetterli")
+
+CHUNK_ELEMENTS = 2**23
+"""Numbers in the matrices whose eigenvalues are found at once: 64 MiB, and a few copies of it."""
 
 
 def _check_entropy(normalise: str, alpha: float, scale: str, compat: str | None) -> None:
@@ -29,42 +39,51 @@ def _check_entropy(normalise: str, alpha: float, scale: str, compat: str | None)
         raise ValueError(f"alpha must be positive, got {alpha!r}")
 
 
-def _spectral_entropy(K: np.ndarray, alpha: float, compat: str | None) -> np.ndarray:
+def _spectrum(K: torch.Tensor) -> torch.Tensor:
+    """Eigenvalues (..., m) of K (..., m, m), in chunks: a GPU needs room for each chunk's copies."""
+    flat = K.reshape(-1, *K.shape[-2:])
+    parts = flat.split(max(1, CHUNK_ELEMENTS // flat[0].numel()))
+    return torch.cat([torch.linalg.eigvalsh(part) for part in parts]).reshape(K.shape[:-1])
+
+
+def _spectral_entropy(K: torch.Tensor, alpha: float, compat: str | None) -> torch.Tensor:
     """Renyi entropy (...,) of the trace-normalised spectrum of each K (..., m, m)."""
     if compat == "skean":
-        K = np.clip(K, 0.0, None)  # as in public code; K is no longer positive semi-definite
+        K = K.clamp(min=0)  # as in public code; K is no longer positive semi-definite
     if alpha == 2 and compat is None:  # -log ||K / tr K||_F^2: no eigenvalues needed
-        return -np.log((K * K).sum(axis=(-1, -2)) / np.trace(K, axis1=-2, axis2=-1) ** 2)
-    p = np.clip(np.linalg.eigvalsh(K), 0.0, None)
-    p = np.sqrt(p) if compat == "roy-vetterli" else p
-    p = p / p.sum(axis=-1, keepdims=True)
+        return -((K * K).sum((-1, -2)) / trace(K) ** 2).log()
+    p = _spectrum(K).clamp(min=0)
+    p = p.sqrt() if compat == "roy-vetterli" else p
+    p = p / p.sum(-1, keepdim=True)
     if alpha == 1:
-        return entr(p).sum(axis=-1)
+        return torch.special.entr(p).sum(-1)
     if np.isinf(alpha):
-        return -np.log(p.max(axis=-1))
-    return np.log((p**alpha).sum(axis=-1)) / (1.0 - alpha)
+        return -p.amax(-1).log()
+    return (p**alpha).sum(-1).log() / (1.0 - alpha)
 
 
 def _scaled_entropy(
-    K: np.ndarray,
-    spread: np.ndarray,
+    K: torch.Tensor,
+    spread: torch.Tensor,
     shape: tuple[int, int],
     alpha: float,
     scale: str,
     compat: str | None,
 ) -> tuple[np.ndarray, str]:
     """Entropies of K (..., m, m) where ``spread`` (...,), else NaN; ``shape`` is (N, D)."""
-    value = np.full(np.shape(spread), np.nan)
     n, d = shape
     top = {"log_n": n, "max": min(n, d), "max_centred": min(n - 1, d)}.get(scale)
     if n < 2 or top == 1:
-        return value, f"{n} token(s) in {d} dimension(s): entropy is not defined"
-    finite = np.isfinite(K).all(axis=(-1, -2))
+        note = f"{n} token(s) in {d} dimension(s): entropy is not defined"
+        return np.full(tuple(spread.shape), np.nan), note
+    finite = K.isfinite().flatten(-2).all(-1)
     good = finite & spread
-    if good.any():
-        S = np.maximum(_spectral_entropy(K[good], alpha, compat), 0.0)  # rank one rounds to -1e-16
-        value[good] = np.exp(S) if scale == "effective_rank" else S / (np.log(top) if top else 1.0)
-    if good.all():
+    one = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)  # eigvalsh refuses NaN
+    S = _spectral_entropy(torch.where(good[..., None, None], K, one), alpha, compat)
+    S = S.clamp(min=0)  # rank one rounds to -1e-16
+    S = S.exp() if scale == "effective_rank" else S / (np.log(top) if top else 1.0)
+    value, finite = host(torch.stack([torch.where(good, S, torch.nan), finite.double()]))
+    if not np.isnan(value).any():
         return value, ""
     return value, "no spread between tokens" if finite.all() else "non-finite values in states"
 
@@ -96,17 +115,15 @@ def matrix_entropy(
     """
     _check_entropy(normalise, alpha, scale, compat)
     X = as_states(H)
-    with np.errstate(all="ignore"):
-        Z = X if normalise in ("row", "raw") else X - X.mean(axis=0)
-        square, own = X * X, Z * Z
-        if not np.isfinite(square.sum()):
-            return float("nan"), "non-finite values in states"
-        spread = np.asarray(own.sum() > DTYPE_TOL**2 * square.sum())
-        if normalise.endswith("row"):
-            Z = Z * inverse_norm(own.sum(axis=1), DTYPE_TOL**2 * square.sum(axis=1))[:, None]
-        elif normalise == "standardise":
-            Z = Z * inverse_norm(own.mean(axis=0), DTYPE_TOL**2 * square.mean(axis=0))
-        K = Z @ Z.T if X.shape[0] <= X.shape[1] else Z.T @ Z  # same non-zero spectrum
+    Z = X if normalise in ("row", "raw") else X - X.mean(0)
+    square, own = X * X, Z * Z
+    spread = own.sum() > DTYPE_TOL**2 * square.sum()
+    if normalise.endswith("row"):
+        Z = Z * inverse_norm(own.sum(1), DTYPE_TOL**2 * square.sum(1))[:, None]
+    elif normalise == "standardise":
+        Z = Z * inverse_norm(own.mean(0), DTYPE_TOL**2 * square.mean(0))
+    # The smaller of two matrices with one non-zero spectrum; overflow is reported as not finite.
+    K = torch.where(square.sum().isfinite(), Z @ Z.T if len(Z) <= Z.shape[1] else Z.T @ Z, torch.nan)
     value, note = _scaled_entropy(K, spread, X.shape, alpha, scale, compat)
     return float(value), note
 
@@ -129,11 +146,10 @@ def entropy_from_gram(
         raise ValueError(f"{compat or normalise} needs the states: use matrix_entropy(H, ...)")
     if normalise in ("raw", "row") and G.centred:
         raise ValueError(f"normalise={normalise!r} needs an uncentred Gram: gram(H, center=False)")
-    with np.errstate(all="ignore"):
-        K = G.values if normalise in ("raw", "row") else G.recentred()
-        own = np.diagonal(K, axis1=-2, axis2=-1)
-        spread = np.asarray(own.sum(axis=-1) > DTYPE_TOL**2 * G.square_norms.sum(axis=-1))
-        if normalise.endswith("row"):
-            inverse = inverse_norm(own, DTYPE_TOL**2 * G.square_norms)
-            K = K * inverse[..., :, None] * inverse[..., None, :]
+    K = G.values if normalise in ("raw", "row") else G.recentred()
+    own = K.diagonal(dim1=-2, dim2=-1)
+    spread = own.sum(-1) > DTYPE_TOL**2 * G.square_norms.sum(-1)
+    if normalise.endswith("row"):
+        inverse = inverse_norm(own, DTYPE_TOL**2 * G.square_norms)
+        K = K * inverse[..., :, None] * inverse[..., None, :]
     return _scaled_entropy(K, spread, (n, d), alpha, scale, compat)

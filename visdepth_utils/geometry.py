@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch.linalg import vector_norm as norm
 
 from visdepth_utils.dimension import (
-    DTYPE_TOL,
     Estimate,
     intrinsic_dimension,
     mle_from_gram,
@@ -21,7 +22,18 @@ from visdepth_utils.dimension import (
     twonn_from_gram,
 )
 from visdepth_utils.entropy import entropy_from_gram, matrix_entropy
-from visdepth_utils.grams import Gram, as_states, check_option, draws, gram, inverse_norm
+from visdepth_utils.grams import (
+    DTYPE_TOL,
+    Gram,
+    as_states,
+    as_tensor,
+    check_option,
+    draws,
+    gram,
+    host,
+    inverse_norm,
+    trace,
+)
 
 # fmt: off
 __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curvature", "draws",
@@ -32,13 +44,19 @@ __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curv
 SEQUENCE_VARIANTS = ("stable", "hosseini", "skean", "skean-2024")
 
 
-def _angle(u: np.ndarray, v: np.ndarray, floor: Any = 0.0) -> np.ndarray:
+def angle(u: torch.Tensor, v: torch.Tensor, floor: torch.Tensor | float = 0.0) -> torch.Tensor:
     """2 atan2(|a - b|, |a + b|) of the unit vectors: exact near 0 and pi, unlike arccos."""
-    with np.errstate(all="ignore"):
-        nu, nv = np.linalg.norm(u, axis=-1), np.linalg.norm(v, axis=-1)
-        a, b = u / nu[..., None], v / nv[..., None]
-        theta = 2 * np.arctan2(np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1))
-    return np.where((np.minimum(nu, nv) > floor) & np.isfinite(nu + nv), theta, np.nan)
+    nu, nv = norm(u, dim=-1), norm(v, dim=-1)
+    a, b = u / nu[..., None], v / nv[..., None]
+    theta = 2 * torch.atan2(norm(a - b, dim=-1), norm(a + b, dim=-1))
+    good = (torch.minimum(nu, nv) > floor) & (nu + nv).isfinite()
+    return torch.where(good, theta, torch.nan)
+
+
+def ratio(v: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    """|v| / |h| (...,) of (..., D), NaN where it is not finite."""
+    found = norm(v, dim=-1) / norm(h, dim=-1)
+    return torch.where(found.isfinite(), found, torch.nan)
 
 
 def depth_curvature(
@@ -57,9 +75,9 @@ def depth_curvature(
     """
     u, w = as_states(v_prev, "v_prev"), as_states(v, "v")
     if u.shape != w.shape:
-        raise ValueError(f"v_prev and v must have the same shape, got {u.shape} and {w.shape}")
-    floor = 0.0 if state_norm is None else tiny * np.asarray(state_norm, dtype=np.float64)
-    return _angle(u, w, floor)
+        raise ValueError(f"v_prev and v must have the same shape, got {(*u.shape,)} and {(*w.shape,)}")
+    floor = 0.0 if state_norm is None else tiny * as_tensor(state_norm)
+    return host(angle(u, w, floor))
 
 
 def curvature_sequence(H: Any, *, variant: str = "stable") -> np.ndarray:
@@ -77,28 +95,25 @@ def curvature_sequence(H: Any, *, variant: str = "stable") -> np.ndarray:
     check_option(variant, SEQUENCE_VARIANTS, "variant")
     X = as_states(H)
     if variant.startswith("skean"):
-        X = X - X.mean(axis=0)
-        X = X * inverse_norm((X * X).sum(axis=1), np.float64(0.0))[:, None]
-    steps = X if variant == "skean-2024" else np.diff(X, axis=0)
+        X = X - X.mean(0)
+        X = X * inverse_norm(X.square().sum(1), 0.0)[:, None]
+    steps = X if variant == "skean-2024" else X.diff(dim=0)
     u, v = steps[:-1], steps[1:]
     if variant in ("stable", "skean-2024"):
-        return _angle(u, v)
-    with np.errstate(all="ignore"):
-        product = np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1)
-        cosine = (u * v).sum(axis=1) / product
-        if variant == "hosseini":
-            return np.where(product == 0, np.pi / 2, np.arccos(cosine))
-        return np.where(product == 0, 0.0, np.arccos(np.clip(np.abs(cosine), 0.0, 1.0)))
+        return host(angle(u, v))
+    product = norm(u, dim=1) * norm(v, dim=1)
+    cosine = (u * v).sum(1) / product
+    if variant == "hosseini":
+        return host(torch.where(product == 0, np.pi / 2, cosine.arccos()))
+    return host(torch.where(product == 0, 0.0, cosine.abs().clamp(0.0, 1.0).arccos()))
 
 
 def update_ratio(v: Any, h: Any) -> np.ndarray:
     """|v| / |h| per token, (N,); v = update, h = state it is added to; NaN where h is zero."""
     v, h = as_states(v, "v"), as_states(h, "h")
     if v.shape != h.shape:
-        raise ValueError(f"v and h must have the same shape, got {v.shape} and {h.shape}")
-    with np.errstate(all="ignore"):
-        ratio = np.linalg.norm(v, axis=1) / np.linalg.norm(h, axis=1)
-        return np.where(np.isfinite(ratio), ratio, np.nan)
+        raise ValueError(f"v and h must have the same shape, got {(*v.shape,)} and {(*h.shape,)}")
+    return host(ratio(v, h))
 
 
 def debiased_cka(X: Any, Y: Any, *, debiased: bool = True) -> tuple[float, str]:
@@ -116,37 +131,62 @@ def debiased_cka(X: Any, Y: Any, *, debiased: bool = True) -> tuple[float, str]:
     Returns:
         Value and "", or NaN and the reason.
     """
-    pair = [G if isinstance(G, Gram) else gram(G) for G in (X, Y)]
+    pair = [
+        G if isinstance(G, Gram) else gram(as_states(G, name))
+        for G, name in ((X, "X"), (Y, "Y"))
+    ]
     n, m = (G.values.shape[-1] for G in pair)
     if n != m:
         raise ValueError(f"X has {n} tokens and Y has {m}: CKA needs the same tokens in both")
     if n < 4:
-        return float("nan"), f"{n} tokens, CKA needs at least 4"
-    with np.errstate(all="ignore"):
-        K, L = (G.recentred() for G in pair)
-        if not (np.isfinite(K).all() and np.isfinite(L).all()):
-            return float("nan"), "non-finite values in states"
-        for G, C in zip(pair, (K, L), strict=True):
-            if not np.trace(C) > DTYPE_TOL**2 * G.square_norms.sum():
-                return float("nan"), "no spread between tokens"
-        K, L = K / np.trace(K), L / np.trace(L)  # scale-free, and far from overflow
-        product = _hsic1 if debiased else _hsic0
-        self_similarity = min(product(K, K), product(L, L))
-        if self_similarity <= (1e-6 / n) ** 2:  # e.g. all tokens equally far from each other
-            return float("nan"), "self-similarity is not positive"
-        return float(product(K, L) / np.sqrt(product(K, K) * product(L, L))), ""
+        return float("nan"), TOO_FEW.format(n)
+    (K, excess), (L, other) = (unit_trace(G.recentred(), G.square_norms) for G in pair)
+    found = (hsic(K, L, debiased), hsic(K, K, debiased), hsic(L, L, debiased), excess, other)
+    return cka_of(n, *host(torch.stack(found)))
 
 
-def _hsic1(K: np.ndarray, L: np.ndarray) -> float:
-    n = len(K)
-    K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
-    cross = K.sum(axis=0) @ L.sum(axis=0)
-    sums = K.sum() * L.sum() / ((n - 1) * (n - 2))
-    return float(((K * L).sum() + sums - 2 * cross / (n - 2)) / (n * (n - 3)))
+TOO_FEW = "{} tokens, CKA needs at least 4"
 
 
-def _hsic0(K: np.ndarray, L: np.ndarray) -> float:
-    return float((K * L).sum())
+def unit_trace(K: torch.Tensor, square_norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide centred products (..., N, N) by their traces, in place.
+
+    Returns:
+        The products, scale-free and far from overflow; and by how much the spread exceeds what
+        rounding makes, (...,): NaN for states that are not finite.
+    """
+    spread = trace(K)
+    K /= spread[..., None, None]
+    # All products are finite if their trace is, by Cauchy and Schwarz.
+    excess = spread - DTYPE_TOL**2 * square_norms.sum(-1)
+    return K, torch.where(spread.isfinite(), excess, torch.nan)
+
+
+def hsic(K: torch.Tensor, L: torch.Tensor, debiased: bool) -> torch.Tensor:
+    """HSIC_1 (...,), or HSIC_0, of centred products (..., N, N) of trace one.
+
+    Rows of centred products sum to 0, so that without their diagonal they sum to minus it.
+    """
+    n = K.shape[-1]
+    product = (K.flatten(-2)[..., None, :] @ L.flatten(-2)[..., :, None])[..., 0, 0]
+    if not debiased:
+        return product
+    diagonals = (K.diagonal(dim1=-2, dim2=-1) * L.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    sums = 1 / ((n - 1) * (n - 2))
+    return (product - diagonals + sums - 2 * diagonals / (n - 2)) / (n * (n - 3))
+
+
+def cka_of(
+    n: int, cross: float, own: float, other: float, excess: float, excess_too: float
+) -> tuple[float, str]:
+    """CKA of N tokens from HSIC(K,L), HSIC(K,K), HSIC(L,L) and what ``unit_trace`` said of both."""
+    if np.isnan(excess + excess_too):
+        return float("nan"), "non-finite values in states"
+    if not min(excess, excess_too) > 0:
+        return float("nan"), "no spread between tokens"
+    if min(own, other) <= (1e-6 / n) ** 2:  # e.g. all tokens equally far from each other
+        return float("nan"), "self-similarity is not positive"
+    return float(cross / np.sqrt(own * other)), ""
 
 
 def sink_mask(norms: Any, *, factor: float = 10.0) -> np.ndarray:
@@ -160,7 +200,7 @@ def sink_mask(norms: Any, *, factor: float = 10.0) -> np.ndarray:
         (N,) bool, True = sink. One mask for all layers keeps N constant over depth. A token
         without finite norms is no sink: it stays, and the measures report it.
     """
-    norms = as_states(norms, "norms")
+    norms = host(as_states(norms, "norms"))
     usable = np.where(np.isfinite(norms), norms, 0.0)
     median = np.median(usable, axis=1, keepdims=True)
     return ((usable > factor * median) & (median > 0)).any(axis=0)

@@ -1,22 +1,21 @@
 """Geometry of image and text tokens at every layer of a model, as one tidy table.
 
-Two passes per batch. The first keeps norms only, to find sink tokens: one mask for all layers, so
-that N is constant over depth. The second reduces each state as it appears. Beside the model's own
-tensors there live the previous updates of the measured tokens (at most one layer's states), a few
-Gram matrices, and float64 copies of one sample at a time.
+One pass per batch. The states of the measured tokens stay on their device until the pass is over,
+because sink tokens are known only then: one mask for all layers, so that N is constant over depth.
+They take (L+1) N D x 4 bytes per sample; a batch for which there is no room is halved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 
-from visdepth_utils.blocks import in_blocks
+from visdepth_utils import blocks
 from visdepth_utils.capture import capture
 from visdepth_utils.geometry import sink_mask
 from visdepth_utils.grams import draws as token_draws
@@ -26,13 +25,10 @@ if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
     from visdepth_utils.encoding import Encoded
     from visdepth_utils.tasks import Task
-    from visdepth_utils.vlm import VLM
+    from visdepth_utils.vlm import VLM, Progress
 
 METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ahead")
 """Metrics by default; ``"id_gride"`` is one more."""
-
-Batch = tuple["Encoded", dict[str, torch.Tensor]]
-"""Encoded samples, and group of tokens -> mask, bool (B, S)."""
 
 COLUMNS = ("sample", "image", "modality", "layer", "metric", "value", "n_tokens", "note")
 
@@ -59,7 +55,7 @@ def layer_geometry(
     batch_size: int = 8,
     sinks: str = "drop",
     cka_gap: int = 2,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     **variants: Any,
 ) -> pd.DataFrame:
     """Measure the states of image and text tokens, layer by layer, with the reference appended.
@@ -107,8 +103,8 @@ def layer_geometry(
         return [
             token_geometry(
                 vlm,
-                [(enc, {modality: enc.mask(modality) for modality in modalities})],
-                total=len(block),
+                enc,
+                {modality: enc.mask(modality) for modality in modalities},
                 metrics=metrics,
                 n0=n0,
                 draws=draws,
@@ -119,40 +115,48 @@ def layer_geometry(
             )
         ]
 
+    return tables(samples, batch_size, measure, progress)
+
+
+def tables(
+    samples: list[Sample],
+    batch_size: int,
+    measure: Callable[[list[Sample], int], list[pd.DataFrame]],
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """Measure samples in batches, halved when memory runs out, and join the tables."""
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
-    tables = in_blocks(samples, 1, batch_size, measure, progress, "geometry")
-    return pd.concat(tables, ignore_index=True)
+    found = blocks.in_blocks(samples, 1, batch_size, measure, progress, "geometry")
+    return pd.concat(found, ignore_index=True)
 
 
 def token_geometry(
     vlm: VLM,
-    batches: Iterable[Batch],
+    enc: Encoded,
+    groups: dict[str, torch.Tensor],
     *,
-    total: int,
     metrics: Sequence[str] = METRICS,
     n0: int = 64,
     draws: int = 20,
     seed: int = 0,
     sinks: str = "drop",
     cka_gap: int = 2,
-    progress: Callable[[int, int, str], None] | None = None,
     **variants: Any,
 ) -> pd.DataFrame:
-    """As ``layer_geometry``, for any groups of tokens of batches that are encoded already.
+    """As ``layer_geometry``, for any groups of tokens of a batch that is encoded already.
 
     Args:
         vlm: The model.
-        batches: Encoded samples, and group -> which of their tokens it holds, bool (B, S). Groups
-            may overlap; their names stand in the column ``modality``.
-        total: Number of samples, for the progress.
+        enc: The batch.
+        groups: Group -> which of the batch's tokens it holds, bool (B, S). Groups may overlap;
+            their names stand in the column ``modality``.
         metrics: As in ``layer_geometry``, as all that follow.
         n0: Tokens per draw.
         draws: Number of draws.
         seed: Of the draws.
         sinks: ``"drop"`` or ``"keep"``; the median is that of the group.
         cka_gap: Layers ahead.
-        progress: Called with (done, total, label).
         **variants: Options of the measures.
 
     Returns:
@@ -160,34 +164,32 @@ def token_geometry(
 
     Raises:
         ValueError: Unknown metric, sinks or variant; n0, draws or cka_gap out of range.
+        MemoryError: No room for the states of several samples.
     """
     options = _options(vlm, variants)
     _check_names(metrics, (*METRICS, "id_gride"), "metrics")
     _check_names([sinks], ("drop", "keep"), "sinks")
     if not 1 <= cka_gap <= vlm.n_layers:
         raise ValueError(f"cka_gap={cka_gap} must be 1..{vlm.n_layers}, the layers of {vlm.name}")
+    states, places = _states(vlm, enc, torch.stack(list(groups.values())).any(0))
+    norms = states.norm(dim=-1).cpu().numpy() if sinks == "drop" else None
+    masks = {name: mask.cpu().numpy() for name, mask in groups.items()}
     rows: list[tuple] = []
-    done = 0
-    for enc, groups in batches:
-        norms = _norms(vlm, enc) if sinks == "drop" else None
-        tracks = []
-        for b, sample in enumerate(enc.samples):
-            for name, mask in groups.items():
-                where = np.flatnonzero(mask[b].cpu().numpy())
-                n_sinks = 0
-                if norms is not None and len(where):
-                    sink = sink_mask(norms[:, b, where], **options["sinks"])
-                    where, n_sinks = where[~sink], int(sink.sum())
-                head = (sample.id, sample.image_id, name)
-                subsets = token_draws(len(where), n0, draws, (sample.id, name, seed))
-                tracks.append(
-                    Track(head, b, where, subsets, n0, n_sinks, metrics, cka_gap, options)
-                )
-        _reduce(vlm, enc, tracks)
-        rows += [row for track in tracks for row in track.rows]
-        done += len(enc.samples)
-        if progress:
-            progress(done, total, "geometry")
+    for b, sample in enumerate(enc.samples):
+        for name, mask in masks.items():
+            where = places[b, mask[b]]
+            n_sinks = 0
+            if norms is not None and len(where):
+                sink = sink_mask(norms[:, where], **options["sinks"])
+                where, n_sinks = where[~sink], int(sink.sum())
+            head, n = (sample.id, sample.image_id, name), len(where)
+            subsets = token_draws(n, n0, draws, (sample.id, name, seed))
+            track = Track(head, n, subsets, n0, n_sinks, metrics, cka_gap, options)
+            if n:
+                track.measure(states[:, where])
+            else:
+                track.nothing(vlm.n_layers)
+            rows += track.rows
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -212,29 +214,23 @@ def _options(vlm: VLM, variants: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _norms(vlm: VLM, enc: Encoded) -> np.ndarray:
-    """|h_l| of every token, (L+1, B, S)."""
-    norms: list[torch.Tensor] = []
-    capture(vlm, enc, lambda _, state: norms.append(state.norm(dim=-1).cpu()))
-    return torch.stack(norms).numpy()
-
-
-def _reduce(vlm: VLM, enc: Encoded, tracks: list[Track]) -> None:
-    """Second pass: show every track its tokens, state by state."""
-    previous: torch.Tensor | None = None
+def _states(vlm: VLM, enc: Encoded, mask: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """States (L+1, M, D) of the batch's M tokens in the mask, and where each stands in them."""
+    on_host = mask.cpu().numpy()
+    places = on_host.cumsum().reshape(on_host.shape) - 1
+    kept: torch.Tensor | None = None
+    flat = torch.from_numpy(np.flatnonzero(on_host)).to(mask.device)
 
     def visitor(layer: int, state: torch.Tensor) -> None:
-        nonlocal previous
-        for track in tracks:
-            if len(track.where):
-                old = None if previous is None else previous[track.b, track.where]
-                track.visit(layer, state[track.b, track.where], old)
-        # A reference: the model holds this tensor anyway until its layer returns.
-        previous = state
+        nonlocal kept
+        if kept is None:
+            shape = (vlm.n_layers + 1, len(flat), state.shape[-1])
+            need = 4 * math.prod(shape)
+            if len(state) > 1 and need > blocks.SHARE_OF_FREE * blocks.free_bytes(state.device):
+                raise MemoryError(f"not enough memory for {need / 1e9:.1f} GB of states")
+            kept = state.new_empty(shape)
+        # A copy: a family may write into the tensor later.
+        torch.index_select(state.flatten(0, 1), 0, flat, out=kept[layer])
 
-    # Matrices of n0 tokens are too small for threads: on two cores, two took twice as long as one.
-    with threadpool_limits(1, user_api="blas"):
-        capture(vlm, enc, visitor)
-    for track in tracks:
-        if not len(track.where):
-            track.nothing(vlm.n_layers)
+    capture(vlm, enc, visitor)
+    return kept, places

@@ -8,7 +8,7 @@ order and attention looks backwards.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from visdepth_utils.encoding import Encoded, followed, reference_ids
-from visdepth_utils.layerwise import Batch, token_geometry
+from visdepth_utils.layerwise import tables, token_geometry
 from visdepth_utils.prompts import non_text_ids
 from visdepth_utils.sweeps import stop_ids
 
@@ -76,6 +76,7 @@ def text_geometry(
     groups: Sequence[str] = GROUPS,
     batch_size: int = 8,
     seed: int = 0,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """``layer_geometry`` of image tokens and of text, prompt and output read in one pass.
@@ -87,6 +88,7 @@ def text_geometry(
         groups: Out of GROUPS and BESIDE.
         batch_size: Samples per forward pass.
         seed: Of the draws and of the shuffled labels.
+        progress: Called with (done, total, label).
         **settings: Of ``layerwise.token_geometry``.
 
     Returns:
@@ -99,12 +101,13 @@ def text_geometry(
         raise ValueError(f"unknown group {unknown[0]!r}: use {', '.join((*GROUPS, *BESIDE))}")
     samples = list(getattr(task, "samples", task))
 
-    def batches() -> Iterator[Batch]:
-        for enc, said in _read(vlm, samples, answers, batch_size):
-            masks = _groups(enc, said, seed)
-            yield enc, {name: masks[name] for name in groups}
+    def measure(block: list[Sample], _rows: int) -> list[pd.DataFrame]:
+        enc, said = _read(vlm, block, answers)
+        masks = _groups(enc, said, seed)
+        chosen = {name: masks[name] for name in groups}
+        return [token_geometry(vlm, enc, chosen, seed=seed, **settings)]
 
-    return token_geometry(vlm, batches(), total=len(samples), seed=seed, **settings)
+    return tables(samples, batch_size, measure, progress)
 
 
 def placed_geometry(
@@ -114,6 +117,7 @@ def placed_geometry(
     *,
     batch_size: int = 8,
     seed: int = 0,
+    progress: Progress | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
     """The same without the picture: text of other samples stands in the image's slots.
@@ -124,6 +128,7 @@ def placed_geometry(
         answers: Of ``own_answers``.
         batch_size: Samples per forward pass.
         seed: Of the draws.
+        progress: Called with (done, total, label).
         **settings: Of ``layerwise.token_geometry``.
 
     Returns:
@@ -135,13 +140,14 @@ def placed_geometry(
     samples = list(getattr(task, "samples", task))
     others = _others(vlm, samples)
 
-    def batches() -> Iterator[Batch]:
-        for enc, said in _read(vlm, samples, answers, batch_size):
-            text = _groups(enc, said, seed)["text"]
-            filled, slots = with_filler(enc, [others[sample.id] for sample in enc.samples])
-            yield filled, {IN_PLACE: slots, NO_PICTURE: text}
+    def measure(block: list[Sample], _rows: int) -> list[pd.DataFrame]:
+        enc, said = _read(vlm, block, answers)
+        text = _groups(enc, said, seed)["text"]
+        filled, slots = with_filler(enc, [others[sample.id] for sample in block])
+        chosen = {IN_PLACE: slots, NO_PICTURE: text}
+        return [token_geometry(vlm, filled, chosen, seed=seed, **settings)]
 
-    return token_geometry(vlm, batches(), total=len(samples), seed=seed, **settings)
+    return tables(samples, batch_size, measure, progress)
 
 
 def with_filler(enc: Encoded, filler: Sequence[Sequence[int]]) -> tuple[Encoded, torch.Tensor]:
@@ -172,20 +178,18 @@ def with_filler(enc: Encoded, filler: Sequence[Sequence[int]]) -> tuple[Encoded,
 
 
 def _read(
-    vlm: VLM, samples: Sequence[Sample], answers: pd.DataFrame, batch_size: int
-) -> Iterator[tuple[Encoded, torch.Tensor]]:
-    """Batches with the answers behind the prompts, and where the answers stand, bool (B, S)."""
+    vlm: VLM, samples: Sequence[Sample], answers: pd.DataFrame
+) -> tuple[Encoded, torch.Tensor]:
+    """Prompts with the answers behind them, and where the answers stand, bool (B, S)."""
     known = dict(zip(answers["sample"], answers["ids"], strict=True))
     if lacking := [sample.id for sample in samples if sample.id not in known]:
         raise ValueError(f"sample {lacking[0]!r} has no answer: make them with own_answers")
-    for start in range(0, len(samples), batch_size):
-        part = samples[start : start + batch_size]
-        ids = [[int(token) for token in known[sample.id]] for sample in part]
-        enc = followed(vlm, vlm.encode(part), ids)
-        said = torch.zeros_like(enc.is_text)
-        for b, answer in enumerate(ids):
-            said[b, -len(answer) :] = True
-        yield enc, said
+    ids = [[int(token) for token in known[sample.id]] for sample in samples]
+    enc = followed(vlm, vlm.encode(samples), ids)
+    said = torch.zeros_like(enc.is_text)
+    for b, answer in enumerate(ids):
+        said[b, -len(answer) :] = True
+    return enc, said
 
 
 def _groups(enc: Encoded, said: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 Run by ``make bench``, or ``python tests/benchmarks/bench_geometry.py [--model FOLDER] [--n 32]``.
 
+Besides the embedded model, random ones (4 layers, width 1024) with 576, 1,024 and 3,328 image tokens.
 Time: both sides encode and run the same samples on one thread, alternately, and the median of the
 paired ratios is printed. Memory: a dispatch mode counts the bytes of every live torch tensor
 after every operation, tracemalloc those of numpy; the extra memory is the peak of both during
@@ -31,6 +32,10 @@ from tests import tiny  # noqa: E402
 from visdepth_utils import layer_geometry, load_task, load_vlm  # noqa: E402
 from visdepth_utils.tasks import Sample  # noqa: E402
 from visdepth_utils.vlm import VLM  # noqa: E402
+
+
+SIZES = {576: (192, 1), 1024: (256, 1), 3328: (128, 13)}
+"""Image tokens -> side of a picture in pixels, pictures of a sample."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -117,21 +122,28 @@ def bench(label: str, vlm: VLM, samples: Sequence[Sample], batch_size: int, repe
 
 
 def main() -> None:
-    """Measure the embedded model, and a wider random one where the fixed costs matter less."""
+    """Measure the embedded model, and wider random ones where the fixed costs matter less."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="data/minivlm/base")
     parser.add_argument("--task", default="vqa")
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=4, help="of the random models")
+    parser.add_argument("--width", type=int, default=1024, help="of the random models")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     samples = load_task(args.task, n=args.n).samples
     bench(args.model, load_vlm(args.model), samples, args.batch_size, args.repeats)
-    with tempfile.TemporaryDirectory() as folder:
-        wide = tiny.llava(Path(folder) / "wide", size=192, layers=4, width=1024)
-        samples = [tiny.sample(i, words=70) for i in range(args.batch_size)]
-        bench("random, 576 image tokens", load_vlm(wide), samples, args.batch_size, args.repeats)
+    for tokens, (side, images) in SIZES.items():
+        batch = max(1, args.batch_size * 576 // tokens)
+        with tempfile.TemporaryDirectory() as folder:
+            path = tiny.llava(Path(folder) / "wide", size=side, layers=args.layers, width=args.width)
+            samples = [tiny.sample(i, images=images, words=70) for i in range(batch)]
+            vlm = load_vlm(path)
+            vlm.model.config.text_config.max_position_embeddings = 8192
+            bench(f"random, {tokens} image tokens", vlm, samples, batch, args.repeats)
 
 
 if __name__ == "__main__":

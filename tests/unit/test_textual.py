@@ -64,7 +64,7 @@ def test_an_answer_that_ends_at_once_is_the_token_that_ends_it(llava, task, monk
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_groups_are_disjoint_and_behind_the_picture(request, task, name):
     vlm = request.getfixturevalue(name)
-    (enc, said), *_ = _read(vlm, task.samples, given(task), 8)
+    enc, said = _read(vlm, task.samples, given(task))
     groups = _groups(enc, said, 0)
     assert set(groups) == {*GROUPS, *BESIDE}
     at = torch.arange(said.shape[1])
@@ -87,7 +87,7 @@ def test_groups_are_disjoint_and_behind_the_picture(request, task, name):
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_filler_takes_the_slots_and_moves_nothing(request, task, name):
     vlm = request.getfixturevalue(name)
-    (enc, _), *_ = _read(vlm, task.samples, given(task), 8)
+    enc, _ = _read(vlm, task.samples, given(task))
     filled, slots = with_filler(enc, [[20, 21, 22]] * 4)
     before, after = enc.inputs["input_ids"], filled.inputs["input_ids"]
     assert torch.equal(slots, enc.is_image)
@@ -104,7 +104,7 @@ def test_filler_takes_the_slots_and_moves_nothing(request, task, name):
 
 def test_filler_equals_the_same_ids_without_a_picture(llava, task):
     """The pass is that of a plain text model over these ids: same states at every layer."""
-    (enc, _), *_ = _read(llava, task.samples[:1], given(task), 8)
+    enc, _ = _read(llava, task.samples[:1], given(task))
     filled, _ = with_filler(enc, [[20, 21, 22]])
     states = []
     capture(llava, filled, lambda _, state: states.append(state.clone()))
@@ -135,7 +135,7 @@ def test_references_as_answers_give_the_image_curves_of_layer_geometry(llava, ta
 def test_text_curvature_equals_the_plain_computation(llava, task):
     answers = given(task)
     table = text_geometry(llava, task.samples[2:3], answers, groups=["text"], **PLAIN)
-    (enc, said), *_ = _read(llava, task.samples[2:3], answers, 8)
+    enc, said = _read(llava, task.samples[2:3], answers)
     where = enc.is_text[0] & (torch.arange(said.shape[1]) > enc.is_image[0].nonzero().max())
     states = []
     capture(llava, enc, lambda _, state: states.append(state[0, where].double().numpy()))

@@ -6,10 +6,10 @@ grouped, beyond rounding.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import psutil
 import torch
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ def row_bytes(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now on the device; on a CPU the machine's."""
+    """Memory that we can take now on the device; on any but CUDA the machine's.
+
+    What torch has reserved and does not use counts as free: it serves our next tensors.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not told by this system
-        return 4 * 2**30
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    return psutil.virtual_memory().available
 
 
 def choose_max_rows(

@@ -40,7 +40,7 @@ def _check_entropy(normalise: str, alpha: float, scale: str, compat: str | None)
 
 
 def _spectrum(K: torch.Tensor) -> torch.Tensor:
-    """Eigenvalues (..., m) of K (..., m, m), in chunks: a GPU needs room for each chunk's copies."""
+    """Eigenvalues (..., m) of K (..., m, m), in chunks: each needs room for copies."""
     flat = K.reshape(-1, *K.shape[-2:])
     parts = flat.split(max(1, CHUNK_ELEMENTS // flat[0].numel()))
     return torch.cat([torch.linalg.eigvalsh(part) for part in parts]).reshape(K.shape[:-1])
@@ -122,8 +122,8 @@ def matrix_entropy(
         Z = Z * inverse_norm(own.sum(1), DTYPE_TOL**2 * square.sum(1))[:, None]
     elif normalise == "standardise":
         Z = Z * inverse_norm(own.mean(0), DTYPE_TOL**2 * square.mean(0))
-    # The smaller of two matrices with one non-zero spectrum; overflow is reported as not finite.
-    K = torch.where(square.sum().isfinite(), Z @ Z.T if len(Z) <= Z.shape[1] else Z.T @ Z, torch.nan)
+    K = Z @ Z.T if len(Z) <= Z.shape[1] else Z.T @ Z  # same non-zero spectrum
+    K = torch.where(square.sum().isfinite(), K, torch.nan)
     value, note = _scaled_entropy(K, spread, X.shape, alpha, scale, compat)
     return float(value), note
 

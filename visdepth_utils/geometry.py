@@ -44,6 +44,15 @@ __all__ = ["Estimate", "Gram", "curvature_sequence", "debiased_cka", "depth_curv
 SEQUENCE_VARIANTS = ("stable", "hosseini", "skean", "skean-2024")
 
 
+def _alike(a: Any, b: Any, *names: str) -> list[torch.Tensor]:
+    """Two sets of states, which must have one shape."""
+    pair = [as_states(H, name) for H, name in zip((a, b), names, strict=True)]
+    if pair[0].shape != pair[1].shape:
+        shapes = " and ".join(str(tuple(H.shape)) for H in pair)
+        raise ValueError(f"{' and '.join(names)} must have the same shape, got {shapes}")
+    return pair
+
+
 def angle(u: torch.Tensor, v: torch.Tensor, floor: torch.Tensor | float = 0.0) -> torch.Tensor:
     """2 atan2(|a - b|, |a + b|) of the unit vectors: exact near 0 and pi, unlike arccos."""
     nu, nv = norm(u, dim=-1), norm(v, dim=-1)
@@ -73,9 +82,7 @@ def depth_curvature(
     Returns:
         Angles (N,) in radians in [0, pi]; NaN where an update is zero or not finite.
     """
-    u, w = as_states(v_prev, "v_prev"), as_states(v, "v")
-    if u.shape != w.shape:
-        raise ValueError(f"v_prev and v must have the same shape, got {(*u.shape,)} and {(*w.shape,)}")
+    u, w = _alike(v_prev, v, "v_prev", "v")
     floor = 0.0 if state_norm is None else tiny * as_tensor(state_norm)
     return host(angle(u, w, floor))
 
@@ -110,10 +117,7 @@ def curvature_sequence(H: Any, *, variant: str = "stable") -> np.ndarray:
 
 def update_ratio(v: Any, h: Any) -> np.ndarray:
     """|v| / |h| per token, (N,); v = update, h = state it is added to; NaN where h is zero."""
-    v, h = as_states(v, "v"), as_states(h, "h")
-    if v.shape != h.shape:
-        raise ValueError(f"v and h must have the same shape, got {(*v.shape,)} and {(*h.shape,)}")
-    return host(ratio(v, h))
+    return host(ratio(*_alike(v, h, "v", "h")))
 
 
 def debiased_cka(X: Any, Y: Any, *, debiased: bool = True) -> tuple[float, str]:
@@ -132,8 +136,7 @@ def debiased_cka(X: Any, Y: Any, *, debiased: bool = True) -> tuple[float, str]:
         Value and "", or NaN and the reason.
     """
     pair = [
-        G if isinstance(G, Gram) else gram(as_states(G, name))
-        for G, name in ((X, "X"), (Y, "Y"))
+        G if isinstance(G, Gram) else gram(as_states(G, name)) for G, name in ((X, "X"), (Y, "Y"))
     ]
     n, m = (G.values.shape[-1] for G in pair)
     if n != m:

@@ -2,13 +2,13 @@
 
 Run by ``make bench``, or ``python tests/benchmarks/bench_geometry.py [--model FOLDER] [--n 32]``.
 
-Besides the embedded model, random ones (4 layers, width 1024) with 576, 1,024 and 3,328 image tokens.
-Time: both sides encode and run the same samples on one thread, alternately, and the median of the
-paired ratios is printed. Memory: a dispatch mode counts the bytes of every live torch tensor
-after every operation, tracemalloc those of numpy; the extra memory is the peak of both during
-layer_geometry minus the peak of the plain forward of the same batch. The two peaks need not
-coincide, so their sum is an upper bound. One layer's states are B x S x D x 4 bytes.
-A fixed 5 MiB or so are the 20 draws' 64 x 64 Grams, whatever the model: on a small one they lead.
+Besides the embedded model, random ones with 576, 1,024 and 3,328 image tokens. Time: both sides
+encode and run the same samples on one thread of the CPU, alternately, and the median of the paired
+ratios of processor time is printed: other work on the machine does not count. Memory: a dispatch
+mode counts the bytes of every live torch tensor after every operation, tracemalloc those of numpy;
+the extra memory is the peak of both during layer_geometry minus the peak of the plain forward of
+the same batch. The two peaks need not coincide, so their sum is an upper bound. One layer's states
+are B x S x D x 4 bytes. On a GPU: bench_physical.py.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from tests import tiny  # noqa: E402
 from visdepth_utils import layer_geometry, load_task, load_vlm  # noqa: E402
 from visdepth_utils.tasks import Sample  # noqa: E402
 from visdepth_utils.vlm import VLM  # noqa: E402
-
 
 SIZES = {576: (192, 1), 1024: (256, 1), 3328: (128, 13)}
 """Image tokens -> side of a picture in pixels, pictures of a sample."""
@@ -80,6 +79,13 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def peaks(vlm: VLM, run: Callable[[], object]) -> tuple[int, int]:
     """Peak bytes of live torch tensors and of numpy arrays made by one call."""
     tracemalloc.start()
@@ -99,7 +105,7 @@ def bench(label: str, vlm: VLM, samples: Sequence[Sample], batch_size: int, repe
     ]
     for warm in run:
         warm()
-    times = np.array([[seconds(r) for r in run] for _ in range(repeats)])
+    times = np.array([[cpu_seconds(r) for r in run] for _ in range(repeats)])
     ratios = times[:, 1] / times[:, 0]
     first = samples[:batch_size]
     states = vlm.encode(first, with_reference=True).is_image.numel() * vlm.hidden_size * 4
@@ -135,13 +141,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     samples = load_task(args.task, n=args.n).samples
-    bench(args.model, load_vlm(args.model), samples, args.batch_size, args.repeats)
+    bench(args.model, load_vlm(args.model, device="cpu"), samples, args.batch_size, args.repeats)
     for tokens, (side, images) in SIZES.items():
         batch = max(1, args.batch_size * 576 // tokens)
         with tempfile.TemporaryDirectory() as folder:
-            path = tiny.llava(Path(folder) / "wide", size=side, layers=args.layers, width=args.width)
+            shape = {"layers": args.layers, "width": args.width}
+            path = tiny.llava(Path(folder) / "wide", size=side, **shape)
             samples = [tiny.sample(i, images=images, words=70) for i in range(batch)]
-            vlm = load_vlm(path)
+            vlm = load_vlm(path, device="cpu")
             vlm.model.config.text_config.max_position_embeddings = 8192
             bench(f"random, {tokens} image tokens", vlm, samples, batch, args.repeats)
 

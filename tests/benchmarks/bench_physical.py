@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def build(name: str, folder: Path, device: torch.device, small: bool) -> tuple[V
     )
     vlm.model.generation_config.eos_token_id = [-1]  # no answer ends early
     sample = tiny.sample(0, words=70)
-    sample = type(sample)(**{**vars(sample), "images": (tiny.picture(0, pixels),)})
+    sample = replace(sample, images=(tiny.picture(0, pixels),))
     found = int(vlm.encode([sample]).is_image.sum())
     assert found == image_tokens, (found, image_tokens)
     return vlm, sample
@@ -140,14 +141,16 @@ def plain(vlm: VLM, samples: list[tiny.Sample], with_reference: bool) -> torch.T
 
 def bench_geometry(name: str, vlm: VLM, sample: tiny.Sample, batch: int, repeats: int) -> None:
     """Capture and geometry over the plain forward pass."""
-    samples = [type(sample)(**{**vars(sample), "id": f"s{i}"}) for i in range(batch)]
+    samples = [replace(sample, id=f"s{i}") for i in range(batch)]
+    tokens = int(vlm.encode([sample]).is_image.sum())
     sides = [
         lambda: layer_geometry(vlm, samples, batch_size=batch),
         lambda: plain(vlm, samples, with_reference=True),
     ]
     seconds, memory = pairs(vlm, sides, repeats)
-    row(name, f"geometry / plain forward, time, batch {batch}", seconds, "<= 1.25")
-    row(name, f"geometry / plain forward, peak memory, batch {batch}", memory, "")
+    what = f"geometry / plain forward, {tokens} image tokens, batch {batch}"
+    row(name, f"{what}, time", seconds, "<= 1.25")
+    row(name, f"{what}, peak memory", memory, "")
 
 
 def bench_sweep(name: str, vlm: VLM, sample: tiny.Sample, repeats: int) -> None:
@@ -217,6 +220,11 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             vlm, sample = build(name, Path(folder), device, args.tiny)
             bench_geometry(name, vlm, sample, args.batch, args.repeats)
+            if name.startswith("Qwen") and not args.tiny:  # pictures of any size
+                for side, images in ((24, 1), (16, 13)):  # 576 and 3,328 tokens
+                    pictures = tuple(tiny.picture(i, 28 * side) for i in range(images))
+                    other = replace(sample, images=pictures)
+                    bench_geometry(name, vlm, other, args.batch, args.repeats)
             bench_sweep(name, vlm, sample, args.repeats)
             counts = [16, 1000] if args.tiny else [576, 1024, 3000]
             bench_physical(name, vlm, counts, args.repeats)

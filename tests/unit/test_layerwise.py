@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests import tiny
+from visdepth_utils import blocks, dimension, entropy, grams, tracks
 from visdepth_utils.capture import capture
 from visdepth_utils.dimension import intrinsic_dimension
 from visdepth_utils.geometry import (
@@ -19,6 +20,7 @@ from visdepth_utils.geometry import (
 )
 from visdepth_utils.grams import draws
 from visdepth_utils.layerwise import COLUMNS, METRICS, layer_geometry
+from visdepth_utils.preflight.footprint import free_memory
 from visdepth_utils.vlm import VLM
 
 
@@ -91,7 +93,7 @@ def test_values_equal_the_plain_computation(llava64: VLM, modality: str) -> None
         expected["cka_ahead"].append(debiased_cka(now, ahead)[0])
     for metric in METRICS:
         np.testing.assert_allclose(
-            values(table, metric, modality), expected[metric], rtol=1e-5, err_msg=metric
+            values(table, metric, modality), expected[metric], rtol=1e-9, err_msg=metric
         )
 
 
@@ -268,6 +270,99 @@ def test_variants_reach_their_measure(llava64: VLM, variant: dict) -> None:
 def test_gride_is_an_option(llava64: VLM) -> None:
     table = layer_geometry(llava64, [tiny.sample(0)], metrics=["id_gride"], modalities=["image"])
     assert (table["value"] > 1).all() and len(table) == llava64.n_layers + 1
+
+
+@pytest.mark.parametrize("gap", [1, 3])
+def test_chunks_of_one_layer_give_the_same_table(llava64: VLM, monkeypatch, gap: int) -> None:
+    samples = [tiny.sample(0, images=2, words=60)]
+    settings = {"n0": 40, "draws": 2, "normalise": "row", "cka_gap": gap}
+    whole = layer_geometry(llava64, samples, **settings)
+    monkeypatch.setattr(tracks, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(entropy, "CHUNK_ELEMENTS", 1)
+    parts = layer_geometry(llava64, samples, **settings)
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-11, atol=1e-12)
+
+
+def test_one_pass_and_small_batches_where_memory_is_short(llava64: VLM, monkeypatch) -> None:
+    batches: list[int] = []
+    hook = llava64.layers[0].register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    try:
+        plenty = layer_geometry(llava64, long_samples(4), batch_size=4)
+        assert batches == [4]
+        # Room for one sample's states and a half: 5 states of about 140 tokens, 32 numbers each.
+        monkeypatch.setattr(blocks, "free_bytes", lambda _: 1.5 * 5 * 140 * 32 * 4 / 0.4)
+        short = layer_geometry(llava64, long_samples(4), batch_size=4)
+    finally:
+        hook.remove()
+    assert batches[-4:] == [1, 1, 1, 1]
+    pd.testing.assert_frame_equal(plenty, short, rtol=1e-4, atol=1e-5)
+
+
+def drawn_track(monkeypatch: pytest.MonkeyPatch, states: torch.Tensor, metrics: Sequence) -> list:
+    """Measure fixed states; the sizes of all products that were made."""
+    made: list[int] = []
+
+    def spy(H: torch.Tensor, **options) -> grams.Gram:
+        made.append(H.shape[-2])
+        return grams.gram(H, **options)
+
+    monkeypatch.setattr(tracks, "gram", spy)
+    options = dict.fromkeys(("entropy", "twonn", "mle", "dimension", "cka"), {})
+    n = states.shape[1]
+    track = tracks.Track(("s", "i", "image"), n, draws(n, 64, 3), 64, 0, metrics, 2, options)
+    track.measure(states)
+    assert len(track.rows) > len(states)
+    return made
+
+
+def test_all_products_are_made_for_cka_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = torch.randn(4, 200, 8)
+    rest = [metric for metric in METRICS if metric != "cka_ahead"]
+    assert set(drawn_track(monkeypatch, states, rest)) == {64}
+    assert set(drawn_track(monkeypatch, states, METRICS)) == {200}
+
+
+def test_the_host_waits_for_the_device_equally_often_at_any_depth(monkeypatch) -> None:
+    """On the meta device nothing can be read, and tensors of the host cannot be mixed in."""
+    waits: list[torch.device] = []
+
+    def stop(values: torch.Tensor) -> np.ndarray:
+        waits.append(values.device.type)
+        return np.full(tuple(values.shape), 100.0)
+
+    monkeypatch.setattr(grams, "HAVE_FLOAT64", ("meta",))
+    for module in (tracks, entropy, dimension):
+        monkeypatch.setattr(module, "host", stop)
+    counts = []
+    for depth in (4, 12):
+        waits.clear()
+        drawn_track(monkeypatch, torch.empty(depth, 200, 8, device="meta"), METRICS)
+        counts.append(len(waits))
+        assert set(waits) == {"meta"}
+    assert counts[0] == counts[1] <= 6
+
+
+def test_states_of_a_device_without_float64_are_measured_on_the_host() -> None:
+    class Narrow(torch.Tensor):
+        """Says that it is on a device that has no float64, and cannot be widened there."""
+
+        device = torch.device("mps")
+
+        def double(self) -> torch.Tensor:
+            raise TypeError("no float64")
+
+        def cpu(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    H = torch.randn(40, 8)
+    assert matrix_entropy(H.as_subclass(Narrow)) == matrix_entropy(H)
+
+
+def test_what_torch_holds_free_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
+    assert blocks.free_bytes(torch.device("cuda")) == 1400 == free_memory("cuda:0")
 
 
 def test_progress_and_task_objects(llava64: VLM) -> None:

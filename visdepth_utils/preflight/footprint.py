@@ -18,6 +18,7 @@ import pandas as pd
 import psutil
 import torch
 
+from visdepth_utils.blocks import free_bytes
 from visdepth_utils.models.checkpoints import fetched, weight_files
 from visdepth_utils.preflight.estimates import COPIES, NOTEBOOK_DISK, check, copies
 from visdepth_utils.preflight.steps import NOTEBOOKS, steps_of
@@ -115,9 +116,7 @@ def weights_bytes(folder: Path, dtype: str, device: str) -> int:
 
 def free_memory(device: str) -> int:
     """Bytes that are free on the device; for a CPU those of the machine."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(torch.device(device))[0]
-    return psutil.virtual_memory().available
+    return free_bytes(torch.device(device if device.startswith("cuda") else "cpu"))
 
 
 def free_disk(folder: Path) -> int:

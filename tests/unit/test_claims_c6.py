@@ -45,7 +45,7 @@ def test_known_truths(seed, same_images):
     neither = decide({"caption": 0.1, "chart": 0.1}, **options)
     assert neither.verdict == "not supported" and "of what they lost back" in neither.reason
     other = decide({"caption": 0.8, "chart": 0.95}, **options)
-    assert other.verdict == "not supported" and "charts recover as much" in other.reason
+    assert other.verdict == "not supported" and "charts recover more than captions" in other.reason
     words = decide({"caption": 0.9, "chart": 0.2}, shuffled=0.9, **options)
     assert words.verdict == "weaker" and words.control_effect == pytest.approx(0.9, abs=0.1)
     unclear = decide({"caption": 0.5, "chart": 0.2}, **options)

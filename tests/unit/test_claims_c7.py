@@ -48,7 +48,7 @@ def test_what_cannot_be_told_is_said():
     blind = decide(kept, full={"direct": 0.1, "long": 1.0})
     assert blind.verdict == "not testable" and "direct skipped" in blind.reason
     same = decide(kept, other=0.9)
-    assert same.verdict == "not testable" and "another picture helps as well" in same.reason
+    assert same.verdict == "not testable" and "another picture brings" in same.reason
     table, controls = simulate(kept)
     alone = verdict("C7", table[table["style"] == "long"], control=controls)
     assert alone.verdict == "not testable" and "no style 'direct'" in alone.reason

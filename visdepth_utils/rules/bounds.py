@@ -73,6 +73,36 @@ class Bounded:
         return {"measure": measure, "label": label} | numbers
 
 
+def no_more(high: float, more: str = "more", less: str = "less") -> str:
+    """What is said of a difference that does not lie above 0 beyond doubt.
+
+    Args:
+        high: Upper end of its interval.
+        more: The comparative that was asked for.
+        less: Its opposite.
+
+    Returns:
+        The opposite where the interval lies below 0, else "not beyond doubt" and the comparative.
+    """
+    return less if high < 0 else f"not beyond doubt {more}"
+
+
+def beside(value: float, margin: float, digits: int = 2) -> str:
+    """A number in as few decimals as show on which side of a margin it lies.
+
+    Args:
+        value: The number.
+        margin: What it is held against.
+        digits: Decimals at least.
+
+    Returns:
+        The number with up to three decimals more.
+    """
+    texts = [f"{value:.{more}f}" for more in range(digits, digits + 4)]
+    told = [text for text in texts if np.sign(float(text) - margin) == np.sign(value - margin)]
+    return (told or texts)[0]
+
+
 def as_much(control: Bounded, contrast: Bounded) -> str:
     """Whether a control shows an effect as much as the model does.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import aside, noted
+from visdepth_utils.rules.bounds import aside, no_more, noted
 from visdepth_utils.rules.c1_curves import (
     Curves,
     Spec,
@@ -221,8 +221,9 @@ def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]
         return _says("inconclusive", why)
     if check["label"].eq(UNCLEAR).any():
         return _says("inconclusive", f"{there} whether the representation slows down is unclear")
-    for name in contrasts.loc[~(contrasts["lo"] > 0), "control"]:
-        return _says("weaker", f"{there} not beyond doubt more than in an untrained model ({name})")
+    for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
+        why = f"{no_more(row.hi)} than in an untrained model ({row.control})"
+        return _says("weaker", f"{there} {why}")
     return _says(
         "supported", "all three measures change early and settle, and no untrained control does so"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import aside, noted, require, said
+from visdepth_utils.rules.bounds import aside, no_more, noted, require, said
 from visdepth_utils.rules.compared import (
     NAN,
     SHUFFLED,
@@ -160,8 +160,8 @@ def _attribution(
     if not all(part.low > 0 for part in placed.values()):
         why = "text in the image's places does not beyond doubt: position may explain it"
         return said("weaker", f"{there} {why}")
-    for name in contrasts.loc[~(contrasts["lo"] > 0), "control"]:
-        return said("weaker", f"{there} not beyond doubt more than in a control ({name})")
+    for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
+        return said("weaker", f"{there} {no_more(row.hi)} than in a control ({row.control})")
     return said(
         "supported",
         "all three measures change more and later in text than in image tokens, in the image's own "

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, require, said
+from visdepth_utils.rules.bounds import Bounded, Resampled, no_more, require, said
 from visdepth_utils.rules.substituted import (
     RIVALS,
     Pairs,
@@ -86,7 +86,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         least = common["min_images"]
         return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
     if not able.low > 0:
-        why = "the model answers no better than with another picture, so it has nothing to lose"
+        better = "not beyond doubt better" if able.value > 0 else "no better"
+        why = f"the model answers {better} than with another picture, so it has nothing to lose"
         return found | said("not testable", why)
     if not pairs:
         why = "another picture's states change nothing: nobody reads them any more"
@@ -206,8 +207,8 @@ def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
     for name in rivals.loc[rivals["shows it"] == "unclear", "control"]:
         open_one = f"whether putting {name} in their place costs as little is unclear"
         return said("inconclusive", f"{there} {open_one}")
-    for name in rivals.loc[~(rivals["lo"] > 0), "control"]:
-        return said("weaker", f"{there} not beyond doubt more than {name}")
+    for row in rivals[~(rivals["lo"] > 0)].itertuples():
+        return said("weaker", f"{there} {no_more(row.hi)} than {row.control}")
     return said(
         "supported",
         "answers and next-token distributions survive the states of any other layer, at large gaps "

@@ -8,7 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, require, rule_thresholds, said
+from visdepth_utils.rules.bounds import (
+    Bounded,
+    Resampled,
+    no_more,
+    require,
+    rule_thresholds,
+    said,
+)
 from visdepth_utils.rules.retained import (
     SWEEP,
     Spec,
@@ -137,7 +144,9 @@ def _pattern(contrast: Bounded, spec: Spec) -> dict[str, str] | None:
     """A verdict where single-token answers do not keep more; None where they do."""
     least = spec["margins"]["contrast"]["value"]
     if contrast.value <= 0:
-        return said("not supported", "single-token answers keep no more of the gain than text does")
+        keep = "less" if contrast.hi < 0 else "no more"
+        why = f"single-token answers keep {keep} of the gain than text does"
+        return said("not supported", why)
     if contrast.below(least):
         return said(
             "not supported", f"single-token answers keep less than {least:g} more than text"
@@ -164,7 +173,8 @@ def _attribution(
     if tokens is None:
         return said("inconclusive", f"{there} no divergence per token was given (token_kl)")
     if not tokens.lo > 0:
-        why = f"{there} a token of text is not beyond doubt hit harder than a single-token answer"
+        harder = no_more(tokens.hi, "hit harder", "hit less")
+        why = f"{there} a token of text is {harder} than a single-token answer"
         seen = ""
         if expected is not None:
             first, second = (f"{100 * share:.0f}%" for share in expected)

@@ -14,7 +14,9 @@ from visdepth_utils.rules.bounds import (
     Bounded,
     Resampled,
     as_much,
+    beside,
     by_image_and,
+    no_more,
     require,
     rule_thresholds,
     said,
@@ -80,7 +82,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     full = rows[(rows["depth"] == depth) & (rows["control"] == "")]
     ends = float(full["ends"].mean())
     if ends < margins["ends"]["value"]:
-        why = f"the full model names a final answer in {100 * ends:.0f}% of its outputs only"
+        share = beside(100 * ends, 100 * margins["ends"]["value"], 0)
+        why = f"the full model names a final answer in {share}% of its outputs only"
         return found | said("not testable", why)
     if spec["chance"] not in {"others", *rows["control"]}:
         return found | said("not testable", f"table has no rows of control {spec['chance']!r}")
@@ -183,9 +186,9 @@ def _unread(spec: Spec, drawn: Resampled) -> str:
             continue
         far = drawn.bounded(lambda m, name=name: _corrected(m, name, "another picture"))
         if not far.low >= least:
-            return (
-                f"{what} hardly depend on the picture: with another one they move {far.value:.2f}"
-            )
+            word = "hardly" if far.below(least) else "not beyond doubt"
+            moves = f"with another one they move {beside(far.value, least)} of the way"
+            return f"{what} {word} depend on the picture: {moves}"
     return ""
 
 
@@ -197,7 +200,8 @@ def _pattern(spec: Spec, drawn: Resampled, effect: Bounded) -> dict[str, str] | 
         why = f"two runs of the same model differ by {drawn.means[again]:.3f}"
         return said("inconclusive", why)
     if effect.value <= 0:
-        return said("not supported", "chains move no further than answers, corrected for chance")
+        move = "less far" if effect.hi < 0 else "no further"
+        return said("not supported", f"chains move {move} than answers, corrected for chance")
     least = margins["difference"]["value"]
     if effect.below(least):
         return said("not supported", f"chains move less than {least:g} further than answers")
@@ -214,13 +218,14 @@ def _attribution(
     lacking = [c for c in CONTROLS if f"{chain}|{c}" not in drawn.means]
     if lacking:
         return said("inconclusive", f"{there} controls are missing: {', '.join(lacking)}")
-    shows = [name for name, contrast in contrasts.items() if not contrast.lo > 0]
-    if shows:
-        return said("weaker", f"{there} they do as much under: {', '.join(shows)}")
+    for name, contrast in contrasts.items():
+        if not contrast.lo > 0:
+            return said("weaker", f"{there} {no_more(contrast.hi)} than under: {name}")
     if tokens is None:
         return said("inconclusive", f"{there} nothing was measured token by token")
     if not tokens.lo > 0:
-        why = "a chain token is not beyond doubt hit harder than an answer token: slips adding up"
+        harder = no_more(tokens.hi, "hit harder", "hit less")
+        why = f"a chain token is {harder} than an answer token: slips adding up"
         return said("weaker", f"{there} {why} over the length of the chain explain it")
     return said(
         "supported",

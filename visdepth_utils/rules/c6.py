@@ -13,7 +13,9 @@ from visdepth_utils.rules.bounds import (
     Bounded,
     Resampled,
     as_much,
+    beside,
     by_image_and,
+    no_more,
     require,
     rule_thresholds,
     said,
@@ -122,9 +124,11 @@ def _answer(spec: Spec, own: Bounded, effect: Bounded, contrast: Bounded | None)
     least = spec["margins"]["recovered"]["value"]
     yes, no = (spec["tasks"][name] + "s" for name in ("recovers", "does not"))
     if own.above(least) is False:
-        return said("not supported", f"{yes} get {own.value:.2f} of what they lost back")
+        back = beside(own.value, least)
+        return said("not supported", f"{yes} get {back} of what they lost back")
     if effect.value <= 0:
-        return said("not supported", f"{no} recover as much as {yes}")
+        recover = "more than" if effect.hi < 0 else "as much as"
+        return said("not supported", f"{no} recover {recover} {yes}")
     if own.above(least) is None:
         why = f"intervals too wide to tell whether {yes} get more than {least:g} back"
         return said("inconclusive", why)
@@ -133,7 +137,8 @@ def _answer(spec: Spec, own: Bounded, effect: Bounded, contrast: Bounded | None)
     if contrast is None:
         return said("inconclusive", "training with shuffled pictures was not tried")
     if not contrast.lo > 0:
-        return said("weaker", f"{yes} recover as much when trained with shuffled pictures")
+        why = f"{no_more(contrast.hi)} than when trained with shuffled pictures"
+        return said("weaker", f"{yes} recover {why}")
     return said("supported", f"{yes} recover, {no} clearly less, and pictures are needed for it")
 
 
@@ -192,5 +197,6 @@ def _details(
                 rows.append(share.row(f"{task}: share back, {state}", "", margin))
         if f"{task} full trained" in drawn.means:
             more = drawn.bounded(lambda m, t=task: m[f"{t} full trained"] - m[f"{t} full"])
-            rows.append(more.row(f"{task}: full model with the same training, score", "reported"))
+            name = f"{task}: full model, score gained by the same training"
+            rows.append(more.row(name, "reported"))
     return pd.DataFrame(rows)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from visdepth_utils.rules.bounds import (
     Resampled,
+    beside,
     require,
     rule_thresholds,
     rule_variants,
@@ -142,7 +143,8 @@ def _answer(
         least = spec["min_repetitions"]
         return said("inconclusive", f"{count} repetitions; the rule asks for at least {least}")
     if not abs(found["control_effect"]) < margins["no_cut"]:
-        why = f"the whole model is {found['control_effect']:+.0%} faster than itself"
+        faster = "faster" if found["control_effect"] > 0 else "slower"
+        why = f"the whole model is {abs(found['control_effect']):.0%} {faster} than itself"
         return said("inconclusive", f"this clock cannot tell: {why}")
     last = int(times["depth"].max())
     bounds = {d: median_bounds(prefill_of(times, d), spec["common"]["level"]) for d in range(last)}
@@ -154,12 +156,14 @@ def _answer(
     if cut < last:
         cache = float(times.loc[times["depth"] == cut, "kv_ratio"].median())
         answer = None
-        saving = f"{found['effect']:.0%} of the prefill and {1 - cache:.0%} of the cache"
         if bounds[cut][1] <= most:
+            saving = f"{found['effect']:.0%} of the prefill and {1 - cache:.0%} of the cache"
             why = f"cut at depth {cut} of {last}, answers lose less than {points} and {saving} go"
             answer = said("supported", why)
         elif bounds[cut][0] > most and cache <= margins["kv_ratio"]:
-            answer = said("weaker", f"cut at depth {cut} of {last}, the cache shrinks: {saving} go")
+            time = beside(1 - found["effect"], most)
+            why = f"the cache shrinks by {1 - cache:.0%}, the prefill takes {time} of its time"
+            answer = said("weaker", f"cut at depth {cut} of {last}, {why}")
         if answer is not None:
             return _attributed(spec, states, advice, answer)
     lost = advice.losses.groupby("depth")["low"].max()
@@ -169,8 +173,9 @@ def _answer(
         )
         return said("not supported", f"{why} or more")
     if cut < last and bounds[cut][0] <= most < bounds[cut][1]:
-        low, high = (f"{bound:.2f}" for bound in bounds[cut])
-        why = f"takes {low} to {high} of the prefill's time: the clock does not tell if {most:g}"
+        low, high = (beside(bound, most) for bound in bounds[cut])
+        asked = f"the clock does not tell whether that is at most {most:g}"
+        why = f"takes {low} to {high} of the prefill's time: {asked}"
         return said("inconclusive", f"a cut at depth {cut} of {last} keeps answers, but {why}")
     return said("inconclusive", "intervals too wide to tell whether a cut that saves keeps answers")
 

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 MORE = "text changes more, and later"
 SOONER = "text changes more, but settles no later"
-NO_MORE = "text changes no more"
+NO_MORE = "text changes no more than the image"
 SETTLED = "text has settled"
 UNCLEAR = "unclear"
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.rules.bounds import Bounded, Resampled, by_image_and, require
+from visdepth_utils.rules.bounds import Bounded, Resampled, beside, by_image_and, require
 
 Spec = dict[str, Any]
 SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}
@@ -93,7 +93,8 @@ def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Bounded, Bound
     """
     gain = drawn.bounded(lambda m: m[f"{task} full"] - m[f"{task} floor"])
     if not gain.lo > 0:
-        return "skipped: no better than without picture", gain, None
+        better = "not beyond doubt better" if gain.value > 0 else "no better"
+        return f"skipped: {better} than without picture", gain, None
     if f"{task} other" not in drawn.means:
         return "no control", gain, None
     other = drawn.bounded(
@@ -105,7 +106,8 @@ def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Bounded, Bound
     if other.below(most):
         return "used", gain, other
     if other.value >= most:
-        return "skipped: another picture helps as well", gain, other
+        share = beside(other.value, most)
+        return f"skipped: another picture brings {share} of the gain", gain, other
     return "unclear", gain, other
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.curves import LAYERS, SHAPES, plateau
+from visdepth_utils.calibration.curves import (
+    LAYERS,
+    SHAPES,
+    curves_table,
+    early_change,
+    late_change,
+    plateau,
+)
 from visdepth_utils.calibration.curves import image_table as simulate
 from visdepth_utils.claims import (
     VERDICTS,
@@ -23,6 +30,17 @@ from visdepth_utils.rules.settling import LATE
 def decide(shape, control="drift", **options):
     other = {"control": simulate(control, seed=1000)} if control else None
     return verdict("C1", simulate(shape, **options), control=other, model="simulated")
+
+
+def changes(early, late):
+    """Each measure changes by so many margins up to one third, and by so many after it."""
+    nothing = late_change(0)
+
+    def one(i):
+        first, then = early_change(early[i])[i], late_change(late[i])[i]
+        return lambda z: first(z) + then(z) - nothing[i](z)
+
+    return one(0), one(1), one(2)
 
 
 @pytest.mark.parametrize(
@@ -246,3 +264,15 @@ def test_claims_of_a_notebook_that_lacks_data_are_not_testable():
     )
     assert (plain["reason"], plain["effect"], plain["n_images"]) == ("no captions", None, 0)
     assert not_testable("00_start_here", "no tasks", "owner/name") == []
+
+
+def test_less_than_an_untrained_model_shows_is_not_supported():
+    """A control can fail beyond doubt, by a range left, and yet have more of its change early."""
+    model = changes((3, 3, 3), (0.6, 0.6, 0.6))  # settled, with a fifth of the change still to come
+    control = changes((20, 20, 60), (0, 0, 2))  # two margins left, of sixty
+    tables = [curves_table(shape, noise=0.1, seed=s) for s, shape in enumerate((model, control))]
+    v = verdict("C1", tables[0], control={"rival": tables[1]}, p_value=False)
+    assert v.controls["shows it"].tolist() == ["no"]
+    assert v.verdict == "weaker"
+    assert v.reason.endswith("but less than in an untrained model (rival)")
+    assert v.controls["hi"].max() < 0

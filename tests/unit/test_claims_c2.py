@@ -210,3 +210,16 @@ def test_sensitivity_and_the_record():
         assert v.thresholds[f"margin_{metric['column']}"] == metric["margin"]
     assert v.thresholds["early"] == entry["early"]
     assert len(str(v).splitlines()) <= 10
+
+
+def test_less_than_a_control_shows_is_not_supported():
+    """A control can fail beyond doubt, as its text rests sooner, and yet change more late."""
+    shape = (early_change(3)[0], early_change(3)[1], late_change(4)[2])
+    step = tuple(lambda z, a=a: np.where(z < 0.5, a, a + 60) for a in (0, 0, 90))
+    text = (*late_change(6)[:2], step[2])
+    options = {"noise": 0.1, "shuffled": False, "placed": False}
+    rival = simulate((shape, text, text), seed=1, **options)
+    v = verdict("C2", simulate(PRESENT, noise=0.1), control={"rival": rival}, p_value=False)
+    assert v.controls.set_index("control").loc["rival", "shows it"] == "no"
+    assert v.verdict == "weaker"
+    assert v.reason.endswith("but less than in a control (rival)")

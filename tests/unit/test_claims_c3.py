@@ -170,3 +170,29 @@ def test_every_number_of_the_rule_is_in_the_record():
     assert "(interchange index)" in str(v)
     assert "the larger of text states and noise" in str(v)
     assert len(str(v).splitlines()) <= 10
+
+
+def other_costs(share):
+    """Interchangeable, and another picture behind the first layer costs this share of the score."""
+    table = simulate(spread=0.1)
+    plain = table[(table["donor"] == table["layer"]) & (table["control"] == "")]
+    right = plain.groupby("image")["correct"].first()
+    deep = (table["control"] == "other image") & (table["layer"] > 1)
+    lost = set(right[right == 1].index[: round(share * len(right))])
+    kept = table.loc[deep, "image"].map(lambda image: right[image] * (image not in lost))
+    table.loc[deep, "correct"] = kept
+    return verdict("C3", table, p_value=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected", "why"),
+    [
+        (0.0, "not testable", "even another picture's states cost only 0 points"),
+        (0.08, "not testable", "cost only 8 points"),
+        (0.12, "inconclusive", "it is unclear whether another picture's states cost 10 points"),
+        (0.5, "supported", "survive"),
+    ],
+)
+def test_where_no_loss_could_be_seen_none_is_called_small(share, expected, why):
+    v = other_costs(share)
+    assert (v.verdict, why in v.reason) == (expected, True), v.reason

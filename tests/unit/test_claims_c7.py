@@ -77,3 +77,11 @@ def test_variants_and_the_record():
     assert "short: kept, mean over depth" in set(v.details["measure"])
     shuffled = verdict("C7", table.sample(frac=1, random_state=1), control=controls)
     assert shuffled.verdict == v.verdict and shuffled.effect == pytest.approx(v.effect)
+
+
+def test_another_picture_that_may_help_leaves_it_open():
+    v = decide({"direct": late, "long": early}, other=0.12)
+    states = v.controls.set_index("control")["shows it"]
+    assert "unclear" in set(states) and "yes" not in set(states)
+    assert v.verdict == "inconclusive"
+    assert "whether another picture helps" in v.reason and "is unclear" in v.reason

@@ -175,11 +175,12 @@ def _attribution(
     if not tokens.lo > 0:
         harder = no_more(tokens.hi, "hit harder", "hit less")
         why = f"{there} a token of text is {harder} than a single-token answer"
-        seen = ""
+        part, seen = "may be all there is", ""
         if expected is not None:
             first, second = (f"{100 * share:.0f}%" for share in expected)
             seen = f" (of the texts {second} change; at the short answers' rate {first} would)"
-        return said("weaker", f"{why}: errors adding up over length may be all there is{seen}")
+            part = "are a part of it" if expected[1] > expected[0] else part
+        return said("weaker", f"{why}: errors adding up over length {part}{seen}")
     return said(
         "supported",
         "single-token answers keep more of what the picture brings, and every token of a text is "

@@ -19,12 +19,15 @@ from visdepth_utils.rules.bounds import (
     said,
 )
 from visdepth_utils.rules.retained import SWEEP, Spec, columns_of, usable
-from visdepth_utils.rules.saved import State, controls_of, details_of, prefill_of, ratios_of
-from visdepth_utils.tradeoff import (
-    Recommendation,
-    median_bounds,
-    recommend_depth,
+from visdepth_utils.rules.saved import (
+    State,
+    bounds_of,
+    controls_of,
+    details_of,
+    prefill_of,
+    ratios_of,
 )
+from visdepth_utils.tradeoff import Recommendation, recommend_depth
 
 NAN = float("nan")
 
@@ -147,7 +150,7 @@ def _answer(
         why = f"the whole model is {abs(found['control_effect']):.0%} {faster} than itself"
         return said("inconclusive", f"this clock cannot tell: {why}")
     last = int(times["depth"].max())
-    bounds = {d: median_bounds(prefill_of(times, d), spec["common"]["level"]) for d in range(last)}
+    bounds = bounds_of(spec, times)
     most, points = margins["time_ratio"], f"{100 * margins['loss']:g} points"
     pays = [d for d, (low, _) in bounds.items() if low <= most]
     if not pays:

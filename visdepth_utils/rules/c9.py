@@ -42,7 +42,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     names = ("decided", "untrained", "min_models", "min_claims")
     found["thresholds"] = {**{k: spec[k] for k in names}, "level": level}
     found["thresholds"]["margin_agreement"] = spec["margins"]["agreement"]["value"]
-    found["details"] = counts
+    found["details"] = counts.assign(counted=counts["models"] >= spec["min_models"])
     if n < spec["min_claims"]:
         why = (
             f"{n} claims were decided on {spec['min_models']} trained models or more; "

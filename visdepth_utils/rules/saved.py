@@ -5,7 +5,7 @@ import pandas as pd
 
 from visdepth_utils.rules.bounds import Bounded
 from visdepth_utils.rules.retained import Spec
-from visdepth_utils.tradeoff import Recommendation, ratios_by_repetition
+from visdepth_utils.tradeoff import Recommendation, median_bounds, ratios_by_repetition
 
 NAN = float("nan")
 State = tuple[str, Bounded, Bounded | None]
@@ -25,6 +25,12 @@ def prefill_of(times: pd.DataFrame, depth: int, again: bool = False) -> np.ndarr
     """Prefill ratios of one depth, (repetitions,)."""
     rows = times[(times["depth"] == depth) & (times["again"] == again)]
     return rows.sort_values("repetition")["prefill_ratio"].to_numpy()
+
+
+def bounds_of(spec: Spec, times: pd.DataFrame) -> dict[int, tuple[float, float]]:
+    """Depth below the last -> one-sided bounds of the median prefill ratio."""
+    level, last = spec["common"]["level"], int(times["depth"].max())
+    return {depth: median_bounds(prefill_of(times, depth), level) for depth in range(last)}
 
 
 def controls_of(
@@ -66,6 +72,15 @@ def details_of(
         rows.append(loss.row(f"{row.task}: loss there", "90% interval", margins["loss"]["value"]))
     if times is None:
         return pd.DataFrame(rows)
+    bounds, most = bounds_of(spec, times), margins["time_ratio"]["value"]
+    pays = max((d for d, (low, _) in bounds.items() if low <= most), default=NAN)
+    rows.append(
+        Bounded(pays, *[NAN] * 4).row("deepest cut that may save enough", "reported only", most)
+    )
+    if advice.depth in bounds:
+        median = float(np.median(prefill_of(times, advice.depth)))
+        own = Bounded(median, *bounds[advice.depth], NAN, NAN)
+        rows.append(own.row("prefill: median ratio there", "bounds of the median", most))
     for name, margin in (("prefill", "time_ratio"), ("decode", None), ("kv", "kv_ratio")):
         own = times[(times["depth"] == advice.depth) & ~times["again"]][f"{name}_ratio"]
         bounded = Bounded(float(own.median()), float(own.min()), float(own.max()), NAN, NAN)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from visdepth_utils import engine
@@ -205,7 +205,7 @@ class Run:
         for kind, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
             with (
                 atomic(self.folder / "figures" / f"{name}.{kind}") as temporary,
-                rc_context({"svg.hashsalt": name}),
+                style.context(["default", {"svg.hashsalt": name}]),
             ):
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
 

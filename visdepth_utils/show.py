@@ -66,7 +66,7 @@ def picture_grid(
     counts = [n_tokens] * len(images) if isinstance(n_tokens, int) else list(n_tokens)
     if not images or len(counts) != len(images):
         raise ValueError(f"{len(counts)} numbers of tokens for {len(images)} pictures")
-    with plt.rc_context({"figure.dpi": DPI}):
+    with plt.style.context(["default", {"figure.dpi": DPI}]):
         fig, axes = plt.subplots(1, len(images), figsize=(2.4 * len(images), 2.6), squeeze=False)
         for i, (ax, image) in enumerate(zip(axes[0], images, strict=True)):
             ax.imshow(image, interpolation="nearest")
@@ -118,7 +118,7 @@ def token_strip(
     image, text = enc.is_image[0].cpu()[keep].tolist(), enc.is_text[0].cpu()[keep].tolist()
     words = vlm.tokenizer.convert_ids_to_tokens(ids)
     rows = math.ceil(len(ids) / per_row)
-    with plt.rc_context({"figure.dpi": DPI}):
+    with plt.style.context(["default", {"figure.dpi": DPI}]):
         fig, ax = plt.subplots(figsize=(10, 0.24 * rows + 0.35))
         seen = 0
         for i, word in enumerate(words):

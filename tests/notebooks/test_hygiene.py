@@ -3,6 +3,8 @@
 import ast
 import contextlib
 import copy
+import html
+import itertools
 import json
 import re
 import sys
@@ -110,7 +112,10 @@ def outputs(book, code):
 
 
 def printed(cell):
-    return "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream")
+    """What a cell printed, and what it showed as a table or a verdict; not a figure."""
+    shown = [o.get("data", {}) for o in cell.outputs if o.output_type != "stream"]
+    texts = [data.get("text/plain", "") for data in shown if "image/png" not in data]
+    return "".join([o.get("text", "") for o in cell.outputs] + texts)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -175,13 +180,79 @@ def test_every_notebook_is_in_the_ordered_set():
     assert numbers[0] == 0
 
 
-def test_each_notebook_leads_to_one_that_exists():
-    names = {path.name for path in NOTEBOOKS}
-    for path in NOTEBOOKS:
+def test_each_notebook_leads_to_the_next_one():
+    for path, following in zip(NOTEBOOKS, [*NOTEBOOKS[1:], NOTEBOOKS[0]], strict=True):
         last = nbformat.read(path, as_version=4).cells[-1].source
-        links = set(re.findall(r"\((\d\d_\w+\.ipynb)\)", last))
-        assert links, f"{path.name} leads nowhere"
-        assert links <= names
+        links = re.findall(r"\((\d\d_\w+\.ipynb)\)", last.partition("**Next:**")[2])
+        assert links == [following.name], f"{path.name} leads to {links}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_link_and_named_notebook_is_there(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            assert "not written yet" not in cell.source
+            for link in re.findall(r"\]\((?!http)([^)#]+)\)", cell.source):
+                assert (FOLDER / link).exists(), f"{path.name} links to {link}"
+
+
+NO_COLUMN = {"full", "quick", "open_run", "make bench-gpu", "claims.json", "results/", "base"}
+"""Words in code font beside a table that are no column: profiles, commands, files, a model."""
+
+
+def unexplained(book):
+    """Words in code font above tables that no table below them holds."""
+    found = []
+    for i, cell in enumerate(book.cells):
+        if cell.cell_type != "markdown":
+            continue
+        below = itertools.takewhile(lambda c: c.cell_type == "code", book.cells[i + 1 :])
+        shown = [o.get("data", {}).get("text/html", "") for c in below for o in c.outputs]
+        tables = " ".join(text for text in shown if 'class="dataframe"' in text)
+        held = {html.unescape(word) for word in re.findall(r"<t[hd][^>]*>([^<]*)</t", tables)}
+        held |= {word.partition(" ")[0] for word in held}  # `z*` is "z* text" and "z* image"
+        words = set(re.findall(r"`([^`]+)`", cell.source)) - NO_COLUMN
+        found += sorted(words - held) if tables else []
+    return [word for word in found if "/" not in word and "make reproduce" not in word]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_columns_that_prose_explains_are_in_the_table(path):
+    book = nbformat.read(path, as_version=4)
+    assert unexplained(book) == []
+    for cell in book.cells:
+        cell.source = cell.source.replace("`margin` is", "`bound` is")
+    asked = any("`bound` is" in cell.source for cell in book.cells)
+    assert unexplained(book) == ["bound"] * asked
+
+
+def test_times_in_prose_are_those_of_the_run():
+    """``headless.tell_time`` writes both; a time by hand is in no metadata."""
+    for path in NOTEBOOKS:
+        book = nbformat.read(path, as_version=4)
+        text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+        said = re.findall(r"\*\*Time and memory[.:]\*\* (.*?) when its outputs were stored", text)
+        assert said == [book.metadata.get("took")], path.name
+
+
+CLOCK = {"08_what_truncation_saves", "09_verdicts"}
+"""Their verdicts may differ from run to run: a clock has a part in them."""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[1:], ids=lambda path: path.stem)
+def test_a_stored_verdict_is_compared_with_a_new_run(path):
+    """Where a clock decides, the README holds it too (test_readme), and both forms must agree."""
+    book = nbformat.read(path, as_version=4)
+    (cell,) = [cell for cell in book.cells if "run.record(v)" in cell.source]
+    assert (CHECK in cell.metadata.get("tags", [])) == (path.stem not in CLOCK)
+    (shown,) = [o.data for o in cell.outputs if "text/html" in o.get("data", {})]
+    told = re.findall(r"<t[hd][^>]*>([^<]*)</t", shown["text/html"])
+    lines = shown["text/plain"].splitlines()
+    claim, _, word = lines[0].partition(": ")
+    assert html.unescape(" ".join(told)).split() == [
+        *(claim, *word.lower().split()),
+        *" ".join(lines[1:]).split(),
+    ]
 
 
 @pytest.fixture

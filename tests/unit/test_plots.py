@@ -2,16 +2,19 @@
 
 import io
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.pylabtools import print_figure
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from tests import tiny
 from visdepth_utils.plots.geometry import accuracy_bars, depth_curves
 from visdepth_utils.plots.style import COLOURS
+from visdepth_utils.runs import open_run
 from visdepth_utils.show import environment_facts, picture_grid, sample_table, token_strip
 from visdepth_utils.tasks import Sample, Task
 from visdepth_utils.vlm import load_vlm
@@ -174,3 +177,50 @@ def test_environment_facts_are_all_well_here():
     assert len(lines) >= 5
     assert all(line.endswith("yes") for line in lines)
     assert any(line.startswith("torch>=") for line in lines)
+
+
+HOSTILE = """
+text.usetex: True
+text.parse_math: False
+font.size: 30
+font.family: monospace
+axes.unicode_minus: False
+axes.facecolor: black
+axes.grid: False
+lines.linewidth: 9
+figure.facecolor: red
+figure.constrained_layout.use: True
+savefig.facecolor: green
+savefig.transparent: True
+savefig.dpi: 20
+savefig.bbox: tight
+path.sketch: 5, 50, 5
+"""
+
+
+def test_a_figure_is_the_same_under_any_matplotlibrc(tmp_path):
+    """A reader's own settings, LaTeX without LaTeX among them: drawn, saved, shown and restored."""
+    file = tmp_path / "matplotlibrc"
+    file.write_text(HOSTILE)
+    hostile = matplotlib.rc_params_from_file(file, fail_on_error=True, use_default_template=False)
+    picture = Image.new("RGB", (8, 8))
+
+    def drawn(name):
+        run, out = open_run(model="data/minivlm/base", out_dir=tmp_path / name), []
+        figures = {
+            "curves": depth_curves(bands(shift=-97.0), title="-1"),
+            "bars": accuracy_bars(results()),
+            "pictures": picture_grid([picture, picture], 4, ["-1 or $5 ?", "b"]),
+        }
+        for title, fig in figures.items():
+            run.figure(fig, title)
+            out += [file.read_bytes() for file in sorted(run.folder.glob(f"figures/{title}.*"))]
+            with plt.rc_context({"axes.unicode_minus": True}):  # read when a notebook shows it
+                out.append(print_figure(fig))
+        return out
+
+    plain = drawn("plain")
+    with plt.rc_context(hostile):
+        before = dict(plt.rcParams)
+        assert [a == b for a, b in zip(plain, drawn("hostile"), strict=True)] == [True] * 9
+        assert dict(plt.rcParams) == before

@@ -13,6 +13,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from visdepth_utils import __main__ as command
 from visdepth_utils.report.verdict_table import effect_text
 from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
+from visdepth_utils.running import headless
 from visdepth_utils.running.streams import Indented
 from visdepth_utils.runs import Run
 from visdepth_utils.settings import check_settings
@@ -327,6 +328,28 @@ def test_refresh_stores_outputs_in_place(tmp_path: Path) -> None:
     assert notebook.metadata.kernelspec.display_name == "Python 3"
     refresh_all([file], io.StringIO())
     assert file.read_text() == once  # no times, no machine
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads", "took"),
+    [
+        (9, 2, "seconds on 2 CPU cores"),
+        (31, 1, "half a minute on 1 CPU core"),
+        (62, 2, "a minute on 2 CPU cores"),
+        (130, 2, "2 minutes on 2 CPU cores"),
+        (151, 4, "2.5 minutes on 4 CPU cores"),
+    ],
+)
+def test_the_time_in_a_notebook_is_that_of_its_run(seconds: float, threads: int, took: str) -> None:
+    text = "a\n\n**Time and memory:** {} when its outputs were stored, and 1 GB."
+    cells = [nbformat.v4.new_markdown_cell(text.format("an hour")), nbformat.v4.new_code_cell("1")]
+    book = nbformat.v4.new_notebook(cells=cells)
+    headless.tell_time(book, seconds, threads)
+    assert book.cells[0].source == text.format(took)
+    assert book.metadata["took"] == took
+    silent = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no word of time")])
+    headless.tell_time(silent, seconds, threads)
+    assert "took" not in silent.metadata
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ Image tokens are always blue, text tokens always orange, untrained controls alwa
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 __all__ = [
     "COLOURS",
@@ -29,8 +31,8 @@ PANEL_INCHES = (3.2, 2.9)
 DPI = 85
 
 
-def styled() -> plt.rc_context:
-    """The one style, as a context: importing this module changes nothing outside."""
+def styled() -> AbstractContextManager[None]:
+    """The one style, as a context: it changes nothing outside, and no matplotlibrc changes it."""
     settings = {**sns.axes_style("whitegrid"), **sns.plotting_context("notebook", font_scale=0.8)}
     extra = {
         "figure.dpi": DPI,
@@ -41,7 +43,7 @@ def styled() -> plt.rc_context:
         "grid.color": "#e6e6e6",
         "svg.hashsalt": "visdepth",
     }
-    return plt.rc_context({**settings, **extra})
+    return plt.style.context(["default", {**settings, **extra}])
 
 
 def finish(
@@ -55,6 +57,10 @@ def finish(
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    for axis in (axis for ax in axes for axis in (ax.xaxis, ax.yaxis)):
+        if not isinstance(axis.get_major_locator(), FixedLocator):
+            # else a size in the reader's matplotlibrc decides how many ticks fit, when it is drawn
+            axis.set_tick_params(labelsize=plt.rcParams["xtick.labelsize"])
     if title:
         fig.suptitle(title, fontsize=10.5)
     fig.legend(

@@ -18,6 +18,7 @@ from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
+from visdepth_utils.running.schedule import threads
 from visdepth_utils.running.streams import Shown, plain
 from visdepth_utils.settings import assigned
 from visdepth_utils.store.files import write_text
@@ -27,6 +28,7 @@ KERNEL = "python3"
 # So is its error about the interrupt by which a kernel is told to end, when that comes a moment
 # early. What happens in a cell does not come by this log. DEBUG=1 shows it.
 _KERNEL_ARGUMENTS = ["--log-level=" + ("WARN" if os.environ.get("DEBUG") else "CRITICAL")]
+_TOOK = re.compile(r"(\*\*Time and memory:\*\* ).*?( when its outputs were stored)")
 
 
 @dataclass(frozen=True)
@@ -235,8 +237,27 @@ def refresh(path: Path) -> Outcome:
         "name": KERNEL,
     }
     notebook.metadata["language_info"] = {"name": "python"}
+    tell_time(notebook, time.monotonic() - start, threads())
     write_text(path, nbformat.writes(notebook) + "\n")
     return Outcome(time.monotonic() - start)
+
+
+def tell_time(notebook: nbformat.NotebookNode, seconds: float, n_threads: int) -> None:
+    """Write how long a notebook took where its text says so, and into its metadata.
+
+    Args:
+        notebook: Changed in place; one that does not speak of its time stays as it is.
+        seconds: It took.
+        n_threads: That it could use.
+    """
+    halves = round(seconds / 30)
+    some = {0: "seconds", 1: "half a minute", 2: "a minute"}
+    cores = f"{n_threads} CPU core" + "s" * (n_threads > 1)
+    took = f"{some.get(halves, f'{halves / 2:g} minutes')} on {cores}"
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and _TOOK.search(cell.source):
+            cell.source = _TOOK.sub(rf"\g<1>{took}\g<2>", cell.source)
+            notebook.metadata["took"] = took
 
 
 def _told_by_us(record: logging.LogRecord) -> bool:

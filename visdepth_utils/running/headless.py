@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass

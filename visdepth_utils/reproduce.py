@@ -14,9 +14,11 @@ from typing import Any
 import nbformat
 
 from visdepth_utils import engine
-from visdepth_utils.claims import CLAIMS_FILE, not_testable
+from visdepth_utils.claims import CLAIMS_FILE, load_claims, not_testable
 from visdepth_utils.models.checkpoints import REPO, model_name
 from visdepth_utils.preflight import footprint, plan
+from visdepth_utils.preflight.steps import steps_of
+from visdepth_utils.preflight.workload import Size
 from visdepth_utils.replication import all_verdicts
 from visdepth_utils.report import page
 from visdepth_utils.report.verdict_table import verdict_text
@@ -28,6 +30,7 @@ from visdepth_utils.settings import DEFAULT_MODEL, check_early, resolved_device,
 from visdepth_utils.store import identity, measuring_code, provenance, stepcache
 from visdepth_utils.store.entries import annotate
 from visdepth_utils.store.files import alone, write_text
+from visdepth_utils.tasks import EMBEDDED, missing_tasks
 
 _STAMP = "visdepth"
 
@@ -100,7 +103,11 @@ def reproduce(
     if [one.name for one in other] not in ([], [identity.CONTENTS]):
         raise ValueError(identity.refusal(folder, other))
     parameters = {**chosen, "out_dir": _portable(folder)}
+    lacking = _untestable(run, sources)
     if dry:
+        for line in _told(lacking):
+            say(stream, line)
+        sources = [source for source in sources if source.stem not in lacking]
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
         told, status, new = partial(say, stream), 1, _missing(folder)
         try:
@@ -118,7 +125,36 @@ def reproduce(
         if other:
             say(stream, f"the data in {settings['source']} changed: all of the run is made again")
             run.begin_anew()
-        return _run_all(run, sources, parameters, stream, jobs)
+        return _run_all(run, sources, parameters, stream, jobs, lacking)
+
+
+def _untestable(run: Run, sources: list[Path]) -> dict[str, str]:
+    """Notebooks of claims for which the data lack a task, and why: known before anything runs."""
+    source = run.settings["source"]
+    if source is None:
+        return {}
+    size = Size(1, run.settings["profile"] == "full")
+    claims = {claim["notebook"] for claim in load_claims()["claims"].values()}
+    needs = {
+        name: [task for step in steps_of(name, size) if (task := step.task.partition(":")[0])]
+        for name in (file.stem for file in sources)
+        if name in claims
+    }
+    every = (task for tasks in needs.values() for task in tasks if task in EMBEDDED)
+    why = missing_tasks(every, source)
+    first = {name: next((t for t in tasks if t in why), None) for name, tasks in needs.items()}
+    return {name: why[task] for name, task in first.items() if task}
+
+
+def _told(lacking: dict[str, str]) -> list[str]:
+    """One line for each reason, with the claims that it concerns."""
+    claims = load_claims()["claims"].items()
+    return [
+        "not testable: "
+        + ", ".join(claim for claim, entry in claims if lacking.get(entry["notebook"]) == reason)
+        + f": {reason}"
+        for reason in dict.fromkeys(lacking.values())
+    ]
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -135,13 +171,24 @@ def _from_here(name: Any) -> Any:
 
 
 def _run_all(
-    run: Run, sources: list[Path], parameters: dict[str, Any], stream: Any, jobs: int
+    run: Run,
+    sources: list[Path],
+    parameters: dict[str, Any],
+    stream: Any,
+    jobs: int,
+    lacking: dict[str, str],
 ) -> int:
     """All notebooks, then verdicts and report; see ``reproduce``."""
     folder, settings = run.folder, run.settings
     beside = f", {jobs} at a time" if jobs > 1 else ""
     where = f"results in {_portable(folder)}"
     say(stream, f"{len(sources)} notebooks on {settings['model']}{beside}, {where}")
+    for line in _told(lacking):
+        say(stream, line)
+    for name, reason in lacking.items():
+        _record_untestable(run, name, reason)
+        for ending in (".ipynb", ".html"):  # of other data
+            (folder / "notebooks" / f"{name}{ending}").unlink(missing_ok=True)
     start = time.monotonic()
     broken: dict[str, str] = {}
     reused: list[str] = []
@@ -169,6 +216,8 @@ def _run_all(
 
     works: dict[bool, list[schedule.Work]] = {False: [], True: []}
     for number, source in enumerate(sources, 1):
+        if source.stem in lacking:
+            continue
         alone = bool(headless.tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
         works[alone].append(partial(run_one, number, source, jobs > 1 and not alone))
     schedule.run_together(works[False], jobs)
@@ -177,9 +226,10 @@ def _run_all(
     say(stream, "\n" + verdict_text(folder, broken))
     for name, error in sorted(broken.items()):
         say(stream, f"broken: {name}: {error}")
-    ran = len(sources) - len(reused) - len(broken)
+    ran = len(sources) - len(reused) - len(broken) - len(lacking)
+    without = f" {len(lacking)} not testable," if lacking else ""
     spent = duration(time.monotonic() - start)
-    say(stream, f"\n{ran} run, {len(reused)} unchanged, {len(broken)} broken, in {spent}")
+    say(stream, f"\n{ran} run,{without} {len(reused)} unchanged, {len(broken)} broken, in {spent}")
     say(stream, f"report: {_portable(written)}")
     return 1 if broken else 0
 
@@ -230,10 +280,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -
         run.withdraw(source.stem)
         if not outcome.lacks_data:
             return outcome
-        for verdict in not_testable(
-            source.stem, outcome.lacks_data, model_name(run.settings["model"])
-        ):
-            run.record(verdict)
+        _record_untestable(run, source.stem, outcome.lacks_data)
     used = {name: (run.settings | defaults | parameters)[name] for name in run.settings}
     minutes = round(outcome.seconds / 60, 2)
     annotate(run.folder, notebooks={source.stem: {"minutes": minutes, "settings": used}})
@@ -242,6 +289,12 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -
     executed.metadata[_STAMP] = {"inputs": _inputs(run, source, parameters)}
     write_text(target, nbformat.writes(executed) + "\n")
     return outcome
+
+
+def _record_untestable(run: Run, notebook: str, reason: str) -> None:
+    """Verdicts on the claims of a notebook for which the data lack a task."""
+    for verdict in not_testable(notebook, reason, model_name(run.settings["model"])):
+        run.record(verdict)
 
 
 def _is_finished(run: Run, source: Path, parameters: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
@@ -22,7 +22,7 @@ from visdepth_utils.datasets import (
     to_samples,
 )
 from visdepth_utils.scoring import THINKING_ROOM
-from visdepth_utils.sources.external import load_samples
+from visdepth_utils.sources.external import check_task, load_samples
 from visdepth_utils.sources.formats import FORMATS
 from visdepth_utils.sources.rows import locate_source
 
@@ -36,6 +36,7 @@ __all__ = [
     "Task",
     "available_tasks",
     "load_task",
+    "missing_tasks",
     "with_other_image",
     "without_image",
 ]
@@ -184,6 +185,32 @@ def available_tasks(
     if not found:
         raise last
     return found
+
+
+def missing_tasks(names: Iterable[str], source: str | Path) -> dict[str, str]:
+    """Which tasks the data lack: no picture is read.
+
+    Args:
+        names: Of embedded tasks.
+        source: Data, see ``load_task``.
+
+    Returns:
+        Name -> why, in one line.
+
+    Raises:
+        FileNotFoundError: There is no such data.
+        ValueError: Data that can be read as no task.
+    """
+    where, lacking = locate_source(source), {}
+    for name in dict.fromkeys(names):
+        try:
+            if isinstance(where, Path) and is_worlds(where):
+                read_worlds(name, where, None)
+            else:
+                check_task(name, source)
+        except MissingTask as error:
+            lacking[name] = str(error)
+    return lacking
 
 
 def samples_and_budget(

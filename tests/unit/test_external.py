@@ -21,9 +21,11 @@ from visdepth_utils.sources import opened, pictures
 from visdepth_utils.sources.formats import FORMATS
 from visdepth_utils.store import provenance
 from visdepth_utils.tasks import (
+    EMBEDDED,
     MissingTask,
     available_tasks,
     load_task,
+    missing_tasks,
     with_other_image,
     without_image,
 )
@@ -409,3 +411,30 @@ def test_a_model_answers_questions_about_several_pictures(tmp_path: Path, qwen) 
     enc = qwen.encode([samples[0], samples[-1]])
     assert 0 < int(enc.is_image[0].sum()) < int(enc.is_image[1].sum())
     assert len(qwen.generate(samples[-2:], 3)) == 2
+
+
+@pytest.mark.parametrize("kind", ["chartqa", "flickr8k", "rows", "parquet", "worlds"])
+def test_what_data_lack_is_known_without_a_picture(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, worlds: Path, monkeypatch
+) -> None:
+    """As loading each task says it; the pictures may be anything."""
+    folder = tmp_path_factory.mktemp("data")
+    row = {"image": "a.png", "question": "what ?", "answer": "red"}
+    rows = [row, {**row, "task": "caption"}, {**row, "task": "chart"}]
+    if kind in ("rows", "parquet"):
+        source = table(folder / "rows.jsonl", rows)
+        if kind == "parquet":
+            source = folder / "rows.parquet"
+            pd.DataFrame(rows).to_parquet(source)
+    else:
+        source = worlds if kind == "worlds" else getattr(hubdata, kind)(folder)
+    said = {}
+    for name in EMBEDDED:
+        try:
+            load_task(name, source=source)
+        except MissingTask as error:
+            said[name] = str(error)
+    monkeypatch.setattr("visdepth_utils.sources.pictures.upright_rgb", None)
+    monkeypatch.setattr("visdepth_utils.sources.external.picture_cells", None)
+    assert missing_tasks(EMBEDDED, source) == said
+    assert {"reason", "mcq"} & set(said)

@@ -257,35 +257,37 @@ def test_a_kernel_that_dies_as_it_starts_breaks_its_notebook_only(
     assert "broken: 01_b: DeadKernelError: the kernel died" in text
 
 
-LACKS = """from visdepth_utils.tasks import load_task
-load_task("caption", source=source)"""
-
-
 def test_a_claim_on_a_task_that_the_data_lack_is_not_testable(
     tmp_path_factory: pytest.TempPathFactory, llava_path: Path, worlds: Path
 ) -> None:
-    """Also where an earlier run had a verdict; data that have it are measured again."""
+    """Said at the start, no notebook is run for it; data that have it are measured again."""
     notebooks = tmp_path_factory.mktemp("notebooks")
     out = notebooks / "out"
     file = notebooks / "01_image_tokens_stabilise.ipynb"
     name = "/".join(llava_path.parts[-2:])
     record = RECORD.replace("01_second", file.stem).replace('"model": model', f'"model": "{name}"')
     write(file, OPEN, record)
+    table = worlds / "caption.parquet"
+    (worlds / "vqa.parquet").rename(table)
     status, _ = call(llava_path, notebooks, out, source=str(worlds))
     assert [entry["verdict"] for entry in read_claims(out)] == ["not supported"]
-    write(file, OPEN, record, LACKS)
-    for again in (False, True):
+    assert (out / "notebooks" / file.name).exists()
+    table.rename(worlds / "vqa.parquet")
+    why = f"the data in {worlds} has no task 'caption' (it holds vqa, reason): give a source"
+    for _ in range(2):
         status, text = call(llava_path, notebooks, out, source=str(worlds))
         assert status == 0
-        assert ("0 run, 1 unchanged, 0 broken" if again else "1 run, 0 unchanged, 0 broken") in text
+        assert "0 run, 1 not testable, 0 unchanged, 0 broken" in text
+        assert text.index(f"not testable: C1: {why}") < text.index("\nclaim ")
         (entry,) = read_claims(out)
         assert (entry["claim"], entry["model"], entry["verdict"]) == ("C1", name, "not testable")
-        why = f"the data in {worlds} has no task 'caption' (it holds vqa, reason): give a source"
         assert entry["reason"].startswith(why)
+        assert not (out / "notebooks" / file.name).exists()
     assert why in (out / "report.html").read_text().replace("&#39;", "'")
-    worlds.joinpath("vqa.parquet").rename(worlds / "caption.parquet")
+    (worlds / "vqa.parquet").rename(table)
     status, text = call(llava_path, notebooks, out, source=str(worlds))
     assert status == 0 and "1 run, 0 unchanged" in text
+    assert f"the data in {worlds} changed" in text
     assert [entry["verdict"] for entry in read_claims(out)] == ["not supported"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from visdepth_utils.sources.rows import Rows
 if TYPE_CHECKING:
     from visdepth_utils.vlm import VLM
 
-__all__ = ["ON_BAD_ROW", "load_samples"]
+__all__ = ["ON_BAD_ROW", "check_task", "load_samples"]
 
 ON_BAD_ROW = ("stop", "skip")
 
@@ -62,14 +63,8 @@ def load_samples(
     """
     if on_bad_row not in ON_BAD_ROW:
         raise ValueError(f"unknown on_bad_row {on_bad_row!r}: choose {' or '.join(ON_BAD_ROW)}")
-    where = FORMATS[name].hub if source is None else source
-    rows = open_rows(where, _usual(name, where), split, subset)
-    known = name if name in FORMATS else detect(rows.columns)
-    _check_columns(rows, name, known)
+    rows, known, rule = _opened(name, source, split, subset)
     form = FORMATS[known]
-    rule = form.rules.get(name)
-    if rule is None:
-        raise _missing(name, rows, f"{form.title} rows")
     template = prompt or form.of(form.prompt, name)
     index = _index(rows, form, name, None if rows.facts.get("subset") == subset else subset)
     if index.empty:
@@ -107,6 +102,41 @@ def load_samples(
     chosen = [sample.id for sample in samples]
     budget = form.of(form.budget, name)
     return samples, budget, {**selection, "samples": chosen, "skipped": skipped}
+
+
+def check_task(name: str, source: str | Path) -> None:
+    """Find out whether data can fill a task, by their text: no picture is read.
+
+    Args:
+        name: As for ``load_samples``, as the argument below.
+        source: The data.
+
+    Raises:
+        MissingTask: They cannot.
+        FileNotFoundError: No such data.
+        ValueError: Columns that fit no format.
+    """
+    rows, known, _ = _opened(name, source)
+    form, data = FORMATS[known], rows.data
+    if not isinstance(data, list):
+        data = data.remove_columns([column for column in form.images if column in rows.columns])
+    texts = (row for row in replace(rows, data=data) if row is not None)
+    if name not in FORMATS and not any(form.role(row) in ("", name) for row in texts):
+        raise _missing(name, rows, f"{form.title} rows, none of this task with a picture")
+
+
+def _opened(
+    name: str, source: str | Path | None, split: str | None = None, subset: str | None = None
+) -> tuple[Rows, str, str]:
+    """Rows of a format that can fill the task, its name, and the rule that scores the task."""
+    where = FORMATS[name].hub if source is None else source
+    rows = open_rows(where, _usual(name, where), split, subset)
+    known = name if name in FORMATS else detect(rows.columns)
+    _check_columns(rows, name, known)
+    rule = FORMATS[known].rules.get(name)
+    if rule is None:
+        raise _missing(name, rows, f"{FORMATS[known].title} rows")
+    return rows, known, rule
 
 
 def _usual(name: str, where: str | Path) -> Callable[[Sequence[str]], tuple[str | None, ...]]:

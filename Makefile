@@ -53,7 +53,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -105,6 +105,11 @@ test-faults: export MPLBACKEND := agg
 test-faults: export OMP_NUM_THREADS := 1
 test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; a quarter of an hour
 	@$(PY) -m pytest -s tests/faults
+
+mutants: export HF_HUB_OFFLINE := 1
+mutants: export MPLBACKEND := agg
+mutants: $(STAMP) ## plant known faults one by one and see that the tests notice; some minutes
+	@$(PY) tests/mutants.py
 
 cache: $(STAMP) ## what the step cache holds and what of it is outdated; RUN= one run, PRUNE=1 deletes
 	@$(PY) -m visdepth_utils cache $(if $(filter-out file,$(origin RUN)),$(call text,RUN)) $(call flag,PRUNE,--prune)

@@ -125,7 +125,7 @@ CASES: dict[str, tuple[str, Callable[[], tuple[pd.DataFrame, Any]], str]] = {
     ),
     "no help": (
         "C7",
-        lambda: styles.styles_tables({"direct": styles.even, "long": lambda z: z**1.08}, n=900),
+        lambda: styles.styles_tables({"direct": styles.even, "long": styles.even}, n=2000),
         r"longer reasoning .*: [-+]0\.\d\d of the gain",
     ),
     "pays": ("C8", lambda: drops(c8.EARLY, c8.clock()), r"cut at depth 4 of 8.* \d\d% of the"),

@@ -44,6 +44,8 @@ def test_every_claim_gets_a_verdict_or_is_not_testable(run: tuple) -> None:
         )
     assert entries["C3"]["n_images"] == 8  # measured, on few images
     assert ", 0 broken, " in done.stdout
+    told = done.stdout.partition("[")[0]
+    assert f"not testable: C1, C6: the data in {data} has no task 'caption'" in told
 
 
 def test_the_start_shows_the_tasks_that_the_data_has(run: tuple) -> None:

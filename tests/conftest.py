@@ -28,6 +28,13 @@ def llava(llava_path: Path) -> VLM:
 
 
 @pytest.fixture(scope="session")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    """A tiny LLaVA whose answers two words end beside the end token, which is not the first id."""
+    stops = [6, 3, 34, 9]
+    return load_vlm(tiny.llava(tmp_path_factory.mktemp("tiny") / "stopping", stops=stops))
+
+
+@pytest.fixture(scope="session")
 def llava64(tmp_path_factory: pytest.TempPathFactory) -> VLM:
     """A tiny LLaVA with 64 image tokens, enough for matched-N geometry."""
     return load_vlm(tiny.llava(tmp_path_factory.mktemp("tiny") / "llava64", size=64, layers=4))

@@ -70,8 +70,10 @@ def llava(
     processor_patch: int | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    stops: int | list[int] = 3,
+    backbone: str = "llama",
 ) -> Path:
-    """LLaVA with a SigLIP tower: (size / patch)^2 image tokens, ``layers`` Llama layers."""
+    """LLaVA with a SigLIP tower: (size / patch)^2 image tokens, ``layers`` text layers."""
     words = tokenizer(image_token)
     torch.manual_seed(seed)
     config = LlavaConfig(
@@ -86,7 +88,7 @@ def llava(
             "vision_use_head": False,
         },
         text_config={
-            "model_type": "llama",
+            "model_type": backbone,
             "hidden_size": width,
             "intermediate_size": 2 * width,
             "num_hidden_layers": layers,
@@ -103,6 +105,7 @@ def llava(
         vision_feature_select_strategy="full",
     )
     model = LlavaForConditionalGeneration(config).to(dtype)
+    model.generation_config.eos_token_id = stops
     with quiet():
         model.save_pretrained(folder)
     images = SiglipImageProcessorPil(size={"height": size, "width": size})

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
 
 from visdepth_utils.encoding import followed
 from visdepth_utils.interventions import truncated
 from visdepth_utils.store.files import atomic
-from visdepth_utils.sweeps import stop_ids, truncation_sweep
+from visdepth_utils.sweeps import truncation_sweep
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
@@ -94,11 +95,8 @@ def targets_of(
         max_rows=TARGET_ROWS,
         progress=progress and (lambda done, total, _: progress(done, total, "targets")),
     )
-    ends = stop_ids(vlm)[:1]
-    return {
-        name: [*ids, *(ends if len(ids) < budget else [])] or ends
-        for name, ids in zip(full["sample"], full["token_ids"], strict=True)
-    }
+    said = zip(full["sample"], full["token_ids"], full["end"], strict=True)
+    return {name: ids if pd.isna(end) else [*ids, int(end)] for name, ids, end in said}
 
 
 def train(

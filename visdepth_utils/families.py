@@ -28,10 +28,9 @@ class Family:
         template: Chat template where the hub's checkpoints have none.
         least_image_tokens: What a sample's pictures must become, where transformers takes no less.
         causal_prefix: False where image and prompt see each other in both directions.
-        injection_layers: Decoder layers after which visual features are added again (DeepStack).
+        deepstack: Visual features are added again after the first decoder layers; how many layers
+            is the config's (``VLM.injection_layers``).
         mixed_attention: Attention differs between layers (sliding windows, dictionaries of masks).
-        linear_attention: Some layers keep no keys and values, so that hiding keys is impossible
-            there.
         caveat: One sentence for reports; empty where there is nothing to say.
     """
 
@@ -45,9 +44,8 @@ class Family:
     template: str = ""
     least_image_tokens: int = 0
     causal_prefix: bool = True
-    injection_layers: tuple[int, ...] = ()
+    deepstack: bool = False
     mixed_attention: bool = False
-    linear_attention: bool = False
     caveat: str = ""
 
 
@@ -96,8 +94,8 @@ _FAMILIES = (
         structural_tokens=_QWEN_TOKENS,
         required_keys=("mm_token_type_ids",),
         positions="model",
-        injection_layers=(0, 1, 2),
-        caveat="visual features are added again after layers 0-2, beside those blocks' own updates",
+        deepstack=True,
+        caveat="visual features are added again after the first layers, beside their own updates",
     ),
     Family(
         "qwen3_5",
@@ -105,7 +103,6 @@ _FAMILIES = (
         required_keys=("mm_token_type_ids",),
         positions="model",
         mixed_attention=True,
-        linear_attention=True,
         caveat="linear-attention layers hold no keys that could be hidden",
     ),
     Family(

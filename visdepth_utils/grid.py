@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
+from visdepth_utils.generation import spoken, stop_ids
 from visdepth_utils.replay.decoding import greedy
 from visdepth_utils.replay.prefill import Index, Prefill, prefill
 from visdepth_utils.replay.rerun import next_logits, replay
 from visdepth_utils.replay.variants import check_layers, replaceable, rerun, substitution
 from visdepth_utils.scoring import score
 from visdepth_utils.similarity import similarity
-from visdepth_utils.sweeps import kl_divergence, spoken, stop_ids
+from visdepth_utils.sweeps import kl_divergence
 from visdepth_utils.tasks import samples_and_budget, with_other_image
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def substitution_grid(
     samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     if stride < 1:
         raise ValueError(f"stride={stride}: give at least 1")
-    first = max(vlm.family.injection_layers, default=-1) + 1 if modality == "image" else 0
+    first = len(vlm.injection_layers) if modality == "image" else 0
     chosen = range(first, vlm.n_layers) if layers is None else layers
     chosen = check_layers(vlm, chosen, modality)[::-1][::stride][::-1]
     active = [name for name in controls if modality == "image"]

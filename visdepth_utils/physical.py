@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from visdepth_utils.interventions import edited
-from visdepth_utils.replay.parts import mask_for, refuse_unmaskable, window
+from visdepth_utils.replay.parts import check_rope, mask_for, refuse_unmaskable, scores, window
 from visdepth_utils.replay.variants import check_depths, image_spans
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
         return hidden
 
     def fewer_features(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        # DeepStack adds features to image rows after layers 0, 1, 2: not to rows that are gone.
+        # DeepStack adds features to image rows after the first layers: not to rows that are gone.
         if kwargs.get("deepstack_visual_embeds") is not None:
             features = list(kwargs["deepstack_visual_embeds"])[:depth]
             kwargs = {**kwargs, "deepstack_visual_embeds": features}
@@ -108,13 +108,14 @@ def greedy(
         stop: Ids that end it.
 
     Returns:
-        Token ids without the one that ended them, fp32 logits (V,) of the first, and the cache.
+        Token ids with the one that ended them, fp32 logits (V,) of the first, and the cache.
 
     Raises:
         ValueError: More than one sample, or see ``truncated_physically``.
     """
     if len(enc.is_image) != 1:
         raise ValueError(f"{len(enc.is_image)} samples: rows are dropped one sample at a time")
+    check_rope(vlm, enc, max_new_tokens)
     embed = vlm.model.get_input_embeddings()
     cache = DynamicCache()  # without a config: sliding layers must keep all keys
     positions: list[torch.Tensor] = []
@@ -136,7 +137,7 @@ def greedy(
             token = embed(torch.tensor([ids[-1:]], device=vlm.device))
             logits = decoder_step(vlm, token, positions[0][..., -1:] + len(ids), cache)
             ids.append(int(logits.argmax()))
-    return ids[:-1] if ids[-1] in stop else ids, first, cache
+    return ids, first, cache
 
 
 def decoder_step(
@@ -156,7 +157,7 @@ def decoder_step(
     out = vlm.model.get_decoder()(
         inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    return vlm.model.get_output_embeddings()(out.last_hidden_state[0, -1])
+    return scores(vlm, out.last_hidden_state[0, -1])
 
 
 def held_bytes(cache: DynamicCache) -> int:

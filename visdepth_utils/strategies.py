@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from transformers import GenerationConfig
 
 from visdepth_utils.datasets import LABELS
+from visdepth_utils.generation import generated, spoken
 from visdepth_utils.interventions import truncated
-from visdepth_utils.models.loaders import quiet
 from visdepth_utils.recovery import adapted
 from visdepth_utils.scoring import score
-from visdepth_utils.sweeps import spoken, stop_ids
 from visdepth_utils.tasks import samples_and_budget
 
 if TYPE_CHECKING:
@@ -121,12 +119,6 @@ def _generate(
     """Outputs of one batch; the state of torch's generators is as before afterwards."""
     options = STRATEGIES[strategy]
     beams = options.get("num_beams", 1)
-    config = GenerationConfig(
-        max_new_tokens=budget,
-        pad_token_id=vlm.tokenizer.pad_token_id,
-        eos_token_id=stop_ids(vlm) or None,
-        **options,
-    )
     enc = vlm.encode(samples)
     cut = nullcontext()
     if depth != vlm.n_layers:
@@ -134,10 +126,9 @@ def _generate(
         spread = enc if beams == 1 else vlm.encode([s for s in samples for _ in range(beams)])
         cut = truncated(vlm, spread, depth, mode)
     devices = [vlm.device] if vlm.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), quiet(), cut:
+    with torch.random.fork_rng(devices), cut:
         torch.manual_seed(seed)
-        ids = vlm.model.generate(**enc.inputs, generation_config=config)
-    return spoken(vlm, ids[:, enc.inputs["input_ids"].shape[1] :].tolist())
+        return spoken(vlm, generated(vlm, enc, budget, **options).tolist())
 
 
 def _row(sample: Sample, depth: int, strategy: str, seed: int, text: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from visdepth_utils import physical
 from visdepth_utils.blocks import choose_max_rows, chunks, in_blocks
 from visdepth_utils.datasets import LABELS
+from visdepth_utils.generation import spoken, stop_ids, without_end
 from visdepth_utils.replay.decoding import greedy
 from visdepth_utils.replay.prefill import prefill
 from visdepth_utils.replay.rerun import next_logits, replay
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["kl_divergence", "spoken", "stop_ids", "truncation_sweep"]
+__all__ = ["kl_divergence", "truncation_sweep"]
 
 IMPLEMENTATIONS = ("masked", "physical")
 
@@ -82,7 +83,8 @@ def truncation_sweep(
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
         max_rows: Samples times depths at once; None to choose by the memory that is free. Halved
             when memory runs out.
-        with_token_ids: Add a column ``token_ids``, the outputs as lists of tokens.
+        with_token_ids: Add the columns ``token_ids``, the outputs as lists of tokens, and ``end``,
+            the token that ended each; None where the budget did.
         progress: Called with (done, total, label).
 
     Returns:
@@ -116,7 +118,7 @@ def truncation_sweep(
     found = pd.DataFrame(in_blocks(samples, len(run), max_rows, measure, progress, "truncation"))
     table = _scored(found, samples, vlm.n_layers, budget > 0)
     table = table.assign(mode=mode, implementation=implementation)
-    columns = [*COLUMNS, *(["token_ids"] if with_token_ids else [])]
+    columns = [*COLUMNS, *(["token_ids", "end"] if with_token_ids else [])]
     return table.loc[table["depth"].isin(asked), columns].reset_index(drop=True)
 
 
@@ -126,36 +128,24 @@ def kl_divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)
 
 
-def stop_ids(vlm: VLM) -> list[int]:
-    """Ids that end an answer of this model."""
-    stop = vlm.model.generation_config.eos_token_id
-    stop = vlm.tokenizer.eos_token_id if stop is None else stop
-    return list(stop) if isinstance(stop, list | tuple) else [] if stop is None else [stop]
-
-
-def spoken(vlm: VLM, ids: Sequence[Sequence[int]]) -> list[str]:
-    """Token ids of answers as texts, without special tokens; see ``VLM.thinking``."""
-    texts = vlm.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [vlm.thinking[0] + text.strip() for text in texts]
-
-
 def _masked(
     vlm: VLM, samples: list[Sample], depths: list[int], mode: str, budget: int, max_rows: int
 ) -> list[dict[str, Any]]:
     """All depths of a block of samples."""
     enc = vlm.encode(samples)
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
+    stop = stop_ids(vlm)
     found: list[list[dict[str, Any]]] = [[] for _ in samples]
     for part in chunks(depths, max_rows // len(samples)):
         done = replay(pre, truncation(pre, part, mode), keep_cache=budget > 1)
         logits = next_logits(pre, done)
         kl = kl_divergence(pre.logits[:, None], logits).tolist()
-        said = greedy(pre, done, logits, budget, stop_ids(vlm)) if budget else None
+        said = greedy(pre, done, logits, budget, stop) if budget else None
         for b, sample in enumerate(samples):
             texts = spoken(vlm, said[b]) if said else [None] * len(part)
             tokens = said[b] if said else [[]] * len(part)
             for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
-                found[b].append(_row(sample, depth, text, ids, value))
+                found[b].append(_row(sample, depth, text, *without_end(ids, stop), value))
     return [row for rows in found for row in rows]
 
 
@@ -163,28 +153,30 @@ def _physical(
     vlm: VLM, samples: list[Sample], depths: list[int], budget: int
 ) -> list[dict[str, Any]]:
     """One sample and one depth at a time, rows really dropped."""
-    out = []
+    out, stop = [], stop_ids(vlm)
     for sample in samples:
         enc = vlm.encode([sample])
         image_spans(enc)
-        runs = {d: physical.greedy(vlm, enc, d, max(budget, 1), stop_ids(vlm))[:2] for d in depths}
+        runs = {d: physical.greedy(vlm, enc, d, max(budget, 1), stop)[:2] for d in depths}
         full = runs[vlm.n_layers][1]
         for depth, (ids, logits) in runs.items():
             text = spoken(vlm, [ids])[0] if budget else None
             value = float(kl_divergence(full, logits))
-            out.append(_row(sample, depth, text, ids if budget else [], value))
+            said = without_end(ids if budget else [], stop)
+            out.append(_row(sample, depth, text, *said, value))
     return out
 
 
 def _row(
-    sample: Sample, depth: int, text: str | None, ids: Sequence[int], kl: float
+    sample: Sample, depth: int, text: str | None, ids: list[int], end: int | None, kl: float
 ) -> dict[str, Any]:
     return {
         **sample.labels(),
         "depth": depth,
         "output": text,
         "n_tokens": len(ids),
-        "token_ids": list(ids),
+        "token_ids": ids,
+        "end": end,
         "kl": kl,
     }
 

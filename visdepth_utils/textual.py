@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 
 from visdepth_utils.encoding import Encoded, followed, reference_ids
+from visdepth_utils.generation import generated, stop_ids, without_end
 from visdepth_utils.layerwise import tables, token_geometry
 from visdepth_utils.prompts import non_text_ids
-from visdepth_utils.sweeps import stop_ids
 
 if TYPE_CHECKING:
     from visdepth_utils.datasets import Sample
@@ -57,10 +57,9 @@ def own_answers(
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         for sample, new in zip(
-            part, vlm.continued(vlm.encode(part), task.max_new_tokens).tolist(), strict=True
+            part, generated(vlm, vlm.encode(part), task.max_new_tokens).tolist(), strict=True
         ):
-            ends = next((i for i, token in enumerate(new) if token in stop), len(new))
-            ids = new[: max(ends, 1)]
+            ids = without_end(new, stop)[0] or new[:1]
             text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
             rows.append({"sample": sample.id, "ids": ids, "output": text})
         if progress:

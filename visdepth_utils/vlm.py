@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import Encoded, encode
 from visdepth_utils.families import FAMILIES, Family
+from visdepth_utils.generation import generated, spoken
 from visdepth_utils.models.checkpoints import locate, weights_hash
 from visdepth_utils.models.checks import check
 from visdepth_utils.models.loaders import (
+    check_attention,
+    choose_attention,
     copy_decoder,
     draw_model,
     drawn_bytes,
-    quiet,
     read_config,
     read_model,
     read_processor,
@@ -35,6 +37,7 @@ from visdepth_utils.models.placement import (
     spread,
 )
 from visdepth_utils.models.portable import Recipe, reduce, remembered
+from visdepth_utils.replay.parts import check_rope
 from visdepth_utils.scoring import thinking_marks
 from visdepth_utils.settings import SEEDS, check_device
 
@@ -93,6 +96,15 @@ class VLM:
         return len(self.layers)
 
     @property
+    def injection_layers(self) -> range:
+        """Decoder layers after which visual features are added again (DeepStack)."""
+        if not self.family.deepstack:
+            return range(0)
+        tower = self.model.config.vision_config
+        taken = [i for i in range(tower.depth) if i in tower.deepstack_visual_indexes]
+        return range(min(len(taken), self.n_layers))
+
+    @property
     def hidden_size(self) -> int:
         """D, the width of a state."""
         return self.model.config.get_text_config().hidden_size
@@ -113,9 +125,10 @@ class VLM:
 
     def encode(self, samples: Sequence[Sample], with_reference: bool = False) -> Encoded:
         """Samples to a left-padded batch with masks; see ``encoding.encode``."""
-        return encode(self, samples, with_reference)
+        enc = encode(self, samples, with_reference)
+        check_rope(self, enc)
+        return enc
 
-    @torch.no_grad()
     def generate(
         self,
         samples: Sequence[Sample],
@@ -123,7 +136,7 @@ class VLM:
         batch_size: int = 16,
         progress: Progress | None = None,
     ) -> list[str]:
-        """Answer greedily, without the sampling or penalties a checkpoint may set as its defaults.
+        """Answer greedily, whatever a checkpoint sets as its own defaults.
 
         Args:
             samples: What to answer.
@@ -136,39 +149,11 @@ class VLM:
         """
         answers: list[str] = []
         for start in range(0, len(samples), batch_size):
-            new = self.continued(self.encode(samples[start : start + batch_size]), max_new_tokens)
-            answers += [
-                self.thinking[0] + text.strip()
-                for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
-            ]
+            enc = self.encode(samples[start : start + batch_size])
+            answers += spoken(self, generated(self, enc, max_new_tokens).tolist())
             if progress:
                 progress(len(answers), len(samples), "generate")
         return answers
-
-    @torch.no_grad()
-    def continued(self, enc: Encoded, max_new_tokens: int) -> torch.Tensor:
-        """Continue encoded prompts greedily; see ``generate``.
-
-        Args:
-            enc: B prompts.
-            max_new_tokens: Budget of one answer.
-
-        Returns:
-            Token ids (B, at most the budget), padded behind the one that ends an answer.
-        """
-        stop = self.model.generation_config.eos_token_id
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id if stop is None else stop,
-        )
-        with quiet():
-            ids = self.model.generate(**enc.inputs, generation_config=config)
-        return ids[:, enc.inputs["input_ids"].shape[1] :]
 
 
 @remembered
@@ -181,7 +166,7 @@ def load_vlm(
     random_init: bool | Literal["decoder"] = False,
     init_std: float | None = None,
     seed: int = 0,
-    attn: str = "sdpa",
+    attn: str = "auto",
     trust_remote_code: bool = False,
     device_map: DeviceMap | None = None,
     load_in_4bit: bool = False,
@@ -199,7 +184,8 @@ def load_vlm(
             head, so that image tokens still enter as the trained tower and projector make them.
         init_std: Standard deviation of the re-drawn matrices; None is the config's own.
         seed: Of the re-drawing.
-        attn: ``"sdpa"`` or ``"eager"``; others take no per-layer mask.
+        attn: ``"sdpa"`` or ``"eager"``; others take no per-layer mask. ``"auto"`` is sdpa, or eager
+            for a model without sdpa. What the checkpoint's config names is overwritten.
         trust_remote_code: Passed on.
         device_map: For a model larger than one device, instead of ``device``: ``"auto"`` or a dict
             of module names spreads its weights over GPUs, CPU and disk (accelerate). Results are
@@ -216,7 +202,7 @@ def load_vlm(
         ValueError: Not a vision language checkpoint of a known family in safetensors, a placement
             that this machine cannot serve, or a check failed.
     """
-    if attn not in ("sdpa", "eager"):
+    if attn not in ("auto", "sdpa", "eager"):
         raise ValueError(f"attn={attn!r} takes no mask per layer: use 'sdpa' or 'eager'")
     if random_init not in (False, True, "decoder"):
         raise ValueError(f"random_init={random_init!r} is unknown: use False, True or 'decoder'")
@@ -247,20 +233,22 @@ def load_vlm(
 
     config = read_config(str(path_or_id), where, **hub)
     family = FAMILIES[config.model_type]
+    attn = choose_attention(config, attn)
     processor = read_processor(str(path_or_id), where, family.template, config, **hub)
     settings = ""
     if random_init:
         settings = f"random_init={random_init} init_std={init_std} seed={seed}"
         copies = 2 if random_init == "decoder" else 1
         check_memory(copies * drawn_bytes(config, dtype), str(path_or_id))
-        model = drawn = draw_model(config, dtype, attn, init_std, seed)
+        model = drawn = draw_model(config, dtype, init_std, seed)
         name += " (random decoder)" if random_init == "decoder" else " (random init)"
     with offload_folder() as (folder, owners):
         if random_init is not True:
             options = (
                 {} if random_init else reading_options(device_map, load_in_4bit, target, folder)
             )
-            model = read_model(str(path_or_id), where, dtype, attn, **options, **hub)
+            model = read_model(str(path_or_id), where, config, dtype, **options, **hub)
+        check_attention(model, attn, str(path_or_id))
         if random_init == "decoder":
             copy_decoder(drawn, model)
             del drawn

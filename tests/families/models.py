@@ -249,7 +249,12 @@ NAMES = tuple(MADE)
 def tiny_model(name: str, attention: str = "sdpa") -> VLM:
     """A random model of a family; the same weights whatever the attention."""
     torch.manual_seed(1)
-    model = MADE[name].model().eval().requires_grad_(False)
+    return wide(MADE[name].model(), name, attention)
+
+
+def wide(model: T.PreTrainedModel, name: str, attention: str = "sdpa") -> VLM:
+    """A model of a family with weights drawn as those of ``tiny_model``."""
+    model.eval().requires_grad_(False)
     for parameter in model.parameters():  # norms and the like keep their ones
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=1.3 * parameter.shape[-1] ** -0.5)

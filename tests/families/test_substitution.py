@@ -17,7 +17,7 @@ STEPS = 10
 
 
 def layers_of(vlm, modality):
-    first = max(vlm.family.injection_layers, default=-1) + 1 if modality == "image" else 0
+    first = len(vlm.injection_layers) if modality == "image" else 0
     return list(range(first, vlm.n_layers))
 
 

@@ -8,7 +8,6 @@ import torch
 
 from tests import tiny
 from visdepth_utils import physical
-from visdepth_utils.families import FAMILIES
 from visdepth_utils.grid import substitution_grid
 from visdepth_utils.interventions import substituted, truncated
 from visdepth_utils.replay.prefill import Index, prefill
@@ -76,20 +75,19 @@ def test_physical_is_for_removal_only(llava: VLM) -> None:
         truncation_sweep(llava, [tiny.sample(0)], implementation="fast", max_new_tokens=1)
 
 
-def test_freezing_and_substituting_inside_deepstack_is_refused(llava: VLM) -> None:
-    deep = replace(llava, family=replace(FAMILIES["llava"], injection_layers=(0, 1)))
+def test_freezing_and_substituting_inside_deepstack_is_refused(
+    llava: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VLM, "injection_layers", range(2))
     with pytest.raises(ValueError, match=r"depth 1 lies inside the layers 0\.\.1 .* use 2\.\.3"):
-        check_depths(deep, [1, 3], "freeze")
-    assert check_depths(deep, "all", "freeze") == [2, 3]
-    assert check_depths(deep, "all", "remove") == [0, 1, 2, 3]
+        check_depths(llava, [1, 3], "freeze")
+    assert check_depths(llava, "all", "freeze") == [2, 3]
+    assert check_depths(llava, "all", "remove") == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"would get them twice; use layers 2\.\.2"):
-        substitution_grid(deep, [tiny.sample(0)], layers=[1, 2], controls=(), max_new_tokens=1)
+        substitution_grid(llava, [tiny.sample(0)], layers=[1, 2], controls=(), max_new_tokens=1)
 
 
-def test_layers_without_keys_and_attention_without_masks_are_refused(llava: VLM) -> None:
-    linear = replace(llava, family=replace(FAMILIES["llava"], linear_attention=True))
-    with pytest.raises(ValueError, match="linear attention"):
-        truncation_sweep(linear, [tiny.sample(0)], max_new_tokens=1)
+def test_attention_without_masks_is_refused(llava: VLM) -> None:
     config = llava.model.get_decoder().config
     kind = config._attn_implementation
     config._attn_implementation = "flash_attention_2"

@@ -10,9 +10,9 @@ from tests import tiny
 from visdepth_utils import distillation, truncation_sweep
 from visdepth_utils.distillation import Distillation, answer_loss
 from visdepth_utils.encoding import followed
+from visdepth_utils.generation import stop_ids
 from visdepth_utils.interventions import truncated
 from visdepth_utils.recovery import adapted, distill
-from visdepth_utils.sweeps import stop_ids
 from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i % 4) for i in range(8)]
@@ -122,14 +122,21 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm):
     assert found == pytest.approx(total / count, abs=1e-5)
 
 
-def test_targets_are_the_full_models_tokens_and_their_end(vlm):
-    targets = distillation.targets_of(vlm, SAMPLES, 4)
-    full = truncation_sweep(
-        vlm, SAMPLES, depths=[vlm.n_layers], max_new_tokens=4, with_token_ids=True
-    )
-    for sample, ids in zip(full["sample"], full["token_ids"], strict=True):
-        ends = stop_ids(vlm)[:1] if len(ids) < 4 else []
-        assert targets[sample] == [*ids, *ends] and targets[sample]
+def test_targets_are_the_full_models_tokens_and_their_end(stopping):
+    budget, stop = 12, stop_ids(stopping)
+    targets = distillation.targets_of(stopping, SAMPLES, budget)
+    ends = set()
+    for sample in SAMPLES:  # token by token, each a whole run
+        ids = stopping.encode([sample]).inputs["input_ids"]
+        pixels = stopping.encode([sample]).inputs["pixel_values"]
+        said: list[int] = []
+        while len(said) < budget and not (said and said[-1] in stop):
+            longer = torch.cat([ids, torch.tensor([said], dtype=torch.long)], 1)
+            logits = stopping.model(input_ids=longer, pixel_values=pixels).logits
+            said.append(int(logits[0, -1].argmax()))
+        assert targets[sample.id] == said
+        ends |= {said[-1]} & set(stop)
+    assert len(ends) > 1 and stop[0] not in ends
 
 
 def test_a_killed_training_ends_where_an_undisturbed_one_does(vlm, tmp_path):

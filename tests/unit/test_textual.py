@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests import tiny
+from visdepth_utils import textual
 from visdepth_utils.capture import capture
+from visdepth_utils.generation import stop_ids
 from visdepth_utils.geometry import depth_curvature
 from visdepth_utils.layerwise import layer_geometry
-from visdepth_utils.sweeps import stop_ids
 from visdepth_utils.tasks import Task
 from visdepth_utils.textual import (
     BESIDE,
@@ -50,9 +51,7 @@ def test_own_answers_are_what_generate_says(request, task, name):
 
 def test_an_answer_that_ends_at_once_is_the_token_that_ends_it(llava, task, monkeypatch):
     (stop,) = stop_ids(llava)
-    monkeypatch.setattr(
-        type(llava), "continued", lambda self, enc, n: torch.full((len(enc), n), stop)
-    )
+    monkeypatch.setattr(textual, "generated", lambda vlm, enc, n: torch.full((len(enc), n), stop))
     found = own_answers(llava, task)
     assert found["ids"].tolist() == [[stop]] * 4
     assert found["output"].tolist() == [""] * 4

@@ -10,13 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageFile
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.utils import is_torchvision_available
 
 from tests import tiny
 from visdepth_utils.families import FAMILIES
 from visdepth_utils.models import checkpoints
 from visdepth_utils.models.checks import check
+from visdepth_utils.models.loaders import check_attention
 from visdepth_utils.models.no_videos import NoVideos
 from visdepth_utils.store import provenance
 from visdepth_utils.vlm import VLM, load_vlm
@@ -395,3 +402,88 @@ def test_processors_that_also_take_videos_load_without_torchvision(qwen: VLM) ->
         qwen.processor(text=["<|video_pad|>"], videos=[[tiny.picture(0)]])
     with pytest.raises(TypeError, match="video_processor|image_processor|class"):
         type(qwen.processor)(image_processor=NoVideos(), tokenizer=qwen.tokenizer)
+
+
+OVERWRITTEN = {
+    "_attn_implementation": "nobody/kernel:forward",
+    "attn_implementation": "flex_attention",
+    "_attn_implementation_internal": "flash_attention_2",
+    "_experts_implementation": "nobody/kernel",
+    "return_dict": False,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "is_encoder_decoder": True,
+    "transformers_weights": "../outside.safetensors",
+    "fusion_config": {"patch_embeddings": True},
+    "use_pretrained_backbone": True,
+    "auto_map": {"AutoModel": "nobody/code--modeling.Model"},
+    "repetition_penalty": 3.0,
+    "dtype": "float16",
+}
+
+
+@pytest.mark.parametrize("random_init", [False, True])
+def test_how_a_model_runs_is_not_the_checkpoints_to_say(
+    llava_path: Path, tmp_path: Path, random_init: bool
+) -> None:
+    folder = tmp_path / "hostile"
+    shutil.copytree(llava_path, folder)
+    config = json.loads((llava_path / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part.update(OVERWRITTEN)
+    (folder / "config.json").write_text(json.dumps(config))
+    one, two = (load_vlm(path, random_init=random_init) for path in (llava_path, folder))
+    enc = one.encode([tiny.sample(0)])
+    logits = [vlm.model(**enc.inputs).logits for vlm in (one, two)]
+    assert torch.equal(*logits)
+    parts = [part for part in two.model.modules() if isinstance(part, PreTrainedModel)]
+    assert len(parts) > 3 and {part.config._attn_implementation for part in parts} == {"sdpa"}
+    assert one.generate([tiny.sample(0)], 4) == two.generate([tiny.sample(0)], 4)
+
+
+def test_another_attention_than_was_asked_for_is_found(llava: VLM) -> None:
+    check_attention(llava.model, "sdpa", "m")
+    with pytest.raises(ValueError, match="'m' runs sdpa attention where eager was asked for"):
+        check_attention(llava.model, "eager", "m")
+
+
+def test_what_a_checkpoint_names_is_not_fetched(llava_path: Path, tmp_path: Path) -> None:
+    for name, file, extra, message in [
+        (
+            "fp8",
+            "config.json",
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantised by FP8",
+        ),
+        (
+            "audio",
+            "processor_config.json",
+            {
+                "audio_tokenizer": {
+                    "audio_tokenizer_class": "DacModel",
+                    "audio_tokenizer_name_or_path": "nobody/audio",
+                }
+            },
+            "names an audio tokenizer, which is not fetched",
+        ),
+    ]:
+        shutil.copytree(llava_path, tmp_path / name)
+        path = tmp_path / name / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | extra))
+        with pytest.raises(ValueError, match=message):
+            load_vlm(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("device_map", "message"),
+    [
+        ({"": "cuda:99"}, "sends '' to 'cuda:99', which is not there: use 'cpu', 'disk'"),
+        ({"": "gpu"}, "sends '' to 'gpu', which is not there"),
+        ({"": 99}, "sends '' to 99, which is not there"),
+        (["cpu"], r"device_map=\['cpu'\]: give a name or a dict"),
+        ({"nothing": "cpu"}, "check device_map, or leave it out"),
+    ],
+)
+def test_a_bad_device_map_is_to_blame(llava_path: Path, device_map: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_vlm(llava_path, device_map=device_map)

@@ -35,6 +35,11 @@ def check(vlm: VLM) -> None:
     second = shown.images if vlm.family.needs_image else ()
     blind = Sample("probe-blind", "", second, f"{words} {words}", "", "", "probe")
 
+    if not hasattr(decoder := vlm.model.get_decoder(), "layers"):
+        raise ValueError(
+            f"{vlm.name!r}: its text backbone {decoder.config.model_type!r} has no decoder layers "
+            "by that name: give a model whose text_config is of another model_type, e.g. llama"
+        )
     if not vlm.n_layers:
         raise ValueError(
             f"{vlm.name!r} has no decoder layers: fix num_hidden_layers in config.json"

@@ -1,6 +1,7 @@
 """Read and draw models, processors and configs: all that calls transformers' loaders."""
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub import constants
 from safetensors import safe_open
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
@@ -18,7 +20,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from visdepth_utils.families import family_of
 from visdepth_utils.models.no_videos import images_suffice
@@ -46,7 +48,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_errors(name: str, where: str) -> Iterator[None]:
+def one_line_errors(name: str, where: str, mend: str = "") -> Iterator[None]:
     """Turn a loader's failure, often many lines, into one line that names the checkpoint."""
     try:
         yield
@@ -55,7 +57,7 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
         plain = isinstance(error, FileNotFoundError | ValueError) and "\n" not in str(error)
         if not plain or error.args[1:]:
             first = f"{type(error).__name__}: {first}"
-        mend = "check the folder's files"
+        mend = mend or "check the folder's files"
         if not Path(where).is_dir():
             mend = "give a folder, or check the id and the connection"
             if constants.HF_HUB_OFFLINE:
@@ -68,6 +70,8 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
                 "give a checkpoint of a family that transformers has (docs/families.md), or, if "
                 "you trust the code, load_vlm(..., trust_remote_code=True)"
             )
+        if "scaled_dot_product_attention" in str(error):
+            mend = "load it with attn='eager', or leave attn out"
         if "num2words" in str(error):
             mend = "pip install num2words"
         if "torchvision" in str(error).lower():
@@ -77,6 +81,8 @@ def one_line_errors(name: str, where: str) -> Iterator[None]:
 
 def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
     """Read a checkpoint's config and make sure that it describes a model with image tokens.
+
+    What says how a model is run, not what it is, is overwritten (docs/checkpoints.md).
 
     Args:
         name: How the user named the checkpoint.
@@ -106,6 +112,11 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
             f"{name!r} (model type {config.model_type!r}) has no image token in its config: "
             "give a vision language checkpoint, whose config.json names image_token_id"
         )
+    for part in _parts(config):
+        part.return_dict, part.output_hidden_states, part.is_encoder_decoder = True, False, False
+        part._output_attentions, part._experts_implementation = False, None
+        for key in ("transformers_weights", "fusion_config", "use_pretrained_backbone"):
+            vars(part).pop(key, None)
     return config
 
 
@@ -124,6 +135,46 @@ def _packed(config: PreTrainedConfig, where: str) -> str:
         if (weights.metadata() or {}).get("format") == "mlx":
             return "weights in MLX's layout"
     return ""
+
+
+def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A config and all configs within it."""
+    yield config
+    for key in config.sub_configs:
+        if (part := getattr(config, key, None)) is not None:
+            yield from _parts(part)
+
+
+def choose_attention(config: PreTrainedConfig, attn: str) -> str:
+    """Write the attention that we ask for over what a config and its parts name.
+
+    Args:
+        config: Is changed.
+        attn: ``"sdpa"``, ``"eager"``, or ``"auto"``: sdpa, unless a part of the model has none.
+
+    Returns:
+        What was chosen.
+    """
+    if attn == "auto":
+        kinds = [MODEL_MAPPING.get(type(part), None) for part in _parts(config)]
+        attn = "sdpa" if all(getattr(kind, "_supports_sdpa", True) for kind in kinds) else "eager"
+    config._attn_implementation = attn  # its setter goes through the parts
+    return attn
+
+
+def check_attention(model: PreTrainedModel, attn: str, name: str) -> None:
+    """Refuse a model any part of which runs another attention than was asked for.
+
+    Raises:
+        ValueError: Names both.
+    """
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    found = {str(part.config._attn_implementation) for part in parts} - {attn}
+    if found:
+        raise ValueError(
+            f"{name!r} runs {' and '.join(sorted(found))} attention where {attn} was asked for: "
+            "its config.json names it in a place that is not known, take it out"
+        )
 
 
 def read_processor(
@@ -152,6 +203,11 @@ def read_processor(
         ValueError: Unreadable, or without chat template.
     """
     with quiet(), one_line_errors(name, where):
+        optional = {"revision": hub.get("revision"), "_raise_exceptions_for_missing_entries": False}
+        for part in ("processor_config.json", "audio_tokenizer_config.json"):
+            file = cached_file(where, part, **optional)
+            if file and "audio_tokenizer" in Path(file).read_text(encoding="utf-8"):
+                raise ValueError(f"its {part} names an audio tokenizer, which is not fetched")
         with images_suffice():
             processor = AutoProcessor.from_pretrained(where, **hub)
         if not hasattr(processor, "image_processor"):
@@ -204,15 +260,15 @@ def _complete(processor: ProcessorMixin, config: PreTrainedConfig, saved: dict[s
 
 
 def read_model(
-    name: str, where: str, dtype: torch.dtype | str, attn: str, **hub: object
+    name: str, where: str, config: PreTrainedConfig, dtype: torch.dtype | str, **hub: object
 ) -> PreTrainedModel:
     """Read the weights (safetensors only) into the stock class.
 
     Args:
         name: How the user named the checkpoint.
         where: Folder or hub id from ``locate``.
+        config: From ``read_config``, with the attention chosen.
         dtype: Of the weights in memory, or ``"auto"`` for that of the file.
-        attn: Attention implementation.
         **hub: ``revision``, ``trust_remote_code``; where to place and how to round the weights.
 
     Returns:
@@ -221,11 +277,12 @@ def read_model(
     Raises:
         ValueError: Unreadable, or weights missing from the files or of the wrong shape.
     """
-    with quiet(), one_line_errors(name, where):
+    mend = "check device_map, or leave it out" if hub.get("device_map") else ""
+    with quiet(), one_line_errors(name, where, mend):
         model, info = AutoModelForImageTextToText.from_pretrained(
             where,
+            config=config,
             dtype=dtype,
-            attn_implementation=attn,
             use_safetensors=True,
             output_loading_info=True,
             **hub,
@@ -242,25 +299,24 @@ def read_model(
 
 
 def draw_model(
-    config: PreTrainedConfig, dtype: torch.dtype | str, attn: str, std: float | None, seed: int
+    config: PreTrainedConfig, dtype: torch.dtype | str, std: float | None, seed: int
 ) -> PreTrainedModel:
     """Build the same architecture untrained, by transformers' own initialisation.
 
     Matrices are normal, norm weights neutral, biases 0 (a vision tower may have its own scheme).
 
     Args:
-        config: Of the checkpoint; left unchanged.
+        config: From ``read_config``, with the attention chosen; left unchanged.
         dtype: Of the weights.
-        attn: Attention implementation.
         std: Standard deviation for config and sub-configs; None keeps each ``initializer_range``.
         seed: Of the draw; torch's global generators are left as they were.
 
     Returns:
         The model in eval mode.
     """
-    config = type(config).from_dict(config.to_dict())
+    config = copy.deepcopy(config)
     if std is not None:
-        for part in (config, *(getattr(config, key) for key in config.sub_configs)):
+        for part in _parts(config):
             if hasattr(part, "initializer_range"):
                 part.initializer_range = float(std)
         config.initializer_range = float(std)
@@ -268,7 +324,7 @@ def draw_model(
         # A checkpoint may itself have been trained from the draw of this small seed: use another.
         torch.manual_seed(seed + 1_592_589_312)
         kwargs = {} if dtype == "auto" else {"dtype": dtype}
-        model = AutoModelForImageTextToText.from_config(config, attn_implementation=attn, **kwargs)
+        model = AutoModelForImageTextToText.from_config(config, **kwargs)
     return model.eval()
 
 
@@ -284,7 +340,7 @@ def drawn_bytes(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
     """
     kwargs = {} if dtype == "auto" else {"dtype": dtype}
     with quiet(), torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, **kwargs)
+        model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), **kwargs)
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 

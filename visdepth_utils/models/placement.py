@@ -49,6 +49,15 @@ def check_placement(device: str, device_map: DeviceMap | None, load_in_4bit: boo
             f"device_map={device_map!r} is unknown: use {', '.join(map(repr, KNOWN_MAPS))}, "
             "or a dict of module names, e.g. {'': 'cpu'}"
         )
+    if not isinstance(device_map, str | dict | None):
+        raise ValueError(f"device_map={device_map!r}: give a name or a dict of module names")
+    if isinstance(device_map, dict):
+        for module, where in device_map.items():
+            if not _is_there(where):
+                raise ValueError(
+                    f"device_map sends {module!r} to {where!r}, which is not there: use 'cpu', "
+                    f"'disk', or a GPU's number below {torch.cuda.device_count()}"
+                )
     if not load_in_4bit:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -61,6 +70,18 @@ def check_placement(device: str, device_map: DeviceMap | None, load_in_4bit: boo
             "load_in_4bit needs a CUDA device: leave it out, or load with device_map='auto' where "
             "there is one"
         )
+
+
+def _is_there(where: int | str | torch.device) -> bool:
+    """Whether a device that a map names exists on this machine."""
+    if where in ("cpu", "disk"):
+        return True
+    try:
+        device = torch.device(where)
+    except (RuntimeError, TypeError):
+        return False
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return device.type != "meta" and (device.index or 0) < count
 
 
 def on_cpu_only(device_map: DeviceMap) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from visdepth_utils.replay.layercall import run_layer
-from visdepth_utils.replay.parts import embed, head, rotary_angles, window
+from visdepth_utils.replay.parts import check_rope, embed, head, rotary_angles, window
 from visdepth_utils.replay.prefill import Prefill
 from visdepth_utils.replay.rerun import Replayed
 from visdepth_utils.replay.rows import Rows, closed_rank
@@ -82,10 +82,10 @@ class _Shelf:
             out[:, kind, n : n + started * own.shape[1]] = ages.gather(1, own).repeat(1, started)
         return out
 
-    def room_for(self, rows: Sequence[int], step: int) -> None:
+    def room_for(self, rows: torch.Tensor, step: int) -> None:
         """Open one column for each row's new token, which only that row may read."""
         new = torch.arange(self.used, self.used + len(rows), device=self.seen.device)
-        self.seen[:, torch.tensor(rows, device=new.device), new] = True
+        self.seen[:, rows, new] = True
         if self.age is not None:
             self.age[:, :, self.used : self.used + len(rows)] = -step
 
@@ -99,17 +99,17 @@ class _Shelf:
         self.used = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def mask(self, rows: Sequence[int], step: int, closed: torch.Tensor) -> torch.Tensor:
+    def mask(self, rows: torch.Tensor, step: int, closed: torch.Tensor) -> torch.Tensor:
         """What the new tokens may read, bool (B, rows, used + rows); call after ``room_for``."""
         end = self.used + len(rows)
-        seen = self.seen[:, list(rows), :end]
+        seen = self.seen[:, rows, :end]
         if self.age is None:
             return seen
-        return seen & (self.age[:, closed.long()[list(rows)], :end] + step < self.size)
+        return seen & (self.age[:, closed.long()[rows], :end] + step < self.size)
 
-    def forget(self, rows: Sequence[int]) -> None:
+    def forget(self, rows: torch.Tensor) -> None:
         """Drop the columns that none of these rows reads."""
-        needed = self.seen[:, list(rows), : self.used].any(1).any(0).nonzero()[:, 0]
+        needed = self.seen[:, rows, : self.used].any(1).any(0).nonzero()[:, 0]
         room = self.seen.shape[2] - self.used
         columns = torch.cat([needed, torch.arange(self.used, self.used + room).to(needed)])
         there = columns.to(self.keys.device)
@@ -137,19 +137,20 @@ def greedy(
         stop: Ids that end an answer.
 
     Returns:
-        Token ids by sample and row, without the one that ended it.
+        Token ids by sample and row, with the one that ended it.
     """
+    check_rope(pre.vlm, pre.enc, max_new_tokens)
     n_samples, n_rows = logits.shape[:2]
     ends = torch.tensor(list(stop), device=logits.device)
     tokens = logits.argmax(-1)
     finished = torch.isin(tokens, ends)
     said = [tokens]
-    active = [row for row in range(n_rows) if not finished[:, row].all()]
+    active = _unfinished(finished)
     room = n_rows * (max_new_tokens - 1)
     shelves = [_Shelf(pre, done, layer, room) for layer in range(pre.vlm.n_layers)] if room else []
     crowd = n_rows
     for step in range(max_new_tokens - 1):
-        if not active:
+        if not len(active):
             break
         if 2 * len(active) <= crowd:
             crowd = len(active)
@@ -160,9 +161,9 @@ def greedy(
         tokens[:, active] = fresh.argmax(-1)
         finished |= torch.isin(tokens, ends)
         said.append(tokens)
-        active = [row for row in active if not finished[:, row].all()]
+        active = _unfinished(finished)
     words = torch.stack(said, -1).tolist()
-    return [[_until(row, set(stop)) for row in sample] for sample in words]
+    return [[_ended(row, set(stop)) for row in sample] for sample in words]
 
 
 def _step(
@@ -170,7 +171,7 @@ def _step(
     rows: Rows,
     shelves: list[_Shelf],
     tokens: torch.Tensor,
-    active: Sequence[int],
+    active: torch.Tensor,
     step: int,
 ) -> torch.Tensor:
     """Feed one token (B, A) of each active row; the next one's logits (B, A, V)."""
@@ -190,7 +191,7 @@ def _step(
                 spread = closed.expand(*pre.positions.shape[:-2], *closed.shape)
                 angles[kind, "closed"] = rotary_angles(vlm, spread, layer, hidden)
         moved_up = (starts <= layer) if closed is not None else torch.zeros_like(starts).bool()
-        pick = moved_up[list(active)][None, :, None]
+        pick = moved_up[active][None, :, None]
         both = [angles[kind, name] for name in ("plain", "closed") if (kind, name) in angles]
         chosen = tuple(
             torch.where(pick, parts[-1], parts[0]).expand(n_samples, -1, -1)
@@ -209,9 +210,11 @@ def _step(
     return head(vlm, hidden)
 
 
-def _until(ids: list[int], stop: set[int]) -> list[int]:
-    """The ids before the first that stops."""
-    for i, token in enumerate(ids):
-        if token in stop:
-            return ids[:i]
-    return ids
+def _unfinished(finished: torch.Tensor) -> torch.Tensor:
+    """Numbers of the rows of (B, R) in which some sample still speaks; a GPU is waited for once."""
+    return (~finished.all(0)).nonzero()[:, 0]
+
+
+def _ended(ids: list[int], stop: set[int]) -> list[int]:
+    """The ids up to the first that stops."""
+    return ids[: next((i for i, token in enumerate(ids, 1) if token in stop), None)]

@@ -41,7 +41,7 @@ def check_depths(vlm: VLM, depths: str | Sequence[int], mode: str = "remove") ->
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown: use {', '.join(MODES)}")
     last = vlm.n_layers
-    first = max(vlm.family.injection_layers, default=-1) + 1 if mode == "freeze" else 0
+    first = len(vlm.injection_layers) if mode == "freeze" else 0
     if isinstance(depths, str):
         if depths != "all":
             raise ValueError(f"depths {depths!r}: use 'all' or a list of numbers in 0..{last}")
@@ -68,8 +68,16 @@ def image_spans(enc: Encoded) -> torch.Tensor:
     """Bool (B, S): from the first image token of a sample to its end.
 
     Raises:
-        ValueError: Names a sample without an image.
+        ValueError: Names a sample without an image, or one that ends with it.
     """
+    last = enc.is_image[:, -1]
+    if last.any():
+        ends = int(last.nonzero()[0])
+        name = enc.samples[ends].id if enc.samples else f"number {ends}"
+        raise ValueError(
+            f"sample {name!r} ends with an image token, where its answer is read "
+            "off: it cannot be removed or replaced; use a chat template with text after the image"
+        )
     has = enc.is_image.any(-1)
     if not has.all():
         blind = int((~has).nonzero()[0])
@@ -184,7 +192,7 @@ def check_layers(vlm: VLM, layers: Sequence[int], modality: str) -> list[int]:
         raise ValueError(f"no layers given: use some of 0..{last}")
     if wrong := [layer for layer in chosen if not 0 <= layer <= last]:
         raise ValueError(f"layer {wrong[0]} is not in 0..{last}, the layers of {vlm.name}")
-    injected = max(vlm.family.injection_layers, default=-1)
+    injected = len(vlm.injection_layers) - 1
     if modality == "image" and chosen[0] <= injected:
         raise ValueError(
             f"{vlm.name} adds visual features after layers 0..{injected} (DeepStack): image states "

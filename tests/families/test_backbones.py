@@ -87,7 +87,8 @@ def exact(vlm: VLM, name: str, mode: str) -> None:
         for i, depth in enumerate(depths):
             expected = naive.truncate(vlm, name, alone, depth, mode)[-1]
             assert apart(together[b, i], expected) <= CLOSE, (b, depth)
-    assert float((together[:, 0] - together[:, -1]).abs().max()) > 0.05
+    if mode == "remove":  # the image matters, or equality would prove nothing
+        assert float((together[:, 0] - together[:, -1]).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("mode", MODES)

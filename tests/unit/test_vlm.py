@@ -410,7 +410,6 @@ OVERWRITTEN = {
     "_attn_implementation_internal": "flash_attention_2",
     "_experts_implementation": "nobody/kernel",
     "return_dict": False,
-    "output_attentions": True,
     "output_hidden_states": True,
     "is_encoder_decoder": True,
     "transformers_weights": "../outside.safetensors",
@@ -422,15 +421,18 @@ OVERWRITTEN = {
 }
 
 
-@pytest.mark.parametrize("random_init", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "random_init"),
+    [(OVERWRITTEN, False), (OVERWRITTEN, True), ({"output_attentions": True}, False)],
+)
 def test_how_a_model_runs_is_not_the_checkpoints_to_say(
-    llava_path: Path, tmp_path: Path, random_init: bool
+    llava_path: Path, tmp_path: Path, settings: dict[str, object], random_init: bool
 ) -> None:
     folder = tmp_path / "hostile"
     shutil.copytree(llava_path, folder)
     config = json.loads((llava_path / "config.json").read_text())
     for part in (config, config["text_config"], config["vision_config"]):
-        part.update(OVERWRITTEN)
+        part.update(settings)
     (folder / "config.json").write_text(json.dumps(config))
     one, two = (load_vlm(path, random_init=random_init) for path in (llava_path, folder))
     enc = one.encode([tiny.sample(0)])
@@ -481,9 +483,19 @@ def test_what_a_checkpoint_names_is_not_fetched(llava_path: Path, tmp_path: Path
         ({"": "gpu"}, "sends '' to 'gpu', which is not there"),
         ({"": 99}, "sends '' to 99, which is not there"),
         (["cpu"], r"device_map=\['cpu'\]: give a name or a dict"),
-        ({"nothing": "cpu"}, "check device_map, or leave it out"),
     ],
 )
 def test_a_bad_device_map_is_to_blame(llava_path: Path, device_map: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_vlm(llava_path, device_map=device_map)
+
+
+def test_what_transformers_says_about_a_device_map_is_not_the_files_fault(
+    llava_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_args: object, **_kwargs: object) -> None:
+        raise ValueError("the map does not cover it")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fails)
+    with pytest.raises(ValueError, match="check device_map, or leave it out"):
+        load_vlm(llava_path, device_map={"lm_head": "cpu"})

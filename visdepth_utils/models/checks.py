@@ -12,6 +12,7 @@ from visdepth_utils.capture import capture
 from visdepth_utils.datasets import Sample
 from visdepth_utils.encoding import not_text
 from visdepth_utils.models.placement import weights_here
+from visdepth_utils.replay.parts import unkeyed
 from visdepth_utils.replay.prefill import prefill
 
 if TYPE_CHECKING:
@@ -102,5 +103,5 @@ def check(vlm: VLM) -> None:
         raise ValueError(
             f"{vlm.name}: hooks that do nothing change the logits by {gap:g}, expected 0"
         )
-    if not vlm.family.linear_attention:  # states can be measured there, and nothing else
+    if not unkeyed(vlm):  # states can be measured there, and nothing else
         prefill(vlm, enc, torch.ones_like(enc.is_image))

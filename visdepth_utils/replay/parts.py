@@ -34,10 +34,9 @@ def refuse_unmaskable(vlm: VLM) -> None:
             f"{vlm.name} runs {kind!r} attention, which takes no mask per layer: "
             "load it with attn='sdpa' or attn='eager'"
         )
-    others = set(getattr(decoder.config, "layer_types", None) or ()) - _KEYED
-    if others:
+    if others := unkeyed(vlm):
         raise ValueError(
-            f"{vlm.name}: its layers of {' and '.join(sorted(others))} keep no keys and values of "
+            f"{vlm.name}: its layers of {' and '.join(others)} keep no keys and values of "
             "single tokens that could be hidden or replaced: interventions are not exact there"
         )
     takes = inspect.signature(vlm.layers[0].forward).parameters
@@ -52,6 +51,11 @@ def refuse_unmaskable(vlm: VLM) -> None:
             f"{' and no '.join(lacking)}, by which interventions reach it: give a model whose "
             "text_config is of another model_type, e.g. llama, mistral, qwen2 or gemma"
         )
+
+
+def unkeyed(vlm: VLM) -> list[str]:
+    """Kinds of layers in which the keys of single tokens cannot be hidden or replaced."""
+    return sorted(set(getattr(vlm.model.get_decoder().config, "layer_types", None) or ()) - _KEYED)
 
 
 def check_rope(vlm: VLM, enc: Encoded, more: int = 0) -> None:

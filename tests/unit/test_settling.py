@@ -129,3 +129,10 @@ def test_one_image_proves_nothing() -> None:
     one = bounded(np.zeros(5), ["a"] * 5)
     assert np.isnan(one.high)
     assert not one.below(0.03)
+
+
+def test_a_range_within_the_margin_may_be_noise_alone() -> None:
+    """The range that is left lies just below the margin, its bound above: settled is not shown."""
+    found = part(simulated("early and slow drift", 0), margin=0.07)
+    assert found.left < found.margin < found.left_hi
+    assert found.shows is None

@@ -412,7 +412,6 @@ OVERWRITTEN = {
     "return_dict": False,
     "output_hidden_states": True,
     "is_encoder_decoder": True,
-    "transformers_weights": "../outside.safetensors",
     "fusion_config": {"patch_embeddings": True},
     "use_pretrained_backbone": True,
     "auto_map": {"AutoModel": "nobody/code--modeling.Model"},

@@ -115,7 +115,7 @@ def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
     for part in _parts(config):
         part.return_dict, part.output_hidden_states, part.is_encoder_decoder = True, False, False
         part._output_attentions, part._experts_implementation = False, None
-        for key in ("transformers_weights", "fusion_config", "use_pretrained_backbone"):
+        for key in ("fusion_config", "use_pretrained_backbone"):
             vars(part).pop(key, None)
     return config
 

@@ -80,7 +80,7 @@ def test_rows_that_stop_leave_and_the_others_go_on(name):
     stop = endless[0][0][3]  # one depth of the first sample says it; so may others, at other times
     _, found = answers(vlm, enc, "remove", stop=[stop])
     expected = [
-        [row[: row.index(stop)] if stop in row else row for row in sample] for sample in endless
+        [row[: row.index(stop) + 1] if stop in row else row for row in sample] for sample in endless
     ]
     assert found == expected
     assert len({len(row) for sample in found for row in sample}) > 1

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 from tests.families import naive
@@ -93,3 +94,28 @@ def test_padding_and_batch_change_no_token(name):
         _, together = answers(vlm, batch(name, prompts, pad=2), mode)
         for b, prompt in enumerate(prompts):
             assert answers(vlm, batch(name, [prompt], [b]), mode)[1][0] == together[b]
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        self.count += func in waits
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_the_device_once_however_many_rows_speak():
+    vlm = tiny_model("llava")
+    enc = batch("llava", prompts_of("llava"))
+    counts = []
+    for depths in ([0], [0, 1, 2, 3, 4]):
+        pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
+        done = replay(pre, truncation(pre, depths, "remove"))
+        logits = next_logits(pre, done)
+        with _Waits() as waits:
+            greedy(pre, done, logits, 6)
+        counts.append(waits.count)
+    assert counts[0] == counts[1] <= 6

@@ -87,9 +87,13 @@ test: export HF_HUB_OFFLINE := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export MPLBACKEND := agg
 test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
+# A worker per core, each with one thread, beats one process whose threads wait for one another.
+test: export OMP_NUM_THREADS := 1
+# Notebook 09 reads the verdicts of all others, so it comes last.
 test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
 	@rm -rf '$(CLEAN_RESULTS)'
-	@$(PY) -m pytest --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests notebooks/*.ipynb
+	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests notebooks/0[0-8]*.ipynb
+	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/09_verdicts.ipynb
 
 test-e2e: export HF_HUB_OFFLINE := 1
 test-e2e: export TOKENIZERS_PARALLELISM := false

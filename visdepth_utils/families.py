@@ -30,7 +30,6 @@ class Family:
         causal_prefix: False where image and prompt see each other in both directions.
         deepstack: Visual features are added again after the first decoder layers; how many layers
             is the config's (``VLM.injection_layers``).
-        mixed_attention: Attention differs between layers (sliding windows, dictionaries of masks).
         caveat: One sentence for reports; empty where there is nothing to say.
     """
 
@@ -45,7 +44,6 @@ class Family:
     least_image_tokens: int = 0
     causal_prefix: bool = True
     deepstack: bool = False
-    mixed_attention: bool = False
     caveat: str = ""
 
 
@@ -87,7 +85,6 @@ _FAMILIES = (
         structural_tokens=_QWEN_TOKENS,
         required_keys=("mm_token_type_ids",),
         positions="model",
-        mixed_attention=True,
     ),
     Family(
         "qwen3_vl",
@@ -102,7 +99,6 @@ _FAMILIES = (
         structural_tokens=_QWEN_TOKENS,
         required_keys=("mm_token_type_ids",),
         positions="model",
-        mixed_attention=True,
         caveat="linear-attention layers hold no keys that could be hidden",
     ),
     Family(
@@ -125,7 +121,6 @@ _FAMILIES = (
         required_keys=("token_type_ids",),
         blank_borders=True,
         nested_images=True,
-        mixed_attention=True,
         caveat="attention is bidirectional inside an image and mostly in sliding windows",
     ),
     Family(
@@ -147,7 +142,6 @@ _FAMILIES = (
             "TILE_GLOBAL",
             *(f"TILE_{i}" for i in range(1, 13)),
         ),
-        mixed_attention=True,
         caveat="three of four layers look back over a sliding window only",
     ),
 )

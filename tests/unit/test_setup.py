@@ -21,7 +21,7 @@ from visdepth_utils import __main__ as command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-APART = ("ray", "similarity", "4bit")  # each installed by who wants it
+APART = ("ray", "similarity", "4bit", "smol")  # each installed by who wants it
 EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in APART]
 """What make installs; the sentence encoder is for those who ask for it."""
 REQUIREMENTS = [
@@ -48,6 +48,7 @@ TARGETS = [
     "test",
     "test-e2e",
     "test-faults",
+    "mutants",
     "cache",
     "lab",
     "bench",
@@ -196,10 +197,14 @@ def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
     assert code[4:] == ["fi", "make test-faults", "exec make test"]
     assert "-m pytest" in make("-n", "-o", ".venv/.installed", "test-faults").stdout
     planned = make("-n", "-o", ".venv/.installed", "test").stdout.splitlines()
-    assert "-m pytest" in planned[-1]
     assert any("ruff check" in line for line in planned)
     assert any("ruff format" in line and "--check" in line for line in planned)
-    assert planned[-1].endswith(" tests notebooks/*.ipynb")
+    tested = " ".join(line for line in planned if "-m pytest" in line)
+    assert planned[-1].split()[1:3] == ["-m", "pytest"]
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        named = notebook.name if notebook.name[:2] == "09" else "notebooks/0[0-8]*.ipynb"
+        assert f"{named}" in tested
+    assert " tests " in tested
 
 
 FAKE_PYTHON = """#!/bin/bash

@@ -18,7 +18,7 @@ import pandas as pd
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from visdepth_utils.scoring import answer_span, normalise
+from visdepth_utils.scoring import answer_span, normalise, opened_thinking
 
 __all__ = ["compare", "edit_distance", "split_answer", "step_agreement", "steps", "words"]
 
@@ -36,11 +36,13 @@ def split_answer(text: str) -> tuple[str, str, bool]:
 
     Returns:
         What stands before that which names the answer (see ``scoring.answer_span``), the
-        normalised answer, and True; an answer that is never reached is empty. Where nothing names
-        one: an empty chain, the whole text as the answer, and False.
+        normalised answer, and True. Where nothing names one: an empty chain, the whole text as the
+        answer, and False. A block of thinking that is left open reaches no answer: the text as the
+        chain, an empty answer, and False.
     """
     start, begin, stop = answer_span(text)
-    return text[:start].strip(), normalise(text[begin:stop]), begin > 0
+    named = begin > 0 and not opened_thinking(text)
+    return text[:start].strip(), normalise(text[begin:stop]), named
 
 
 def words(text: str) -> list[str]:

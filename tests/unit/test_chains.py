@@ -34,6 +34,8 @@ def test_edit_distance_has_the_textbook_values(a, b, edits):
         ("yes .", "", "yes", False),
         ("", "", "", False),
         ("his answers vary", "", "his answers vary", False),
+        ("<think>a b .</think> so the answer is 2", "<think>a b .</think> so the", "2", True),
+        ("<think>the answer is 2, or", "<think>the answer is 2, or", "", False),
     ],
 )
 def test_the_last_answer_counts(text, chain, answer, ends):

@@ -18,7 +18,7 @@ import pandas as pd
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from visdepth_utils.scoring import answer_span, normalise, opened_thinking
+from visdepth_utils.scoring import answer_span, normalise
 
 __all__ = ["compare", "edit_distance", "split_answer", "step_agreement", "steps", "words"]
 
@@ -37,11 +37,11 @@ def split_answer(text: str) -> tuple[str, str, bool]:
     Returns:
         What stands before that which names the answer (see ``scoring.answer_span``), the
         normalised answer, and True. Where nothing names one: an empty chain, the whole text as the
-        answer, and False. A block of thinking that is left open reaches no answer: the text as the
-        chain, an empty answer, and False.
+        answer, and False. Thinking that no answer follows: the text as the chain, an empty answer,
+        and False.
     """
     start, begin, stop = answer_span(text)
-    named = begin > 0 and not opened_thinking(text)
+    named = begin > 0 and start < stop
     return text[:start].strip(), normalise(text[begin:stop]), named
 
 

@@ -4,7 +4,7 @@ Staged as LLaVA: the projector alone on the untouched decoder, then projector an
 of every linear layer (LoRA). Every step that
 changes the decoder also has questions without a picture, and holds it, on plain instructions, to
 what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in
-`data/minivlm/smol`.
+`training/smol`, where those of an unfinished training are kept.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, default=Path("data/minivlm/smol"))
+    parser.add_argument("--resume", type=Path, default=Path("training/smol"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     work = WORK / "smol"
@@ -164,9 +164,9 @@ def main() -> None:
         model.load_state_dict(kept["trained"], strict=False)
         optimiser.load_state_dict(kept["optimiser"])
         at = kept["at"]
-    elif (args.out / "recipe.json").exists():
-        model.load_state_dict(load_file(args.out / TRAINED), strict=False)
-        at = json.loads((args.out / "recipe.json").read_text())["at"]
+    elif (args.resume / "recipe.json").exists():
+        model.load_state_dict(load_file(args.resume / TRAINED), strict=False)
+        at = json.loads((args.resume / "recipe.json").read_text())["at"]
     embed = model.get_input_embeddings().weight
     read = lambda ids: decoder(ids).last_hidden_state  # noqa: E731
     with untouched(decoder):

@@ -107,7 +107,7 @@ test-faults: export HF_HUB_OFFLINE := 1
 test-faults: export TOKENIZERS_PARALLELISM := false
 test-faults: export MPLBACKEND := agg
 test-faults: export OMP_NUM_THREADS := 1
-test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; a quarter of an hour
+test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; up to half an hour
 	@$(PY) -m pytest -s tests/faults
 
 mutants: export HF_HUB_OFFLINE := 1

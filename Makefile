@@ -71,7 +71,7 @@ report: $(STAMP) ## write report.html of a run again, from what the run has; RUN
 	@$(PY) -m visdepth_utils report $(call text,RUN)
 
 readme: $(STAMP) ## write the verdicts and the figure of a run into README.md; RUN=base-quick
-	@$(PY) -m visdepth_utils readme $(call text,RUN)
+	@$(PY) -m tools readme $(call text,RUN)
 
 record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 09 finds them; RUN=base-quick
 	@$(PY) -m visdepth_utils record $(call text,RUN)
@@ -80,7 +80,7 @@ random-init: $(STAMP) ## an untrained twin of a local model, to be run like any 
 	@$(PY) -m visdepth_utils random-init $(or $(call text,MODEL),data/minivlm/base) $(call text,OUT)
 
 address: $(STAMP) ## write where this repository lives into notebooks and CITATION.cff; URL=https://github.com/YOU/visdepth
-	@$(PY) -m visdepth_utils address $(call text,URL)
+	@$(PY) -m tools address $(call text,URL)
 
 # Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
 test: export HF_HUB_OFFLINE := 1
@@ -130,16 +130,16 @@ bench-gpu: $(STAMP) ## time and memory at the true sizes of real models, random 
 	@$(PY) tests/benchmarks/bench_physical.py
 
 eval-minivlm: $(STAMP) ## accuracy of the embedded models, with the picture, without it, with another one
-	@$(PY) -m visdepth_utils eval-minivlm
+	@$(PY) -m tools eval-minivlm
 
 # One worker per core beats one process with as many threads; with a GPU: WORKERS=1.
 train-minivlm: $(STAMP) ## train an embedded model; SIZE=base SEED=0 WORKERS=2 TOWER=data/minivlm/base; over an hour on two cores, resumes after a kill
 	@OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc-per-node $(call text,WORKERS) \
-		-m visdepth_utils.minivlm.train --threads 1 $(call option,SIZE --size) $(call option,SEED --seed) \
+		-m training.minivlm.train --threads 1 $(call option,SIZE --size) $(call option,SEED --seed) \
 		$(call option,TOWER --tower)
 
 worlds: $(STAMP) ## write the frozen held-out sets of data/worlds again, byte for byte
-	@$(PY) -m visdepth_utils.minivlm.freeze
+	@$(PY) -m training.minivlm.freeze
 
 notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed

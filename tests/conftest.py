@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from tests import tiny
-from visdepth_utils.vlm import VLM, load_vlm
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.models.vlm import VLM
 
 # A shell that puts tests into the background has them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

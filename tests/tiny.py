@@ -17,8 +17,8 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from visdepth_utils.models.loaders import quiet
-from visdepth_utils.tasks import Sample
+from visdepth_utils.data.tasks import Sample
+from visdepth_utils.models.reading import quiet
 
 WORDS = tuple(
     word

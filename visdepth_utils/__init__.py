@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visdepth_utils.claims import verdict
-    from visdepth_utils.forcing import token_kl
-    from visdepth_utils.grid import substitution_grid
-    from visdepth_utils.layerwise import layer_geometry
-    from visdepth_utils.reasoning import reasoning_sweep
-    from visdepth_utils.recovery import distill
-    from visdepth_utils.sweeps import truncation_sweep
-    from visdepth_utils.tasks import load_task
-    from visdepth_utils.vlm import load_vlm
+    from visdepth_utils.claims.registry import verdict
+    from visdepth_utils.data.tasks import load_task
+    from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
+    from visdepth_utils.measure.reasoning import reasoning_sweep
+    from visdepth_utils.measure.recovery import distill
+    from visdepth_utils.measure.substitution import substitution_grid
+    from visdepth_utils.measure.teacher_forcing import token_kl
+    from visdepth_utils.measure.truncation import truncation_sweep
+    from visdepth_utils.models.load import load_vlm
 
 # Threads that wait for work spin for long by default. Where anything else runs on the machine they
 # spin away the time of whoever has the work: beside one busy process on two cores a sweep took 53 s
@@ -29,15 +29,15 @@ if "OMP_WAIT_POLICY" not in os.environ:
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
-    "distill": "recovery",
-    "load_vlm": "vlm",
-    "load_task": "tasks",
-    "layer_geometry": "layerwise",
-    "substitution_grid": "grid",
-    "reasoning_sweep": "reasoning",
-    "token_kl": "forcing",
-    "truncation_sweep": "sweeps",
-    "verdict": "claims",
+    "distill": "measure.recovery",
+    "load_vlm": "models.load",
+    "load_task": "data.tasks",
+    "layer_geometry": "measure.geometry.layer_geometry",
+    "substitution_grid": "measure.substitution",
+    "reasoning_sweep": "measure.reasoning",
+    "token_kl": "measure.teacher_forcing",
+    "truncation_sweep": "measure.truncation",
+    "verdict": "claims.registry",
 }
 
 __all__ = [

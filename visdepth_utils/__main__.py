@@ -5,21 +5,23 @@ import io
 import os
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 
-from visdepth_utils.running.streams import say
-from visdepth_utils.store.files import WriteError
+from visdepth_utils.common.files import WriteError
+from visdepth_utils.notebooks.streams import say
 
 _NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that could not be decoded
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, dispatch: Callable[[list[str]], int] | None = None) -> int:
     """Run a command; errors of the user's making are one line on stderr.
 
     Args:
         argv: Arguments, None for the command line's.
+        dispatch: Parses them and does what they say; None for the commands of this package.
 
     Returns:
         Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"argument {given!r} is not in the encoding of the locale: mend it"
                 )
-        return _dispatch(argv)
+        return (dispatch or _dispatch)(argv)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
         return 130
@@ -63,10 +65,6 @@ def _dispatch(argv: list[str]) -> int:
 
     Heavy modules are imported here and not above, so that Ctrl-C ends in one line from the start.
     """
-    if argv[:1] == ["eval-minivlm"]:  # it has options of its own
-        from visdepth_utils import evaluation
-
-        return evaluation.main(argv[1:]) or 0
     parser = _parser()
     if not argv:
         parser.print_help()
@@ -79,41 +77,35 @@ def _dispatch(argv: list[str]) -> int:
         for variable, value in (("ENGINE", options.engine), ("RAY", options.ray)):
             if value is not None:
                 os.environ[f"VISDEPTH_{variable}"] = value
-        from visdepth_utils.settings import DEFAULTS, check_early
+        from visdepth_utils.runs.settings import DEFAULTS, check_early
 
         given = {name: value for name in DEFAULTS if (value := getattr(options, name)) is not None}
         check_early(given, options.out, options.jobs)  # in a second, before torch is imported
-        from visdepth_utils.reproduce import reproduce
+        from visdepth_utils.notebooks.reproduce import reproduce
 
         chosen = {"jobs": options.jobs, "dry": options.dry}
         return reproduce(given, options.out, options.notebooks, **chosen)
     if options.command == "cache":
-        from visdepth_utils.store.pruning import show_cache
+        from visdepth_utils.runs.pruning import show_cache
 
         say(sys.stdout, show_cache(options.run, options.prune))
         return 0
-    if options.command in ("verdicts", "report", "compare", "readme", "record"):
+    if options.command in ("verdicts", "report", "compare", "record"):
         return _on_runs(options)
     if options.command == "random-init":
         from visdepth_utils.models.untrained import save_untrained
 
         say(sys.stdout, f"saved {save_untrained(options.model, options.folder)}")
         return 0
-    if options.command == "address":
-        from visdepth_utils.address import repository, spread_address
-
-        changed = spread_address(options.url)
-        say(sys.stdout, f"{repository()}: {len(changed)} files changed")
-        return 0
-    from visdepth_utils.models.checkpoints import REPO
-    from visdepth_utils.reproduce import refresh_all
+    from visdepth_utils.common.files import REPO
+    from visdepth_utils.notebooks.reproduce import refresh_all
 
     return refresh_all(options.paths or sorted((REPO / "notebooks").glob("*.ipynb")))
 
 
 def _on_runs(options: argparse.Namespace) -> int:
     """Commands on finished runs: they show or compare, and measure nothing."""
-    folders = [_existing_run(name) for name in options.runs]
+    folders = [existing_run(name) for name in options.runs]
     if options.command == "verdicts":
         from visdepth_utils.report.verdict_table import verdict_text
 
@@ -126,21 +118,18 @@ def _on_runs(options: argparse.Namespace) -> int:
         from visdepth_utils.report.compare import comparison_text
 
         say(sys.stdout, comparison_text(*folders))
-    elif options.command == "record":
-        from visdepth_utils.replication import record
+    else:
+        from visdepth_utils.runs.replication import record
 
         say(sys.stdout, f"kept in data/runs/{record(*folders).name}")
-    else:
-        from visdepth_utils.report.readme import update_readme
-
-        say(sys.stdout, "\n".join(str(file) for file in update_readme(*folders)))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    from visdepth_utils.models.checkpoints import REPO
-    from visdepth_utils.settings import DTYPES, PROFILES, Parser
+    from visdepth_utils.common.errors import Parser
+    from visdepth_utils.common.files import REPO
+    from visdepth_utils.runs.settings import DTYPES, PROFILES
 
     parser = Parser(
         prog=_called(),
@@ -173,7 +162,6 @@ def _parser() -> argparse.ArgumentParser:
         ("verdicts", 1, "print the verdict table of a finished run"),
         ("report", 1, "write report.html of a run again, from what the run has"),
         ("compare", 2, "which verdicts and numbers of two runs differ, and whether beyond noise"),
-        ("readme", 1, "write the run's verdicts and figure into README.md"),
         ("record", 1, "keep the verdicts of a run in data/runs/"),
     ):
         known = commands.add_parser(name, help=text)
@@ -181,13 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     twin = commands.add_parser("random-init", help="save an untrained twin of a checkpoint")
     twin.add_argument("model", help="checkpoint folder")
     twin.add_argument("folder", nargs="?", help="default results/models/MODEL-random-init")
-    place = commands.add_parser(
-        "address", help="write the repository's address into notebooks and CITATION.cff"
-    )
-    place.add_argument("url", nargs="?", help="a new one, e.g. of a fork (default: as it is)")
     fresh = commands.add_parser("notebooks", help="run notebooks as they are, outputs in place")
     fresh.add_argument("paths", nargs="*", type=Path, help="default: all of notebooks/")
-    commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     return parser
 
 
@@ -208,10 +191,10 @@ def _version() -> str:
         return "of a checkout that is not installed"
 
 
-def _existing_run(name: str) -> Path:
+def existing_run(name: str) -> Path:
     """Folder of a run given by path or by name."""
-    from visdepth_utils.models.checkpoints import REPO
-    from visdepth_utils.settings import results_folder
+    from visdepth_utils.common.files import REPO
+    from visdepth_utils.runs.settings import results_folder
 
     for folder in (Path(name), REPO / name, results_folder() / name):
         if os.path.isfile(folder / "claims.json"):  # unlike Path's, for a name of any length
@@ -225,8 +208,10 @@ def _is_ours(trace: TracebackType | None) -> bool:
     """Whether the innermost frame, where the error was raised, is code of this package."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    package = Path(__file__).resolve().parent
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(package)
+    if trace is None:
+        return False
+    root, file = Path(__file__).resolve().parents[1], Path(trace.tb_frame.f_code.co_filename)
+    return any(file.is_relative_to(root / name) for name in ("visdepth_utils", "tools", "training"))
 
 
 if __name__ == "__main__":

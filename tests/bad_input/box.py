@@ -11,11 +11,11 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.common.files import REPO
 from visdepth_utils.report.page import write_report
-from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings
-from visdepth_utils.store.stepcache import step
+from visdepth_utils.runs.cache import step
+from visdepth_utils.runs.run import Run
+from visdepth_utils.runs.settings import check_settings
 
 PARAMETERS = """model = "data/minivlm/base"
 source = None

@@ -12,15 +12,15 @@ from tests import tiny
 from tests.bad_input.box import Box, Case
 from tests.hubdata import png
 from visdepth_utils import load_task, load_vlm, reasoning_sweep, truncation_sweep
-from visdepth_utils.adapters import adapter, state_settings
-from visdepth_utils.claims import claim_entry
-from visdepth_utils.distillation import Distillation
-from visdepth_utils.evaluation import evaluate
-from visdepth_utils.recovery import adapted
-from visdepth_utils.runs import open_run
-from visdepth_utils.scoring import score
-from visdepth_utils.store.stepcache import step
-from visdepth_utils.vlm import VLM
+from visdepth_utils.claims.registry import claim_entry
+from visdepth_utils.measure.adapters import adapter, state_settings
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.evaluation import evaluate
+from visdepth_utils.measure.recovery import adapted
+from visdepth_utils.measure.scores import score
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.runs.cache import step
+from visdepth_utils.runs.run import open_run
 
 SAMPLES = [tiny.sample(i) for i in range(2)]
 GIVEN = Distillation(depth=1, steps=2, batch=2)

@@ -6,7 +6,7 @@ import pickle
 import safetensors.torch
 
 from tests.bad_input.box import Case
-from visdepth_utils.families import UNSUPPORTED
+from visdepth_utils.models.families import UNSUPPORTED
 
 HUB = "fetch the checkpoint again"
 FILES = "check the folder's files"

@@ -15,11 +15,11 @@ import pytest
 from tests.bad_input.box import PARAMETERS, Box
 from tests.bad_input.commands import MODELS, SETTINGS
 from visdepth_utils import __main__ as command
-from visdepth_utils.models.checkpoints import REPO
-from visdepth_utils.running import headless
-from visdepth_utils.running.streams import Indented, Tagged
-from visdepth_utils.settings import check_injected
-from visdepth_utils.tasks import load_task
+from visdepth_utils.common.files import REPO
+from visdepth_utils.data.tasks import load_task
+from visdepth_utils.notebooks import execute
+from visdepth_utils.notebooks.streams import Indented, Tagged
+from visdepth_utils.runs.settings import check_injected
 
 HOSTILE = {
     "model": "a'b\"c\\n{{x}} {model} $(touch pwned) `touch pwned`",
@@ -50,13 +50,13 @@ def _command(*arguments: str, **environment: str) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("folder", ["a{model}b", "a{{x}}b", "a{zz} 'b\" $c"])
 def test_parameters_and_folders_stay_text(box: Box, folder: str) -> None:
     """papermill writes parameters as code and fills {fields} of a path in."""
-    headless.use_own_kernel()
+    execute.use_own_kernel()
     show = "import json\nprint(json.dumps([model, source, device, dtype, profile]))"
     notebook = box.notebook("00_a.ipynb", PARAMETERS, show)
     target, log = box.folder / folder / "out.ipynb", io.StringIO()
     cwd = box.folder / "cwd"
     cwd.mkdir()
-    outcome = headless.execute(notebook, target, HOSTILE, cwd, Indented(log))
+    outcome = execute.execute(notebook, target, HOSTILE, cwd, Indented(log))
     assert outcome.error is None, outcome.details
     assert json.loads(log.getvalue()) == list(HOSTILE.values())
     assert list(cwd.iterdir()) == []
@@ -208,4 +208,4 @@ def test_a_name_out_of_a_file_does_not_steer_the_terminal(
         written.write(f"\x1b[31mred\x1b[0m {OSC}\n")
         written.end()
         assert stream.getvalue() == "red \\x1b]0;title\\x07\\x9b2J\n"
-    assert headless._one_line("E", OSC) == "E: \\x1b]0;title\\x07\\x9b2J"
+    assert execute._one_line("E", OSC) == "E: \\x1b]0;title\\x07\\x9b2J"

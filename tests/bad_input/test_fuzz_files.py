@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.bad_input.box import VERDICT
-from visdepth_utils.replication import all_verdicts
+from tools.readme import markdown_table
 from visdepth_utils.report.compare import comparison_text
 from visdepth_utils.report.page import write_report
-from visdepth_utils.report.readme import markdown_table
 from visdepth_utils.report.verdict_table import verdict_text
-from visdepth_utils.store import stepcache
-from visdepth_utils.store.entries import read_claims, read_provenance
+from visdepth_utils.runs import cache
+from visdepth_utils.runs.records import read_claims, read_provenance
+from visdepth_utils.runs.replication import all_verdicts
 
 QUICK = settings(
     max_examples=150,
@@ -48,7 +48,7 @@ JSON = st.recursive(
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a finished step."""
     folder = tmp_path_factory.mktemp("tables")
-    pd.testing.assert_frame_equal(stepcache.store(folder, "step", KEY, FRAME), FRAME)
+    pd.testing.assert_frame_equal(cache.store(folder, "step", KEY, FRAME), FRAME)
     (file,) = folder.glob("*.parquet")
     return file
 
@@ -56,8 +56,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _looked_up(stored: Path, content: bytes, folder: Path) -> pd.DataFrame | None:
     """Look the step up in a folder whose file has this content."""
     (folder / stored.name).write_bytes(content)
-    found = stepcache.find(folder, "step", KEY)
-    aside = folder / (stored.name + stepcache.DAMAGED)
+    found = cache.find(folder, "step", KEY)
+    aside = folder / (stored.name + cache.DAMAGED)
     assert aside.exists() == (found is None)
     aside.unlink(missing_ok=True)
     return found
@@ -102,7 +102,7 @@ def test_a_cut_or_foreign_file_is_set_aside(stored: Path, tmp_path: Path, data: 
 
 
 def test_another_step_or_setting_is_not_read(stored: Path, tmp_path: Path) -> None:
-    other = stepcache.store(tmp_path, "step", {**KEY, "n": 4}, FRAME.head(1))
+    other = cache.store(tmp_path, "step", {**KEY, "n": 4}, FRAME.head(1))
     (file,) = tmp_path.glob("*.parquet")
     content = file.read_bytes()
     file.unlink()

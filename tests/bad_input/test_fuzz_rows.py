@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.hubdata import png
-from visdepth_utils.sources.formats import FORMATS, LETTERS, Said
-from visdepth_utils.sources.pictures import BadRow, picture_bytes, picture_cells, upright_rgb
-from visdepth_utils.sources.rows import read_lines
-from visdepth_utils.store.provenance import data_identity
-from visdepth_utils.tasks import load_task
+from visdepth_utils.data.formats import FORMATS, LETTERS, Said
+from visdepth_utils.data.images import BadRow, picture_bytes, picture_cells, upright_rgb
+from visdepth_utils.data.records import read_lines
+from visdepth_utils.data.tasks import load_task
+from visdepth_utils.runs.provenance import data_identity
 
 QUICK = settings(
     max_examples=200,

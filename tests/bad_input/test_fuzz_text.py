@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests import tiny
-from visdepth_utils import chains, scoring
-from visdepth_utils.similarity import similarity
+from visdepth_utils.measure import chains, scores
+from visdepth_utils.measure.similarity import similarity
 
 PIECES = (
     *("answer is", "the answer:", "Answer", "(A)", "B.", "Z", "(", ")", "1,234", "-.5", "50%", "$"),
@@ -55,30 +55,30 @@ LONG = {
 @example("9" * 400, "1")  # infinity
 @example("answer is answer is", "")
 def test_answers_are_parsed_and_scored(said: str, wanted: str) -> None:
-    letter = scoring.choice_letter(said)
+    letter = scores.choice_letter(said)
     assert letter is None or re.fullmatch("[A-Z]", letter)
-    number = scoring.number(said)
+    number = scores.number(said)
     assert number is None or number.is_finite()
-    for rule in scoring.RULES:
+    for rule in scores.RULES:
         asked = replace(tiny.sample(0), answer=wanted, reference=wanted, rule=rule)
-        assert 0 <= scoring.score(asked, said) <= 1
+        assert 0 <= scores.score(asked, said) <= 1
         several = replace(asked, references=(wanted, said))
-        assert 0 <= scoring.score(several, said) <= 1
-    assert scoring.word_match(said, said) == scoring.caption_f1(said, said) == 1
-    assert scoring.relaxed_match(said, said) == 1
-    assert scoring.normalise(scoring.normalise(said)) == scoring.normalise(said)
+        assert 0 <= scores.score(several, said) <= 1
+    assert scores.word_match(said, said) == scores.caption_f1(said, said) == 1
+    assert scores.relaxed_match(said, said) == 1
+    assert scores.normalise(scores.normalise(said)) == scores.normalise(said)
 
 
 @QUICK
 @given(TEXTS, TEXTS)
 def test_chains_are_parted_and_compared(one: str, two: str) -> None:
     chain, answer, ends = chains.split_answer(one)
-    assert one.lstrip().startswith(chain) and answer == scoring.normalise(answer)
-    open_block = scoring.answer_span(one)[0] == len(one)
-    assert ends or open_block or (chain, answer) == ("", scoring.normalise(one))
+    assert one.lstrip().startswith(chain) and answer == scores.normalise(answer)
+    open_block = scores.answer_span(one)[0] == len(one)
+    assert ends or open_block or (chain, answer) == ("", scores.normalise(one))
     assert not open_block or answer == ""
     assert "".join(chains.words(one)) == re.sub(r"\s", "", one.lower())
-    assert all(step == scoring.normalise(step) != "" for step in chains.steps(one))
+    assert all(step == scores.normalise(step) != "" for step in chains.steps(one))
     assert chains.step_agreement(one, one) == 1
     assert 0 <= chains.step_agreement(one, two) == chains.step_agreement(two, one) <= 1
     apart = chains.edit_distance(chains.words(one), chains.words(two))
@@ -116,7 +116,7 @@ def test_a_very_long_text_takes_no_longer_than_it_is(name: str) -> None:
     text = LONG[name]
     for rule in ("letter", "words", "relaxed", "objects"):
         asked = replace(tiny.sample(0), answer=text, reference=text, rule=rule)
-        assert 0 <= scoring.score(asked, text) <= 1
+        assert 0 <= scores.score(asked, text) <= 1
     chains.split_answer(text)
     assert chains.step_agreement(text, text) == 1
     assert chains._edits([text], [text])[0, 0] == 0

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bad_input.box import Box
 from tests.hubdata import CHARTQA, cell, png, write
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.common.files import REPO
 
 SCRIPT = "import os\nos.mkdir({!r})\n"
 AUTO = {"AutoConfig": "evil.Config", "AutoModelForImageTextToText": "evil.Model"}
@@ -30,8 +30,8 @@ def watch(event, arguments):
 """
 USE = """
 from visdepth_utils import load_task, load_vlm
-from visdepth_utils.store.provenance import data_identity, model_identity
-from visdepth_utils.recovery import adapted
+from visdepth_utils.runs.provenance import data_identity, model_identity
+from visdepth_utils.measure.recovery import adapted
 sys.addaudithook(watch)
 vlm = load_vlm(box + "/spoilt")
 load_vlm(box + "/spoilt", random_init=True)

@@ -14,12 +14,12 @@ from matplotlib import pyplot as plt
 
 from tests import tiny
 from tests.browser import Watched, chromium
-from visdepth_utils import chains
+from visdepth_utils.claims.verdict import Verdict
+from visdepth_utils.data.tasks import Task
+from visdepth_utils.measure import chains
+from visdepth_utils.plots.display import picture_grid, sample_table
 from visdepth_utils.plots.reasoning import chains_page
-from visdepth_utils.report.notebooks import notebook_page
-from visdepth_utils.show import picture_grid, sample_table
-from visdepth_utils.tasks import Task
-from visdepth_utils.verdicts import Verdict
+from visdepth_utils.report.pages import notebook_page
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"

@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests import tiny  # noqa: E402
 from visdepth_utils import layer_geometry, load_task, load_vlm  # noqa: E402
-from visdepth_utils.tasks import Sample  # noqa: E402
-from visdepth_utils.vlm import VLM  # noqa: E402
+from visdepth_utils.data.tasks import Sample  # noqa: E402
+from visdepth_utils.models.vlm import VLM  # noqa: E402
 
 SIZES = {576: (192, 1), 1024: (256, 1), 3328: (128, 13)}
 """Image tokens -> side of a picture in pixels, pictures of a sample."""

@@ -36,15 +36,16 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from bench_geometry import LiveBytes  # noqa: E402
 
 from tests import tiny  # noqa: E402
-from visdepth_utils import layer_geometry, physical, truncation_sweep  # noqa: E402
-from visdepth_utils.costs import predicted_costs, shape_of  # noqa: E402
-from visdepth_utils.families import FAMILIES  # noqa: E402
-from visdepth_utils.models.decoders import SIZES, materialised  # noqa: E402
-from visdepth_utils.models.loaders import read_config, read_processor  # noqa: E402
-from visdepth_utils.sweeps import kl_divergence  # noqa: E402
-from visdepth_utils.timing import time_by_depth  # noqa: E402
-from visdepth_utils.tradeoff import measured_ratios  # noqa: E402
-from visdepth_utils.vlm import VLM  # noqa: E402
+from visdepth_utils import layer_geometry, truncation_sweep  # noqa: E402
+from visdepth_utils.claims.savings import measured_ratios  # noqa: E402
+from visdepth_utils.measure import physical  # noqa: E402
+from visdepth_utils.measure.costs import predicted_costs, shape_of  # noqa: E402
+from visdepth_utils.measure.random_decoders import SIZES, materialised  # noqa: E402
+from visdepth_utils.measure.timing import time_by_depth  # noqa: E402
+from visdepth_utils.measure.truncation import kl_divergence  # noqa: E402
+from visdepth_utils.models.families import FAMILIES  # noqa: E402
+from visdepth_utils.models.reading import read_config, read_processor  # noqa: E402
+from visdepth_utils.models.vlm import VLM  # noqa: E402
 
 MODELS = {"Qwen2.5-VL-3B": 1024, "Qwen2.5-VL-7B": 1024, "LLaVA-1.5-7B": 576}
 """Name -> image tokens of its picture."""

@@ -26,12 +26,12 @@ import pandas as pd
 import psutil
 import torch
 
-from visdepth_utils import timing
-from visdepth_utils.models.checkpoints import REPO
-from visdepth_utils.preflight import plan
-from visdepth_utils.reproduce import ordered_notebooks, reproduce
-from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings
+from visdepth_utils.common.files import REPO
+from visdepth_utils.measure import timing
+from visdepth_utils.notebooks.reproduce import ordered_notebooks, reproduce
+from visdepth_utils.runs.estimate import plan
+from visdepth_utils.runs.run import Run
+from visdepth_utils.runs.settings import check_settings
 
 MODELS = ("data/minivlm/base", "data/minivlm/small")
 FACTOR, COUNTS_FROM_S = 1.5, 20.0

@@ -21,11 +21,11 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from bench_sweeps import alternately, line  # noqa: E402
 
 from visdepth_utils import load_task, load_vlm  # noqa: E402
-from visdepth_utils.claims import claim_entry  # noqa: E402
-from visdepth_utils.distillation import Distillation, answer_loss, lora_config  # noqa: E402
-from visdepth_utils.models.loaders import quiet  # noqa: E402
-from visdepth_utils.rules.c6 import cut_depth  # noqa: E402
-from visdepth_utils.vlm import VLM  # noqa: E402
+from visdepth_utils.claims.c6 import cut_depth  # noqa: E402
+from visdepth_utils.claims.registry import claim_entry  # noqa: E402
+from visdepth_utils.measure.distillation import Distillation, answer_loss, lora_config  # noqa: E402
+from visdepth_utils.models.reading import quiet  # noqa: E402
+from visdepth_utils.models.vlm import VLM  # noqa: E402
 
 
 def steps(vlm: VLM, task_name: str, depth: int, precision: str) -> list[Callable[[], None]]:

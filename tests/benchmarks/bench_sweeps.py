@@ -34,19 +34,19 @@ from bench_geometry import LiveBytes, seconds  # noqa: E402
 from tests import tiny  # noqa: E402
 from visdepth_utils import (  # noqa: E402
     load_vlm,
-    physical,
     reasoning_sweep,
     substitution_grid,
     token_kl,
     truncation_sweep,
 )
-from visdepth_utils.blocks import row_bytes  # noqa: E402
-from visdepth_utils.encoding import followed  # noqa: E402
-from visdepth_utils.interventions import substituted, truncated  # noqa: E402
-from visdepth_utils.replay.prefill import Index, prefill  # noqa: E402
-from visdepth_utils.replay.variants import kept_for_truncation, replaceable, truncation  # noqa: E402
-from visdepth_utils.sweeps import kl_divergence  # noqa: E402
-from visdepth_utils.vlm import VLM  # noqa: E402
+from visdepth_utils.measure import physical  # noqa: E402
+from visdepth_utils.measure.batching import row_bytes  # noqa: E402
+from visdepth_utils.measure.interventions import substituted, truncated  # noqa: E402
+from visdepth_utils.measure.patching.branches import kept_for_truncation, replaceable, truncation  # noqa: E402
+from visdepth_utils.measure.patching.prefill import Index, prefill  # noqa: E402
+from visdepth_utils.measure.truncation import kl_divergence  # noqa: E402
+from visdepth_utils.models.encoding import followed  # noqa: E402
+from visdepth_utils.models.vlm import VLM  # noqa: E402
 
 BEFORE, AFTER = 35, 40
 

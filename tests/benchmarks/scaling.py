@@ -18,9 +18,8 @@ import pandas as pd
 import torch
 
 from visdepth_utils import load_task, load_vlm, truncation_sweep
-from visdepth_utils.cluster import pool
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.store import provenance
+from visdepth_utils.runs import provenance, ray_pool
+from visdepth_utils.runs.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -74,7 +73,7 @@ def measure() -> dict[str, float]:
         return pd.DataFrame({"sample": [sample.id for sample in block]})
 
     found = {}
-    with pool.serving():
+    with ray_pool.serving():
         for actors in (None, 1, 2):
             label = f"{actors} workers" if actors else "local"
             found[label] = N / timed("real", actors, task.samples, real, SIZE)

@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from visdepth_utils.address import repository
+from tools.address import repository
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ("torch", "torchvision", "numpy", "ipykernel")

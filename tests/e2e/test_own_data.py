@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from tests import hubdata, tiny
-from visdepth_utils.claims import VERDICTS, load_claims
+from visdepth_utils.claims.registry import VERDICTS, load_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 

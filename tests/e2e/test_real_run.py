@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, llava_path: Path) -> 
     cells = [
         'model = ""\nprofile = "quick"\nout_dir = ""',
         "import time\nfrom pathlib import Path\nimport pandas as pd\n"
-        "from visdepth_utils.runs import open_run\n"
+        "from visdepth_utils.runs.run import open_run\n"
         "run = open_run(model=model, profile=profile, out_dir=out_dir)\n"
         'run.table("first", lambda: pd.DataFrame({"value": [time.time()]}));',
         f"while Path({str(gate)!r}).read_text() == 'closed':\n    time.sleep(0.05)",

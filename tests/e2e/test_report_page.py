@@ -11,11 +11,11 @@ import pytest
 
 from tests import browser, tiny
 from tests.browser import Watched, chromium, clipped, unresolved
-from visdepth_utils.datasets import Sample
+from visdepth_utils.data.samples import Sample
 from visdepth_utils.report.page import notebooks_of, write_report
-from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings
-from visdepth_utils.store.entries import annotate
+from visdepth_utils.runs.records import annotate
+from visdepth_utils.runs.run import Run
+from visdepth_utils.runs.settings import check_settings
 
 SCRIPT = "<script>alert(1)</script>"
 BREAKOUT = "</script><script>alert(2)</script><!--"

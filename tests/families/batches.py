@@ -8,8 +8,8 @@ import torch
 
 from tests.families.models import MADE
 from tests.families.pictures import FIRST_WORD, IMAGE, PAD, VOCAB
-from visdepth_utils.encoding import Encoded
-from visdepth_utils.families import FAMILIES
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.families import FAMILIES
 
 Prompt = tuple[int, ...]
 """Positive numbers are runs of words, negative ones images: -1 small, -2 large where it can be."""

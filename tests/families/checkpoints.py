@@ -31,7 +31,7 @@ from tests.families.templates import (
     QWEN3_5,
 )
 from tests.families.words import Tokens
-from visdepth_utils.models.loaders import quiet
+from visdepth_utils.models.reading import quiet
 
 Ids = Callable[[str], int]
 """Token -> id."""

@@ -21,15 +21,15 @@ from tests.families import naive
 from tests.families.checkpoints import CHECKPOINTS
 from tests.families.words import words_of
 from visdepth_utils import layer_geometry, load_vlm, substitution_grid, truncation_sweep
-from visdepth_utils.capture import capture
-from visdepth_utils.datasets import Sample
-from visdepth_utils.distillation import Distillation
-from visdepth_utils.encoding import Encoded
-from visdepth_utils.generation import spoken, stop_ids
-from visdepth_utils.recovery import adapted, distill
-from visdepth_utils.replay.variants import MODES, check_depths, replaceable
-from visdepth_utils.sweeps import kl_divergence
-from visdepth_utils.vlm import VLM
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.patching.branches import MODES, check_depths, replaceable
+from visdepth_utils.measure.recovery import adapted, distill
+from visdepth_utils.measure.truncation import kl_divergence
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.generation import spoken, stop_ids
+from visdepth_utils.models.hooks import capture
+from visdepth_utils.models.vlm import VLM
 
 CLOSE = 1e-5
 CLOSE_CHUNKED = 5e-4

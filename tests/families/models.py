@@ -29,8 +29,8 @@ from tests.families.pictures import (
     qwen,
     tiled,
 )
-from visdepth_utils.families import FAMILIES
-from visdepth_utils.vlm import VLM
+from visdepth_utils.models.families import FAMILIES
+from visdepth_utils.models.vlm import VLM
 
 LAYERS, WIDTH = 4, 32
 TEXT: dict[str, Any] = {

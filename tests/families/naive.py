@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from tests.families.batches import encoded
-from visdepth_utils.encoding import Encoded
-from visdepth_utils.vlm import VLM
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.vlm import VLM
 
 
 def longer(enc: Encoded, name: str, tokens: list[int]) -> Encoded:

@@ -24,15 +24,21 @@ from tests.families.models import (
     wide,
 )
 from tests.families.test_truncation import CLOSE, all_depths, apart, plain, prompts_of
-from visdepth_utils import physical
-from visdepth_utils.generation import generated
-from visdepth_utils.interventions import truncated
-from visdepth_utils.models.loaders import choose_attention
-from visdepth_utils.replay.decoding import greedy
-from visdepth_utils.replay.prefill import prefill
-from visdepth_utils.replay.rerun import next_logits, replay
-from visdepth_utils.replay.variants import MODES, image_spans, kept_for_truncation, truncation
-from visdepth_utils.vlm import VLM, load_vlm
+from visdepth_utils.measure import physical
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.patching.branches import (
+    MODES,
+    image_spans,
+    kept_for_truncation,
+    truncation,
+)
+from visdepth_utils.measure.patching.decoding import greedy
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.models.generation import generated
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.models.reading import choose_attention
+from visdepth_utils.models.vlm import VLM
 
 
 @cache

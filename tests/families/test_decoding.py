@@ -9,12 +9,17 @@ from tests.families import naive
 from tests.families.batches import batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import prompts_of
-from visdepth_utils import physical
-from visdepth_utils.interventions import truncated
-from visdepth_utils.replay.decoding import greedy
-from visdepth_utils.replay.prefill import prefill
-from visdepth_utils.replay.rerun import next_logits, replay
-from visdepth_utils.replay.variants import MODES, check_depths, kept_for_truncation, truncation
+from visdepth_utils.measure import physical
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.patching.branches import (
+    MODES,
+    check_depths,
+    kept_for_truncation,
+    truncation,
+)
+from visdepth_utils.measure.patching.decoding import greedy
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.patching.rerun import next_logits, replay
 
 STEPS = 11
 

@@ -19,12 +19,12 @@ from tests import tiny
 from tests.families.checkpoints import CHECKPOINTS
 from tests.families.findings import SAMPLES, loaded
 from visdepth_utils import load_task, load_vlm
-from visdepth_utils.datasets import Sample
-from visdepth_utils.encoding import reference_ids
-from visdepth_utils.models.loaders import quiet
-from visdepth_utils.prompts import drop_marks, non_text_ids, prompts, words_only
-from visdepth_utils.sources.pictures import BadRow
-from visdepth_utils.vlm import VLM
+from visdepth_utils.data.images import BadRow
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.models.encoding import reference_ids
+from visdepth_utils.models.prompts import drop_marks, non_text_ids, prompts, words_only
+from visdepth_utils.models.reading import quiet
+from visdepth_utils.models.vlm import VLM
 
 ASKED = SAMPLES[0]
 

@@ -8,10 +8,7 @@ from tests.families import naive
 from tests.families.batches import Prompt, batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import CLOSE, apart, by_hooks
-from visdepth_utils.replay.decoding import greedy
-from visdepth_utils.replay.prefill import Index, prefill
-from visdepth_utils.replay.rerun import next_logits, replay
-from visdepth_utils.replay.variants import (
+from visdepth_utils.measure.patching.branches import (
     MODES,
     check_depths,
     kept_for_truncation,
@@ -20,6 +17,9 @@ from visdepth_utils.replay.variants import (
     substitution,
     truncation,
 )
+from visdepth_utils.measure.patching.decoding import greedy
+from visdepth_utils.measure.patching.prefill import Index, prefill
+from visdepth_utils.measure.patching.rerun import next_logits, replay
 
 WORDS = st.integers(1, 9)
 PICTURE = st.sampled_from([-1, -2])

@@ -13,13 +13,13 @@ import torch
 from tests.families.checkpoints import CHECKPOINTS
 from tests.families.findings import SAMPLES
 from visdepth_utils import layer_geometry, load_vlm, substitution_grid, truncation_sweep
-from visdepth_utils.capture import capture
-from visdepth_utils.distillation import Distillation
-from visdepth_utils.interventions import truncated
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.recovery import distill
 from visdepth_utils.models import placement
-from visdepth_utils.recovery import distill
-from visdepth_utils.replay.prefill import prefill
-from visdepth_utils.vlm import VLM
+from visdepth_utils.models.hooks import capture
+from visdepth_utils.models.vlm import VLM
 
 NAMES = ("llava_next", "gemma3", "qwen3_vl")  # newline vectors; tied and windows; DeepStack
 

@@ -7,11 +7,11 @@ from tests.families import naive
 from tests.families.batches import batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import CLOSE, FEELS, apart, plain, prompts_of
-from visdepth_utils.interventions import substituted
-from visdepth_utils.replay.decoding import greedy
-from visdepth_utils.replay.prefill import Index, prefill
-from visdepth_utils.replay.rerun import next_logits, replay
-from visdepth_utils.replay.variants import check_layers, replaceable, rerun, substitution
+from visdepth_utils.measure.interventions import substituted
+from visdepth_utils.measure.patching.branches import check_layers, replaceable, rerun, substitution
+from visdepth_utils.measure.patching.decoding import greedy
+from visdepth_utils.measure.patching.prefill import Index, prefill
+from visdepth_utils.measure.patching.rerun import next_logits, replay
 
 STEPS = 10
 

@@ -6,13 +6,18 @@ import torch
 from tests.families import naive
 from tests.families.batches import Prompt, batch
 from tests.families.models import NAMES, tiny_model
-from visdepth_utils import physical
-from visdepth_utils.encoding import Encoded
-from visdepth_utils.interventions import truncated
-from visdepth_utils.replay.prefill import prefill
-from visdepth_utils.replay.rerun import next_logits, replay
-from visdepth_utils.replay.variants import MODES, check_depths, kept_for_truncation, truncation
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure import physical
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.patching.branches import (
+    MODES,
+    check_depths,
+    kept_for_truncation,
+    truncation,
+)
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.vlm import VLM
 
 CLOSE = 1e-5
 

@@ -7,8 +7,13 @@ import pandas as pd
 import pytest
 
 from visdepth_utils import layer_geometry, load_task, load_vlm, substitution_grid, verdict
-from visdepth_utils.claims import claim_entry
-from visdepth_utils.textual import GROUPS, own_answers, placed_geometry, text_geometry
+from visdepth_utils.claims.registry import claim_entry
+from visdepth_utils.measure.geometry.token_groups import (
+    GROUPS,
+    own_answers,
+    placed_geometry,
+    text_geometry,
+)
 
 SMALL, N, DRAWS = "data/minivlm/small", 30, 4
 LOADS = {

@@ -15,10 +15,11 @@ import pytest
 
 from tests import tiny
 from visdepth_utils import __main__ as command
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.store import files, measuring_code, pruning, stepcache
-from visdepth_utils.store.files import WriteError, alone, atomic, locked, write_text
-from visdepth_utils.store.stepcache import content_hash
+from visdepth_utils.common import files
+from visdepth_utils.common.files import WriteError, alone, atomic, locked, write_text
+from visdepth_utils.runs import cache, measuring_code, pruning
+from visdepth_utils.runs.cache import content_hash
+from visdepth_utils.runs.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = {"k": 1}
@@ -64,11 +65,11 @@ def test_a_limit_that_the_system_enforces_is_one_line(tmp_path: Path) -> None:
     code = (
         "import resource, sys, pandas as pd\n"
         "from pathlib import Path\n"
-        "from visdepth_utils.store import stepcache\n"
+        "from visdepth_utils.runs import cache\n"
         "import random; frame = pd.DataFrame({'v': [random.random() for _ in range(200000)]})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
         "try:\n"
-        f"    stepcache.step(Path({str(tmp_path / 'tables')!r}), 's', lambda: frame, {{}})\n"
+        f"    cache.step(Path({str(tmp_path / 'tables')!r}), 's', lambda: frame, {{}})\n"
         "except OSError as error:\n"
         "    print(error)\n"
     )
@@ -117,7 +118,7 @@ def _write(folder: Path, number: int) -> None:
     for turn in range(20):
         key = {"turn": turn}
         made = pd.DataFrame({"value": [turn] * 1000})
-        stepcache.step(folder, "step", lambda made=made: made, key, say=lambda _: None)
+        cache.step(folder, "step", lambda made=made: made, key, say=lambda _: None)
         with locked(folder / "count"):
             file = folder / "count"
             write_text(file, str(int(file.read_text() if file.exists() else 0) + 1))
@@ -134,9 +135,9 @@ def test_several_writers_corrupt_nothing(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert (folder / "count").read_text() == "80"
     assert len(list(folder.glob("*.parquet"))) == 20
-    assert not [name for name in os.listdir(folder) if name.endswith((".tmp", stepcache.DAMAGED))]
+    assert not [name for name in os.listdir(folder) if name.endswith((".tmp", cache.DAMAGED))]
     for turn in range(20):
-        frame = stepcache.find(folder, "step", {"turn": turn})
+        frame = cache.find(folder, "step", {"turn": turn})
         assert frame["value"].tolist() == [turn] * 1000
 
 
@@ -192,7 +193,7 @@ def test_pruning_deletes_what_no_run_reads_again(
     Run(run.folder, {**run.settings, "model": str(gone)}).table("gone", lambda: FRAME)
     (gone / "config.json").unlink()
     (tables / "foreign-000000000000.parquet").write_bytes(b"no table")
-    (tables / f"x.parquet{stepcache.DAMAGED}").write_bytes(b"x")
+    (tables / f"x.parquet{cache.DAMAGED}").write_bytes(b"x")
     for name, age in ((".a.parquet.1.tmp", 2 * pruning.STALE_S), (".b.parquet.2.tmp", 0)):
         (tables / name).touch()
         os.utime(tables / name, (time.time() - age,) * 2)
@@ -205,7 +206,7 @@ def test_pruning_deletes_what_no_run_reads_again(
         "old": "other code",
         "gone": "other model",
         "foreign": "unreadable",
-        f"x.parquet{stepcache.DAMAGED}": "set aside",
+        f"x.parquet{cache.DAMAGED}": "set aside",
         ".a.parquet.1.tmp": "left by a kill",
     }
     assert command.main(["cache", str(run.folder)]) == 0

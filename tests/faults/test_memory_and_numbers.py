@@ -21,9 +21,9 @@ from visdepth_utils import (
     truncation_sweep,
     verdict,
 )
-from visdepth_utils.chains import compare
-from visdepth_utils.evaluation import evaluate
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure.chains import compare
+from visdepth_utils.measure.evaluation import evaluate
+from visdepth_utils.models.vlm import VLM
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "data/minivlm/small"

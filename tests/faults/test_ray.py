@@ -15,11 +15,10 @@ from ray.cluster_utils import Cluster
 
 from tests import tiny
 from visdepth_utils import token_kl, truncation_sweep
-from visdepth_utils.cluster import pool
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.store import measuring_code
-from visdepth_utils.store.entries import read_provenance
-from visdepth_utils.vlm import VLM
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.runs import measuring_code, ray_pool
+from visdepth_utils.runs.records import read_provenance
+from visdepth_utils.runs.run import Run, open_run
 
 SAMPLES = [tiny.sample(i) for i in range(8)]
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
@@ -34,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
     made.add_node(**NODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", made.address)
-        with pool.serving():
+        with ray_pool.serving():
             yield made
     made.shutdown()
 

@@ -17,15 +17,15 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from visdepth_utils.address import PLACEHOLDER, badge, colab_line, repository
-from visdepth_utils.reproduce import ordered_notebooks
+from tools.address import PLACEHOLDER, badge, colab_line, repository
+from visdepth_utils.notebooks.reproduce import ordered_notebooks
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = ordered_notebooks(FOLDER)
 
 CHECK = "nbval-check-output"
 REPO = repository()
-INSTALL = "!cd visdepth && {sys.executable} -P visdepth_utils/colab.py"
+INSTALL = "!cd visdepth && {sys.executable} -P visdepth_utils/notebooks/colab.py"
 PARAMETERS = ["model", "source", "n_samples", "seed", "device", "dtype", "profile", "out_dir"]
 MAX_BYTES, MAX_LINES, MAX_CELL_LINES, CELLS = 300_000, 120, 25, range(12, 26)
 

@@ -10,9 +10,9 @@ import pytest
 
 from tests import tiny
 from tests.families.checkpoints import CHECKPOINTS
-from visdepth_utils.claims import VERDICTS
-from visdepth_utils.running import headless
-from visdepth_utils.running.streams import Indented
+from visdepth_utils.claims.registry import VERDICTS
+from visdepth_utils.notebooks import execute
+from visdepth_utils.notebooks.streams import Indented
 
 REPO = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPO / "notebooks" / "01_image_tokens_stabilise.ipynb"
@@ -26,14 +26,14 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize("where", ["top", "notebooks"])
 def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
-    headless.use_own_kernel()
+    execute.use_own_kernel()
     cwd = REPO if where == "top" else REPO / "notebooks"
     # The second run has enough images for a verdict on the pattern; the first has not.
     n = 4 if where == "top" else 30
     parameters = {"model": str(checkpoint), "n_samples": n, "out_dir": str(tmp_path / "run")}
     log = io.StringIO()
     target = tmp_path / "out.ipynb"
-    outcome = headless.execute(NOTEBOOK, target, parameters, cwd, Indented(log))
+    outcome = execute.execute(NOTEBOOK, target, parameters, cwd, Indented(log))
     assert outcome.error is None, outcome.details
 
     cells = nbformat.read(target, as_version=4).cells
@@ -91,12 +91,12 @@ def smolvlm_checkpoint(tmp_path_factory):
 def test_a_model_that_cannot_answer_is_not_testable(
     request, tmp_path, model, number, claim, reason
 ):
-    headless.use_own_kernel()
+    execute.use_own_kernel()
     (notebook,) = (REPO / "notebooks").glob(f"{number}_*.ipynb")
     checkpoint = request.getfixturevalue(f"{model}_checkpoint")
     parameters = {"model": str(checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
     target = tmp_path / "out.ipynb"
-    outcome = headless.execute(notebook, target, parameters, REPO, Indented(io.StringIO()))
+    outcome = execute.execute(notebook, target, parameters, REPO, Indented(io.StringIO()))
     assert outcome.error is None, outcome.details
     cells = nbformat.read(target, as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]

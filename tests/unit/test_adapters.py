@@ -12,17 +12,23 @@ from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from visdepth_utils import load_task, load_vlm, truncation_sweep
-from visdepth_utils.adapters import SHIPPED, TRAINED, adapter, recovery_sweep, state_settings
-from visdepth_utils.claims import claim_entry
-from visdepth_utils.distillation import Distillation
-from visdepth_utils.minivlm.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
+from visdepth_utils.claims.c6 import cut_depth
+from visdepth_utils.claims.registry import claim_entry
+from visdepth_utils.data.tasks import Task
+from visdepth_utils.data.training_samples import training_samples
+from visdepth_utils.data.worlds.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
+from visdepth_utils.measure.adapters import (
+    SHIPPED,
+    TRAINED,
+    adapter,
+    recovery_sweep,
+    state_settings,
+)
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.recovery import adapted, distill, training_facts
+from visdepth_utils.measure.strategies import decode
+from visdepth_utils.models.vlm import VLM
 from visdepth_utils.plots.recovery import recovery_dots, strategy_dots
-from visdepth_utils.recovery import adapted, distill, training_facts
-from visdepth_utils.rules.c6 import cut_depth
-from visdepth_utils.strategies import decode
-from visdepth_utils.tasks import Task
-from visdepth_utils.training import training_samples
-from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i) for i in range(8)]
 TASK = Task("vqa", SAMPLES, 4, "test")

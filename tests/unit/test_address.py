@@ -9,9 +9,9 @@ import nbformat
 import pytest
 import yaml
 
+from tools.address import PLACEHOLDER, badge, colab_line, repository, spread_address
 from visdepth_utils.__main__ import main
-from visdepth_utils.address import PLACEHOLDER, badge, colab_line, repository, spread_address
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.common.files import REPO
 
 _line = lambda url, name: colab_line(url)  # noqa: E731
 FORK = "https://github.com/some-one/my.fork"

@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from visdepth_utils.minivlm import pretrained, smol
+from training.minivlm import pretrained, smol
 from visdepth_utils.models import assemble
 from visdepth_utils.models.checkpoints import locate, model_name
-from visdepth_utils.vlm import load_vlm
+from visdepth_utils.models.load import load_vlm
 
 WIDTH, HEADS, MLP, LAYERS = 32, 4, 48, 2
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -143,8 +143,8 @@ def test_what_is_missing_or_wrong_is_named_with_the_line_that_mends_it(checkpoin
 
 
 def test_the_chat_template_spells_prompts_as_training_does(checkpoint) -> None:
-    from visdepth_utils.minivlm.packing import draw_turns
-    from visdepth_utils.minivlm.world import draw_scene
+    from training.minivlm.packing import draw_turns
+    from visdepth_utils.data.worlds.world import draw_scene
 
     folder, *_ = checkpoint
     processor = AutoProcessor.from_pretrained(locate(folder))

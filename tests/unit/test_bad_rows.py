@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.hubdata import BLINK, CHARTQA, SCIENCEQA, blink_row, cell, encoded, png, write
-from visdepth_utils.sources.pictures import BadRow, upright_rgb
-from visdepth_utils.tasks import MissingTask, load_task
+from visdepth_utils.data.images import BadRow, upright_rgb
+from visdepth_utils.data.tasks import MissingTask, load_task
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visdepth_utils.calibration import measure as module
-from visdepth_utils.calibration.measure import (
+from calibration import measure as module
+from calibration.measure import (
     RESAMPLES,
     SIMULATIONS,
     faults,
@@ -17,8 +17,8 @@ from visdepth_utils.calibration.measure import (
     most_false,
     read_table,
 )
-from visdepth_utils.calibration.scenarios import SCENARIOS
-from visdepth_utils.claims import claim_entry, load_claims
+from calibration.scenarios import SCENARIOS
+from visdepth_utils.claims.registry import claim_entry, load_claims
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "calibration.md"
 FEW = 3

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils.capture import capture, hooked
-from visdepth_utils.vlm import VLM
+from visdepth_utils.models.hooks import capture, hooked
+from visdepth_utils.models.vlm import VLM
 
 
 def states_of(vlm: VLM, enc) -> list[torch.Tensor]:
@@ -89,7 +89,7 @@ def test_nothing_is_kept(llava64: VLM) -> None:
 
 
 def test_states_are_fp32_in_a_bf16_model(llava_path) -> None:
-    from visdepth_utils.vlm import load_vlm
+    from visdepth_utils.models.load import load_vlm
 
     vlm = load_vlm(llava_path, dtype="bfloat16")
     assert vlm.dtype == torch.bfloat16

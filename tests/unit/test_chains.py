@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.chains import (
+from visdepth_utils.measure.chains import (
     compare,
     edit_distance,
     split_answer,

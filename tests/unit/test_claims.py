@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.curves import (
+from calibration.curves import (
     LAYERS,
     SHAPES,
     curves_table,
@@ -14,8 +14,8 @@ from visdepth_utils.calibration.curves import (
     late_change,
     plateau,
 )
-from visdepth_utils.calibration.curves import image_table as simulate
-from visdepth_utils.claims import (
+from calibration.curves import image_table as simulate
+from visdepth_utils.claims.registry import (
     VERDICTS,
     Verdict,
     claim_entry,
@@ -24,7 +24,7 @@ from visdepth_utils.claims import (
     sensitivity,
     verdict,
 )
-from visdepth_utils.rules.settling import LATE
+from visdepth_utils.claims.stabilisation import LATE
 
 
 def decide(shape, control="drift", **options):

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.curves import (
+from calibration.curves import (
     MARGINS,
     SHAPES,
     early_change,
     late_change,
     slows,
 )
-from visdepth_utils.calibration.curves import text_table as simulate
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from calibration.curves import text_table as simulate
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 PRESENT = "text keeps changing"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.grids import LAYERS, NOT_AT_ALL, SAME, always, up_to
-from visdepth_utils.calibration.grids import grid_table as simulate
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from calibration.grids import LAYERS, NOT_AT_ALL, SAME, always, up_to
+from calibration.grids import grid_table as simulate
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 
 def decide(*args, **options):

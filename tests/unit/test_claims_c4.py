@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.truncated import (
+from calibration.truncated import (
     ALIKE,
     DEPENDS,
     LAYERS,
@@ -15,8 +15,8 @@ from visdepth_utils.calibration.truncated import (
     Z,
     needs,
 )
-from visdepth_utils.calibration.truncated import sweep_tables as simulate
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from calibration.truncated import sweep_tables as simulate
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 
 def decide(hazards, **options):

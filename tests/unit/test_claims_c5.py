@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.chained import DEPTHS
-from visdepth_utils.calibration.chained import chains_table as simulate
-from visdepth_utils.chains import compare
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
-from visdepth_utils.rules.bounds import Bounded, as_much
+from calibration.chained import DEPTHS
+from calibration.chained import chains_table as simulate
+from visdepth_utils.claims.interval import Bounded, as_much
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
+from visdepth_utils.measure.chains import compare
 
 
 def decide(*args, **options):

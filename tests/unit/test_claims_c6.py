@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
-from visdepth_utils.rules import c6
+from visdepth_utils.claims import c6
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 LAYERS, CUT = 12, 4
 FULL, LOST = 0.95, 0.2

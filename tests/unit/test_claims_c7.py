@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from visdepth_utils.calibration.styles import early, even, late
-from visdepth_utils.calibration.styles import styles_tables as simulate
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from calibration.styles import early, even, late
+from calibration.styles import styles_tables as simulate
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 
 def decide(*args, **options):

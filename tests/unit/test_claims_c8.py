@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.claims import claim_entry, sensitivity, verdict
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 LAYERS = 8
 LINEAR = [0.1 + 0.9 * d / LAYERS for d in range(LAYERS + 1)]

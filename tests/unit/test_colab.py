@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from visdepth_utils import colab
-from visdepth_utils.colab import Plan, plan
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.common.files import REPO
+from visdepth_utils.notebooks import colab
+from visdepth_utils.notebooks.colab import Plan, plan
 
 
 def test_what_fits_stays_and_what_is_missing_is_asked_for() -> None:

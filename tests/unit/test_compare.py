@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdepth_utils import __main__ as command
+from visdepth_utils.common.files import rows_text
 from visdepth_utils.report.compare import (
     RULE,
     comparison_rows,
@@ -14,8 +15,7 @@ from visdepth_utils.report.compare import (
     judge,
     settings_that_differ,
 )
-from visdepth_utils.store.entries import annotate
-from visdepth_utils.store.files import rows_text
+from visdepth_utils.runs.records import annotate
 
 
 def entry(claim: str, effect: float | None, lo: float | None, hi: float | None, **more) -> dict:

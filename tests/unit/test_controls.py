@@ -8,15 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
+from calibration.curves import image_table, text_table
 from tests import tiny
 from visdepth_utils import layer_geometry, load_vlm, verdict
-from visdepth_utils.calibration.curves import image_table, text_table
-from visdepth_utils.controls import control_table
-from visdepth_utils.datasets import Sample
+from visdepth_utils.claims.bootstrap import layer_bands
+from visdepth_utils.data.samples import Sample
 from visdepth_utils.models import placement
 from visdepth_utils.plots.geometry import depth_curves
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.statistics import layer_bands
+from visdepth_utils.runs.controls import control_table
+from visdepth_utils.runs.run import Run, open_run
 
 REASON = "not measured, no memory: CUDA out of memory. Tried to allocate 2.00 GiB."
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from tests import tiny
 from tests.families.batches import batch
 from tests.families.models import tiny_model
-from visdepth_utils.costs import Shape, counted_flops, predicted_costs, shape_of
-from visdepth_utils.models.decoders import text_config
-from visdepth_utils.physical import truncated_physically
-from visdepth_utils.vlm import VLM, load_vlm
+from visdepth_utils.measure.costs import Shape, counted_flops, predicted_costs, shape_of
+from visdepth_utils.measure.physical import truncated_physically
+from visdepth_utils.measure.random_decoders import text_config
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.models.vlm import VLM
 
 LLAVA = shape_of(text_config("LLaVA-1.5-7B"))
 QWEN = shape_of(text_config("Qwen2.5-VL-7B"))

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.dimension import (
+from visdepth_utils.measure.geometry.dimension import (
     Neighbours,
     intrinsic_dimension,
     mle_from_gram,
     neighbours,
     twonn_from_gram,
 )
-from visdepth_utils.grams import draws, gram
+from visdepth_utils.measure.geometry.gram import draws, gram
 
 ESTIMATORS = ("twonn", "mle", "gride")
 

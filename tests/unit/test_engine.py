@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import engine
-from visdepth_utils.engine import RayOptions, chosen_engine, describe, map_shards, ray_options
-from visdepth_utils.models import portable
-from visdepth_utils.vlm import VLM, load_vlm
+from visdepth_utils.data.samples import describe
+from visdepth_utils.models import load
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.runs import engine
+from visdepth_utils.runs.engine import RayOptions, chosen_engine, ray_options
+from visdepth_utils.runs.executor import map_shards
 
 
 def test_a_model_is_pickled_as_its_recipe_and_loaded_once(llava_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_other_weights_in_the_same_place_are_refused(tmp_path: Path) -> None:
     tiny.llava(tmp_path / "m", seed=0)
     data = pickle.dumps(load_vlm(tmp_path / "m"))
     tiny.llava(tmp_path / "m", seed=1)
-    portable._LOADED.clear()
+    load._LOADED.clear()
     with pytest.raises(ValueError, match="holds other weights here than where"):
         pickle.loads(data)
 
@@ -114,18 +117,18 @@ def test_bad_options_are_named_in_one_line(
 def test_a_ray_that_cannot_be_had_is_one_line(
     address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.cluster import pool
+    from visdepth_utils.runs import ray_pool
 
     def fails(**_options: object) -> None:
         raise Exception("The current node timed out\nand a page more")
 
-    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(pool.ray, "init", fails)
+    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_pool.ray, "init", fails)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=message) as caught:
-        pool.connect()
+        ray_pool.connect()
     assert "\n" not in str(caught.value)
 
 
@@ -141,11 +144,11 @@ def test_a_ray_that_cannot_be_had_is_one_line(
 def test_an_address_is_probed_before_ray_tries_it_for_long(
     answer: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.cluster import pool
+    from visdepth_utils.runs import ray_pool
 
     tried: list[str] = []
-    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(pool.ray, "init", lambda address, **_: tried.append(address))
+    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_pool.ray, "init", lambda address, **_: tried.append(address))
     monkeypatch.setattr(engine, "PROBE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "127.0.0.1:{1}".format(*server.getsockname())
@@ -164,9 +167,9 @@ def test_an_address_is_probed_before_ray_tries_it_for_long(
         if message:
             expected = rf"no Ray at RAY_ADDRESS='{address}' \({message}\): start it"
             with pytest.raises(ValueError, match=expected):
-                pool.connect()
+                ray_pool.connect()
         else:
-            pool.connect()
+            ray_pool.connect()
     assert tried == ([] if message else [address])
 
 
@@ -174,21 +177,21 @@ def test_an_address_is_probed_before_ray_tries_it_for_long(
 def test_a_worker_that_a_local_ray_can_never_start_is_refused(
     asked: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.cluster import pool
+    from visdepth_utils.runs import ray_pool
 
     ended: list[bool] = []
-    monkeypatch.setattr(pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(pool.ray, "init", lambda **_: None)
-    monkeypatch.setattr(pool.ray, "shutdown", lambda: ended.append(True))
-    monkeypatch.setattr(pool.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_pool.ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray_pool.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("VISDEPTH_RAY", json.dumps(asked))
     (name,) = asked
     with pytest.raises(ValueError, match=f"asks for {name}={asked[name]} for each worker, this"):
-        pool.connect()
+        ray_pool.connect()
     assert ended == [True]
     monkeypatch.setenv("VISDEPTH_RAY", '{"num_cpus": 2, "num_actors": 8, "num_gpus": 0}')
-    pool.connect()
+    ray_pool.connect()
 
 
 def test_options_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from visdepth_utils.evaluation import accuracy_table, chance, evaluate, misses
-from visdepth_utils.minivlm import card
-from visdepth_utils.scoring import score
-from visdepth_utils.sweeps import truncation_sweep
-from visdepth_utils.tasks import Sample, Task, load_task, samples_and_budget
+from training.minivlm import card
+from training.minivlm.evaluate import misses
+from visdepth_utils.data.tasks import Sample, Task, load_task, samples_and_budget
+from visdepth_utils.measure.evaluation import accuracy_table, chance, evaluate
+from visdepth_utils.measure.scores import score
+from visdepth_utils.measure.truncation import truncation_sweep
 
 
 class Reader:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny
-from visdepth_utils.datasets import Sample
-from visdepth_utils.report import explorer
-from visdepth_utils.report.explorer import _differences, keep_outputs, read_outputs
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.report.explorer import _differences, read_outputs
+from visdepth_utils.runs import outputs
+from visdepth_utils.runs.outputs import keep_outputs
 
 OUTPUTS = {0: "a blue square", 1: None, 2: "a red square ."}
 
@@ -114,7 +115,7 @@ def test_the_first_samples_are_kept_by_number_and_by_size(
     (entry,) = read_outputs(tmp_path)
     assert [one["sample"] for one in entry["samples"]] == [f"s{i}" for i in range(12)]
     assert entry["measured"] == 20
-    monkeypatch.setattr(explorer, "MAX_BYTES", 1)
+    monkeypatch.setattr(outputs, "MAX_BYTES", 1)
     keep_outputs(tmp_path, table(20), samples)
     assert [one["sample"] for one in read_outputs(tmp_path)[0]["samples"]] == ["s0"]
 

@@ -16,11 +16,10 @@ import pytest
 from datasets import DatasetDict, load_dataset
 
 from tests import hubdata
-from visdepth_utils.scoring import score
-from visdepth_utils.sources import opened, pictures
-from visdepth_utils.sources.formats import FORMATS
-from visdepth_utils.store import provenance
-from visdepth_utils.tasks import (
+from visdepth_utils.data import images as pictures
+from visdepth_utils.data import open_dataset
+from visdepth_utils.data.formats import FORMATS
+from visdepth_utils.data.tasks import (
     EMBEDDED,
     MissingTask,
     available_tasks,
@@ -29,6 +28,8 @@ from visdepth_utils.tasks import (
     with_other_image,
     without_image,
 )
+from visdepth_utils.measure.scores import score
+from visdepth_utils.runs import provenance
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,7 +188,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str]
 
     for name in ("get_dataset_config_names", "get_dataset_split_names", "load_dataset"):
         monkeypatch.setattr(f"datasets.{name}", local(getattr(__import__("datasets"), name)))
-    monkeypatch.setattr(opened, "hub_revision", lambda repo, revision: "c0ffee")
+    monkeypatch.setattr(open_dataset, "hub_revision", lambda repo, revision: "c0ffee")
     return lambda folder, repo: names.update({repo: str(folder)})
 
 
@@ -228,7 +229,7 @@ def test_the_commit_of_a_fetched_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     for file, text in ((f"snapshots/{commit}/README.md", "card"), ("refs/main", commit)):
         (repo / file).parent.mkdir(parents=True)
         (repo / file).write_text(text)
-    assert opened.hub_revision("owner/name") == commit
+    assert open_dataset.hub_revision("owner/name") == commit
     assert provenance.data_identity("owner/name") == {"source": "owner/name", "hash": commit}
     assert provenance.data_identity(f"owner/name@{commit}")["hash"] == commit
     assert provenance.data_identity("owner/other") == {"source": "owner/other", "hash": None}
@@ -260,14 +261,14 @@ def test_a_repository_without_a_card_has_a_commit(
         where = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", where)
         assert provenance.data_identity("owner/bare")["hash"] is None
-        assert opened.hub_revision("owner/bare") == COMMIT
+        assert open_dataset.hub_revision("owner/bare") == COMMIT
         with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such .*404"):
-            opened.hub_revision("owner/gone")
+            open_dataset.hub_revision("owner/gone")
         server.shutdown()
-    assert opened.hub_revision("owner/bare") == COMMIT  # from now on without network
+    assert open_dataset.hub_revision("owner/bare") == COMMIT  # from now on without network
     assert provenance.data_identity("owner/bare")["hash"] == COMMIT
     with pytest.raises(FileNotFoundError, match="data 'owner/gone': no such"):
-        opened.hub_revision("owner/gone")
+        open_dataset.hub_revision("owner/gone")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_a_refusal_says_what_helps(
     def refuse(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(opened, "hub_revision", lambda repo, revision: "c0ffee")
+    monkeypatch.setattr(open_dataset, "hub_revision", lambda repo, revision: "c0ffee")
     monkeypatch.setattr("datasets.get_dataset_config_names", refuse)
     with pytest.raises(FileNotFoundError, match=f"data 'owner/name.*{helps}") as caught:
         load_task("vqa", source="owner/name@v1")
@@ -434,7 +435,7 @@ def test_what_data_lack_is_known_without_a_picture(
             load_task(name, source=source)
         except MissingTask as error:
             said[name] = str(error)
-    monkeypatch.setattr("visdepth_utils.sources.pictures.upright_rgb", None)
-    monkeypatch.setattr("visdepth_utils.sources.external.picture_cells", None)
+    monkeypatch.setattr("visdepth_utils.data.images.upright_rgb", None)
+    monkeypatch.setattr("visdepth_utils.data.external.picture_cells", None)
     assert missing_tasks(EMBEDDED, source) == said
     assert {"reason", "mcq"} & set(said)

@@ -8,9 +8,9 @@ from transformers import GenerationConfig
 
 from tests import tiny
 from visdepth_utils import load_vlm, truncation_sweep
-from visdepth_utils.generation import generated, spoken, stop_ids, without_end
-from visdepth_utils.strategies import STRATEGIES, decode
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure.strategies import STRATEGIES, decode
+from visdepth_utils.models.generation import generated, spoken, stop_ids, without_end
+from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i) for i in range(2)]
 BUDGET = 5

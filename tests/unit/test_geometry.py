@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.geometry import (
+from visdepth_utils.measure.geometry.cka_curvature import (
     curvature_sequence,
     debiased_cka,
     depth_curvature,

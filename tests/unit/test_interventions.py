@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import physical
-from visdepth_utils.grid import substitution_grid
-from visdepth_utils.interventions import substituted, truncated
-from visdepth_utils.replay.prefill import Index, prefill
-from visdepth_utils.replay.variants import check_depths, kept_for_truncation, truncation
-from visdepth_utils.sweeps import truncation_sweep
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure import physical
+from visdepth_utils.measure.interventions import substituted, truncated
+from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation, truncation
+from visdepth_utils.measure.patching.prefill import Index, prefill
+from visdepth_utils.measure.substitution import substitution_grid
+from visdepth_utils.measure.truncation import truncation_sweep
+from visdepth_utils.models.vlm import VLM
 
 
 def plain_logits(vlm: VLM, enc) -> torch.Tensor:

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import blocks, dimension, entropy, grams, tracks
-from visdepth_utils.capture import capture
-from visdepth_utils.dimension import intrinsic_dimension
-from visdepth_utils.geometry import (
+from visdepth_utils.measure import batching
+from visdepth_utils.measure.geometry import dimension, entropy, gram, tracks
+from visdepth_utils.measure.geometry.cka_curvature import (
     debiased_cka,
     depth_curvature,
     matrix_entropy,
     update_ratio,
 )
-from visdepth_utils.grams import draws
-from visdepth_utils.layerwise import COLUMNS, METRICS, layer_geometry
-from visdepth_utils.preflight.footprint import free_memory
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure.geometry.dimension import intrinsic_dimension
+from visdepth_utils.measure.geometry.gram import draws
+from visdepth_utils.measure.geometry.layer_geometry import COLUMNS, METRICS, layer_geometry
+from visdepth_utils.models.hooks import capture
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.runs.estimate.footprint import free_memory
 
 
 def long_samples(n: int) -> list:
@@ -206,7 +207,7 @@ def test_the_subsampler_makes_n_tokens_irrelevant(monkeypatch: pytest.MonkeyPatc
         for layer, state in enumerate(vlm.states):
             visitor(layer, state)
 
-    monkeypatch.setattr("visdepth_utils.layerwise.capture", shows_all)
+    monkeypatch.setattr("visdepth_utils.measure.geometry.layer_geometry.capture", shows_all)
 
     def means(n_tokens: int) -> pd.DataFrame:
         tables = [
@@ -290,7 +291,7 @@ def test_one_pass_and_small_batches_where_memory_is_short(llava64: VLM, monkeypa
         plenty = layer_geometry(llava64, long_samples(4), batch_size=4)
         assert batches == [4]
         # Room for one sample's states and a half: 5 states of about 140 tokens, 32 numbers each.
-        monkeypatch.setattr(blocks, "free_bytes", lambda _: 1.5 * 5 * 140 * 32 * 4 / 0.4)
+        monkeypatch.setattr(batching, "free_bytes", lambda _: 1.5 * 5 * 140 * 32 * 4 / 0.4)
         short = layer_geometry(llava64, long_samples(4), batch_size=4)
     finally:
         hook.remove()
@@ -302,9 +303,9 @@ def drawn_track(monkeypatch: pytest.MonkeyPatch, states: torch.Tensor, metrics: 
     """Measure fixed states; the sizes of all products that were made."""
     made: list[int] = []
 
-    def spy(H: torch.Tensor, **options) -> grams.Gram:
+    def spy(H: torch.Tensor, **options) -> gram.Gram:
         made.append(H.shape[-2])
-        return grams.gram(H, **options)
+        return gram.gram(H, **options)
 
     monkeypatch.setattr(tracks, "gram", spy)
     options = dict.fromkeys(("entropy", "twonn", "mle", "dimension", "cka"), {})
@@ -330,7 +331,7 @@ def test_the_host_waits_for_the_device_equally_often_at_any_depth(monkeypatch) -
         waits.append(values.device.type)
         return np.full(tuple(values.shape), 100.0)
 
-    monkeypatch.setattr(grams, "HAVE_FLOAT64", ("meta",))
+    monkeypatch.setattr(gram, "HAVE_FLOAT64", ("meta",))
     for module in (tracks, entropy, dimension):
         monkeypatch.setattr(module, "host", stop)
     counts = []
@@ -362,11 +363,11 @@ def test_what_torch_holds_free_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 9000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 300)
-    assert blocks.free_bytes(torch.device("cuda")) == 1400 == free_memory("cuda:0")
+    assert batching.free_bytes(torch.device("cuda")) == 1400 == free_memory("cuda:0")
 
 
 def test_progress_and_task_objects(llava64: VLM) -> None:
-    from visdepth_utils.tasks import Task
+    from visdepth_utils.data.tasks import Task
 
     calls: list[tuple[int, int, str]] = []
     task = Task("vqa", [tiny.sample(i) for i in range(3)], 4, "test")

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.datasets import WORLDS
-from visdepth_utils.minivlm import questions as Q
-from visdepth_utils.minivlm.freeze import held_out, questions_of
-from visdepth_utils.minivlm.packing import pack, word_chat
-from visdepth_utils.minivlm.reasoning import reason
-from visdepth_utils.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
-from visdepth_utils.minivlm.stages import Stage, hidden_states, run_stage
-from visdepth_utils.minivlm.tower import CLASSES, normalise, start_projector, tower_features
-from visdepth_utils.minivlm.train import PICTURES
-from visdepth_utils.minivlm.world import (
+from training.minivlm.freeze import held_out, questions_of
+from training.minivlm.packing import pack, word_chat
+from training.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
+from training.minivlm.stages import Stage, hidden_states, run_stage
+from training.minivlm.tower import CLASSES, normalise, start_projector, tower_features
+from training.minivlm.train import PICTURES
+from visdepth_utils.data.samples import WORLDS
+from visdepth_utils.data.worlds import questions as Q
+from visdepth_utils.data.worlds.reasoning import reason
+from visdepth_utils.data.worlds.world import (
     COLOURS,
     COLUMNS,
     HELD_OUT_SEEDS,
@@ -71,7 +71,7 @@ def test_a_bar_ends_where_its_value_says():
     for seed in rng.integers(0, 10**6, 20):
         scene = draw_scene(int(seed), "charts")
         pixels = np.asarray(render(scene, int(seed)), dtype=float)
-        from visdepth_utils.minivlm.world import bar_columns
+        from visdepth_utils.data.worlds.world import bar_columns
 
         for bar, (left, right) in zip(scene.bars, bar_columns(len(scene.bars)), strict=True):
             column = pixels[:58, int(left) + 1 : int(right) - 1].mean(axis=1)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.calibration.curves import curves_table, early_change, image_table
-from visdepth_utils.claims import claim_entry, verdict
-from visdepth_utils.multiplicity import after_holm, holm, holm_over_claims, replications
+from calibration.curves import curves_table, early_change, image_table
+from visdepth_utils.claims.multiplicity import after_holm, holm, holm_over_claims, replications
+from visdepth_utils.claims.registry import claim_entry, verdict
 
 
 def entry(claim, said, p=None, model="a"):
@@ -106,7 +106,7 @@ def test_p_is_the_smallest_level_at_which_the_rule_still_holds():
     assert v.verdict == "supported"
     assert 2 / entry_["common"]["resamples"] < v.p <= 0.05
 
-    from visdepth_utils.claims import _decide
+    from visdepth_utils.claims.registry import _decide
 
     def at(alpha):
         common = {**entry_["common"], "level": 1 - alpha}

@@ -12,12 +12,12 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from tests import tiny
+from visdepth_utils.data.tasks import Sample, Task
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.plots.display import environment_facts, picture_grid, sample_table, token_strip
 from visdepth_utils.plots.geometry import accuracy_bars, depth_curves
 from visdepth_utils.plots.style import COLOURS
-from visdepth_utils.runs import open_run
-from visdepth_utils.show import environment_facts, picture_grid, sample_table, token_strip
-from visdepth_utils.tasks import Sample, Task
-from visdepth_utils.vlm import load_vlm
+from visdepth_utils.runs.run import open_run
 
 METRICS = ("entropy", "id_twonn", "curvature")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.costs import predicted_costs, shape_of
-from visdepth_utils.models.decoders import SIZES, predicted_sizes, text_config
+from visdepth_utils.claims.savings import measured_ratios, scores_and_savings
+from visdepth_utils.measure.costs import predicted_costs, shape_of
+from visdepth_utils.measure.random_decoders import SIZES, predicted_sizes, text_config
 from visdepth_utils.plots.costs import cost_front, savings_by_depth
-from visdepth_utils.tradeoff import measured_ratios, scores_and_savings
 
 SHAPE = shape_of(text_config("reference"))
 LAST = SHAPE.layers

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from tests.unit.test_reproduce import MEASURE, OPEN, write
 from visdepth_utils import __main__ as command
-from visdepth_utils.adapters import SHIPPED
-from visdepth_utils.claims import load_claims
-from visdepth_utils.preflight import estimates, footprint, pilot, plan, probes
-from visdepth_utils.preflight.estimates import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
-from visdepth_utils.preflight.steps import (
+from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.common.cells import default_parameters
+from visdepth_utils.measure.adapters import SHIPPED
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.notebooks.reproduce import ordered_notebooks, reproduce
+from visdepth_utils.runs.estimate import estimates, footprint, pilot, plan, probes
+from visdepth_utils.runs.estimate.estimates import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
+from visdepth_utils.runs.estimate.steps import (
     BESIDE_SAMPLES,
     DECODED,
     NOTEBOOKS,
@@ -32,12 +35,9 @@ from visdepth_utils.preflight.steps import (
     REFERENCE_REPEATS,
     steps_of,
 )
-from visdepth_utils.preflight.workload import BLOCKS, Size, Step
-from visdepth_utils.reproduce import ordered_notebooks, reproduce
-from visdepth_utils.running.headless import default_parameters
-from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings
-from visdepth_utils.vlm import VLM
+from visdepth_utils.runs.estimate.workload import BLOCKS, Size, Step
+from visdepth_utils.runs.run import Run
+from visdepth_utils.runs.settings import check_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ordered_notebooks(ROOT / "notebooks")
@@ -573,6 +573,7 @@ def test_the_command_line_has_the_switch_and_a_refusal_is_one_line(
     assert "error: the run writes 1 MB" in capsys.readouterr().err
     assert not (tmp_path / "run" / "notebooks").exists()
     heard = {}
-    monkeypatch.setattr("visdepth_utils.reproduce.reproduce", lambda *a, **k: heard.update(k) or 1)
+    reproduced = "visdepth_utils.notebooks.reproduce.reproduce"
+    monkeypatch.setattr(reproduced, lambda *a, **k: heard.update(k) or 1)
     assert command.main([*arguments, "--dry"]) == 1
     assert heard == {"jobs": None, "dry": True}

@@ -9,8 +9,8 @@ import nbformat
 import pytest
 from PIL import Image
 
-from visdepth_utils.report.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
-from visdepth_utils.store.files import rows_text
+from tools.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
+from visdepth_utils.common.files import rows_text
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = {

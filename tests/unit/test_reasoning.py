@@ -6,21 +6,22 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import chains, load_task, load_vlm, reasoning, scoring
-from visdepth_utils.encoding import followed
-from visdepth_utils.forcing import plain_tail, read_along, token_kl
-from visdepth_utils.interventions import truncated
+from visdepth_utils import load_task, load_vlm
+from visdepth_utils.measure import chains, reasoning, scores
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.patching.branches import kept_for_truncation
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.reasoning import one_pixel, reasoning_sweep, token_parts
+from visdepth_utils.measure.teacher_forcing import plain_tail, read_along, token_kl
+from visdepth_utils.measure.truncation import truncation_sweep
+from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.vlm import VLM
 from visdepth_utils.plots.reasoning import (
     chains_page,
     distance_curves,
     score_by_compute,
     token_changes,
 )
-from visdepth_utils.reasoning import one_pixel, reasoning_sweep, token_parts
-from visdepth_utils.replay.prefill import prefill
-from visdepth_utils.replay.variants import kept_for_truncation
-from visdepth_utils.sweeps import truncation_sweep
-from visdepth_utils.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i) for i in range(7)]
 
@@ -76,7 +77,7 @@ def answers_named(monkeypatch):
             if 0 < len(said) - 1 - said[::-1].index(w) < len(said) - 1
         )
         pattern = chains.re.compile(rf"(?<!\S){chains.re.escape(word)}(?!\S)")
-        monkeypatch.setattr(scoring, "_CUE", pattern)
+        monkeypatch.setattr(scores, "_CUE", pattern)
         return word
 
     return name_it

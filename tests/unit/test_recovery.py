@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import distillation, truncation_sweep
-from visdepth_utils.distillation import Distillation, answer_loss
-from visdepth_utils.encoding import followed
-from visdepth_utils.generation import stop_ids
-from visdepth_utils.interventions import truncated
-from visdepth_utils.recovery import adapted, distill
-from visdepth_utils.vlm import VLM
+from visdepth_utils import truncation_sweep
+from visdepth_utils.measure import distillation
+from visdepth_utils.measure.distillation import Distillation, answer_loss
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.recovery import adapted, distill
+from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.generation import stop_ids
+from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i % 4) for i in range(8)]
 SHORT = Distillation(depth=1, steps=4, batch=3, rate=1e-2)

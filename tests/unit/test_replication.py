@@ -8,11 +8,11 @@ import pytest
 from tests import tiny
 from visdepth_utils import load_vlm
 from visdepth_utils.__main__ import main
-from visdepth_utils.claims import claim_entry, verdict
+from visdepth_utils.claims.c9 import replications
+from visdepth_utils.claims.registry import claim_entry, verdict
 from visdepth_utils.models.untrained import save_untrained
 from visdepth_utils.plots.verdicts import effects_by_model
-from visdepth_utils.replication import RECORDED, all_verdicts, record, side_by_side
-from visdepth_utils.rules.c9 import replications
+from visdepth_utils.runs.replication import RECORDED, all_verdicts, record, side_by_side
 
 
 def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):

@@ -10,15 +10,14 @@ import pandas as pd
 import pytest
 
 from visdepth_utils import __main__ as command
-from visdepth_utils.claims import load_claims
-from visdepth_utils.models.checkpoints import REPO
+from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.claims.verdict import Verdict
+from visdepth_utils.common.files import REPO, rows_text
 from visdepth_utils.report.figures import notebook_figures, run_figures
 from visdepth_utils.report.page import write_report
 from visdepth_utils.report.sections import claim_sections, flat_rows, shown_table
 from visdepth_utils.report.verdict_table import verdict_rows
-from visdepth_utils.store.entries import annotate
-from visdepth_utils.store.files import rows_text
-from visdepth_utils.verdicts import Verdict
+from visdepth_utils.runs.records import annotate
 
 FIGURES = [{"name": name} for name in ("00_accuracy", "04_modes", "04_retention", "05_tokens")]
 

@@ -11,14 +11,14 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 from visdepth_utils import __main__ as command
+from visdepth_utils.notebooks import execute
+from visdepth_utils.notebooks.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
+from visdepth_utils.notebooks.streams import Indented
 from visdepth_utils.report.verdict_table import effect_text
-from visdepth_utils.reproduce import _inputs, ordered_notebooks, refresh_all, reproduce
-from visdepth_utils.running import headless
-from visdepth_utils.running.streams import Indented
-from visdepth_utils.runs import Run
-from visdepth_utils.settings import check_settings
-from visdepth_utils.store import measuring_code
-from visdepth_utils.store.entries import read_claims, read_provenance
+from visdepth_utils.runs import measuring_code
+from visdepth_utils.runs.records import read_claims, read_provenance
+from visdepth_utils.runs.run import Run
+from visdepth_utils.runs.settings import check_settings
 
 PARAMETERS = (
     'model = ""\nsource = None\nn_samples = 4\nseed = 0\ndevice = "auto"\n'
@@ -27,7 +27,7 @@ PARAMETERS = (
 OPEN = """import sys
 import pandas as pd
 from matplotlib.figure import Figure
-from visdepth_utils.runs import open_run, progress_line
+from visdepth_utils.runs.run import open_run, progress_line
 run = open_run(model=model, source=source, n_samples=n_samples, seed=seed, device=device,
                dtype=dtype, profile=profile, out_dir=out_dir, default_n=4)"""
 MEASURE = """progress = progress_line(every=0)
@@ -93,7 +93,7 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory, llava_path: Path) -> Story:
     with pytest.MonkeyPatch.context() as patch:
         # Somebody may edit a module while the tests run; what an edit does has a test of its own.
-        patch.setattr(measuring_code, "hash_sources", lambda folder, skip=frozenset(): "fixed")
+        patch.setattr(measuring_code, "hash_sources", lambda *folders: "fixed")
         return Story(tmp_path_factory.mktemp("story"), llava_path)
 
 
@@ -170,7 +170,7 @@ def test_inputs_of_a_notebook(
     elif change == "code":
         monkeypatch.setattr(measuring_code, "hash_sources", lambda folder: "other")
     elif change == "versions":
-        monkeypatch.setattr("visdepth_utils.store.provenance.versions", lambda: {"torch": "9"})
+        monkeypatch.setattr("visdepth_utils.runs.provenance.versions", lambda: {"torch": "9"})
     same = _inputs(run, file, parameters) == before
     assert same == (change in ("nothing", "output"))
 
@@ -305,7 +305,7 @@ def test_paths_are_meant_from_where_the_command_is_given(
 ) -> None:
     (tmp_path / "mine").symlink_to(llava_path)
     (tmp_path / "notebooks").mkdir()
-    loads = "from visdepth_utils.tasks import load_task\nprint(len(load_task('vqa', 2, 0, source)))"
+    loads = "from visdepth_utils import load_task\nprint(len(load_task('vqa', 2, 0, source)))"
     write(tmp_path / "notebooks" / "00_first.ipynb", OPEN, loads)
     write(tmp_path / "notebooks" / "01_second.ipynb", "print('at the same time')")
     monkeypatch.chdir(tmp_path)
@@ -346,11 +346,11 @@ def test_the_time_in_a_notebook_is_that_of_its_run(seconds: float, threads: int,
     text = "a\n\n**Time and memory:** {} when its outputs were stored, and 1 GB."
     cells = [nbformat.v4.new_markdown_cell(text.format("an hour")), nbformat.v4.new_code_cell("1")]
     book = nbformat.v4.new_notebook(cells=cells)
-    headless.tell_time(book, seconds, threads)
+    execute.tell_time(book, seconds, threads)
     assert book.cells[0].source == text.format(took)
     assert book.metadata["took"] == took
     silent = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("no word of time")])
-    headless.tell_time(silent, seconds, threads)
+    execute.tell_time(silent, seconds, threads)
     assert "took" not in silent.metadata
 
 

@@ -16,14 +16,14 @@ import pytest
 
 import visdepth_utils
 from tests import tiny
-from visdepth_utils import runs
+from visdepth_utils.common.files import atomic
+from visdepth_utils.common.progress import duration, progress_line
 from visdepth_utils.report.sections import flat_rows
-from visdepth_utils.running.progress import duration, progress_line
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.settings import check_settings, run_folder
-from visdepth_utils.store import identity, measuring_code, provenance, stepcache
-from visdepth_utils.store.entries import read_claims, read_provenance
-from visdepth_utils.store.files import atomic
+from visdepth_utils.runs import cache, identity, measuring_code, provenance
+from visdepth_utils.runs import run as runs
+from visdepth_utils.runs.records import read_claims, read_provenance
+from visdepth_utils.runs.run import Run, open_run
+from visdepth_utils.runs.settings import check_settings, run_folder
 
 TABLE = pd.DataFrame(
     {"sample": ["a", "b"], "layer": [0, 1], "value": [0.5, np.nan], "note": ["", None]}
@@ -162,7 +162,7 @@ def test_whatever_a_table_depends_on_makes_a_new_table(entry: str, made: Made) -
 def test_every_entry_of_the_key_has_such_a_test(made: Made) -> None:
     made.measured()
     for file in (made.run.folder / "tables").glob("*.parquet"):
-        found = {name.replace(" / ", ".") for name, _ in flat_rows(stepcache.stored_key(file))}
+        found = {name.replace(" / ", ".") for name, _ in flat_rows(cache.stored_key(file))}
         assert found == set(CHANGES) - (OF_BLOCKS if "whole" in file.name else set())
 
 
@@ -286,33 +286,29 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_the_version_of_the_code_is_that_of_what_it_does(tmp_path: Path) -> None:
-    (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 1\n")
-    for name in ("plots", "replay"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "plots" / "grid.py").write_text("COLOUR = 'red'\n")
-    before = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
-    (tmp_path / "geometry.py").write_text("# why\ndef f(x):\n\n    return (x + 1)\n")
-    (tmp_path / "plots" / "grid.py").write_text("COLOUR = 'blue'\n")
-    assert measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING) == before
-    (tmp_path / "geometry.py").write_text("def f(x):\n    return x + 2\n")
-    changed = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
-    (tmp_path / "sweeps.py").write_text("")  # a module nobody listed counts as measuring
-    listed = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
-    (tmp_path / "replay" / "__init__.py").write_text("")  # and so does one of a sub-package
-    nested = measuring_code.hash_sources(tmp_path, measuring_code.NOT_MEASURING)
-    assert len({before, changed, listed, nested}) == 4
+    measures, shows = tmp_path / "measure", tmp_path / "plots"
+    for folder in (measures, measures / "inner", shows):
+        folder.mkdir(parents=True)
+    version = lambda: measuring_code.hash_sources(measures)  # noqa: E731
+    (measures / "geometry.py").write_text("def f(x):\n    return x + 1\n")
+    (shows / "grid.py").write_text("COLOUR = 'red'\n")
+    before = version()
+    (measures / "geometry.py").write_text("# why\ndef f(x):\n\n    return (x + 1)\n")
+    (shows / "grid.py").write_text("COLOUR = 'blue'\n")
+    assert version() == before
+    (measures / "geometry.py").write_text("def f(x):\n    return x + 2\n")
+    changed = version()
+    (measures / "sweeps.py").write_text("")
+    added = version()
+    (measures / "inner" / "__init__.py").write_text("")
+    assert len({before, changed, added, version()}) == 4
+    assert measuring_code.hash_sources(measures, shows) != version()
 
 
-def test_measuring_modules_are_not_excluded() -> None:
-    measuring = {"geometry", "layerwise", "capture", "vlm", "families", "tasks", "datasets"}
-    measuring |= {"interventions", "sweeps", "grid", "forcing", "reasoning", "grams", "entropy"}
-    measuring |= {"scoring", "evaluation", "statistics", "similarity", "blocks", "physical"}
-    packages = {"replay", "sources", "models"}
-    assert not measuring_code.NOT_MEASURING & (measuring | packages)
+def test_the_folders_that_measure_are_there() -> None:
     home = Path(visdepth_utils.__file__).parent
-    there = {file.stem for file in home.glob("*.py")}
-    there |= {file.parent.name for file in home.glob("*/__init__.py")}
-    assert (measuring | packages | measuring_code.NOT_MEASURING) <= there
+    assert set(measuring_code.MEASURING) == {"data", "measure", "models"}
+    assert all((home / name / "__init__.py").exists() for name in measuring_code.MEASURING)
 
 
 # --- verdicts, figures, provenance ----------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from visdepth_utils.running import schedule, streams
+from visdepth_utils.notebooks import schedule, streams
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visdepth_utils import chains, scoring
-from visdepth_utils.sources.formats import FORMATS
-from visdepth_utils.tasks import Sample, load_task
+from visdepth_utils.data.formats import FORMATS
+from visdepth_utils.data.tasks import Sample, load_task
+from visdepth_utils.measure import chains, scores
 
 
 def sample(task: str, answer: str, reference: str = "") -> Sample:
@@ -51,7 +51,7 @@ def sample(task: str, answer: str, reference: str = "") -> Sample:
     ],
 )
 def test_choice_letter(output, letter):
-    assert scoring.choice_letter(output) == letter
+    assert scores.choice_letter(output) == letter
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_choice_letter(output, letter):
     ],
 )
 def test_the_letters_are_those_of_the_row(output, letter):
-    assert scoring.choice_letter(output, ("red", "green", "blue", "red ball")) == letter
+    assert scores.choice_letter(output, ("red", "green", "blue", "red ball")) == letter
 
 
 THOUGHT = (
@@ -108,14 +108,14 @@ def test_a_letter_is_found_in_every_wrapping(thought, said, explained, letter):
     four = replace(sample("mcq", letter), choices=("red", "blue", "white", "black"))
     text = thought.format(explained.format(said.format(letter)))
     other = "B" if letter == "A" else "A"
-    assert (scoring.score(four, text), scoring.score(replace(four, answer=other), text)) == (1, 0)
+    assert (scores.score(four, text), scores.score(replace(four, answer=other), text)) == (1, 0)
 
 
 @pytest.mark.parametrize("said", LETTERED)
 def test_a_letter_is_found_before_its_option(said):
     four = replace(sample("mcq", "B"), choices=("red", "green", "blue", "white"))
     for thought in THOUGHT:
-        assert scoring.score(four, thought.format(said.format("B"))) == 1
+        assert scores.score(four, thought.format(said.format("B"))) == 1
 
 
 @given(
@@ -133,16 +133,16 @@ def test_words_and_numbers_are_found_in_every_wrapping(
     shown = shown.replace("-", "−") if curly else shown
     text = thought.format(explained.format(said.format(shown)))
     for task in ("vqa", "chart", "reason"):
-        assert scoring.score(sample(task, answer), text) == 1, (task, text)
-        assert scoring.score(sample(task, "777"), text) == 0
+        assert scores.score(sample(task, answer), text) == 1, (task, text)
+        assert scores.score(sample(task, "777"), text) == 0
 
 
 @pytest.mark.parametrize("task", ["mcq", "vqa", "chart", "caption", "reason"])
 @pytest.mark.parametrize("text", ["<think>The answer is {}.", "{}\n<think>or is it", "[THINK]{}"])
 def test_an_open_block_of_thinking_is_no_answer(task, text):
     answer = "B" if task == "mcq" else "2"
-    assert scoring.score(sample(task, answer), text.format(answer)) == 0
-    assert scoring.score(sample(task, answer), text.format(answer) + "</think>" + answer) == 1
+    assert scores.score(sample(task, answer), text.format(answer)) == 0
+    assert scores.score(sample(task, answer), text.format(answer) + "</think>" + answer) == 1
 
 
 def spaced(text):
@@ -161,7 +161,7 @@ def test_case_and_spaces_before_marks_do_not_count(task):
         for text in said if task != "caption" else [asked.reference]:
             for form in (spaced(text), natural(text)):
                 for case in (form, form.lower(), form.capitalize(), form.upper()):
-                    assert scoring.score(asked, case) == 1, case
+                    assert scores.score(asked, case) == 1, case
                     chain, *answer = chains.split_answer(case)
                     whole, *expected = chains.split_answer(text)
                     assert answer == expected
@@ -217,14 +217,14 @@ def test_case_and_spaces_before_marks_do_not_count(task):
     ],
 )
 def test_relaxed_match(output, target, score):
-    assert scoring.relaxed_match(output, target) == score
+    assert scores.relaxed_match(output, target) == score
 
 
 @given(st.floats(1, 1e6), st.floats(-0.2, 0.2))
 def test_relaxed_match_is_five_per_cent_of_the_target(target, off):
     if abs(abs(off) - 0.05) > 1e-3:
         said = f"{target * (1 + off):.9f}"
-        assert scoring.relaxed_match(said, f"{target:.9f}") == (abs(off) < 0.05)
+        assert scores.relaxed_match(said, f"{target:.9f}") == (abs(off) < 0.05)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_relaxed_match_is_five_per_cent_of_the_target(target, off):
     ],
 )
 def test_reason(output, answer, score):
-    assert scoring.score(sample("reason", answer), output) == score
+    assert scores.score(sample("reason", answer), output) == score
 
 
 @pytest.mark.parametrize(
@@ -258,15 +258,15 @@ def test_reason(output, answer, score):
     ],
 )
 def test_word_match(output, target, score):
-    assert scoring.word_match(output, target) == score
-    assert scoring.caption_f1("", target) == 0
+    assert scores.word_match(output, target) == score
+    assert scores.caption_f1("", target) == 0
 
 
 ONE = "the picture shows at the top left a large red circle, at the middle right a small blue star."
 
 
 def test_caption_f1_known_values():
-    caption = lambda out: scoring.score(sample("caption", ONE, ONE), out)  # noqa: E731
+    caption = lambda out: scores.score(sample("caption", ONE, ONE), out)  # noqa: E731
     assert caption(ONE) == caption(ONE.upper()) == 1
     assert caption(ONE.removeprefix("the picture shows ")) == 1  # the intro is no object
     assert caption(ONE.replace(",", " ,").replace(".", " .")) == 1  # spacing of the tokenizer
@@ -282,34 +282,34 @@ def test_caption_f1_known_values():
 @given(st.text(max_size=80), st.sampled_from(["mcq", "vqa", "chart", "caption", "reason"]))
 def test_any_output_gets_a_score(output, task):
     answer = {"mcq": "B", "vqa": "red", "chart": "47", "reason": "2"}.get(task, ONE)
-    assert 0 <= scoring.score(sample(task, answer), output) <= 1
-    assert scoring.score(sample(task, answer), answer) == 1
+    assert 0 <= scores.score(sample(task, answer), output) <= 1
+    assert scores.score(sample(task, answer), answer) == 1
 
 
 def test_unknown_task_is_named():
     with pytest.raises(ValueError, match="no scorer for task 'poem'"):
-        scoring.score(sample("poem", "x"), "x")
+        scores.score(sample("poem", "x"), "x")
 
 
 def test_a_rule_of_the_sample_goes_before_that_of_its_task():
     open_question = replace(sample("vqa", "50%"), rule="relaxed")
-    assert scoring.score(open_question, "51") == 1
-    assert scoring.score(sample("vqa", "50%"), "51") == 0
+    assert scores.score(open_question, "51") == 1
+    assert scores.score(sample("vqa", "50%"), "51") == 0
     with pytest.raises(ValueError, match="no scoring rule 'taste'"):
-        scoring.score(replace(open_question, rule="taste"), "51")
+        scores.score(replace(open_question, rule="taste"), "51")
 
 
 def test_every_rule_of_a_format_is_there():
     named = {rule for form in FORMATS.values() for rule in form.rules.values()}
-    assert named <= set(scoring.RULES)
+    assert named <= set(scores.RULES)
 
 
 def test_several_references_and_the_best_counts():
     captions = ("a dog runs on grass", "the dog is running", "a brown dog")
     dog = Sample("s", "i", (), "?", captions[0], captions[0], "caption", references=captions)
     dog = replace(dog, rule="captions")
-    assert [scoring.score(dog, text) for text in captions] == [1, 1, 1]
-    assert scoring.score(dog, "a brown cat") == pytest.approx(2 / 3)  # 2 of 3 words, both ways
-    assert scoring.score(dog, "xyz") == 0
+    assert [scores.score(dog, text) for text in captions] == [1, 1, 1]
+    assert scores.score(dog, "a brown cat") == pytest.approx(2 / 3)  # 2 of 3 words, both ways
+    assert scores.score(dog, "xyz") == 0
     labels = replace(sample("vqa", "red"), references=("red", "crimson"), rule="words")
-    assert [scoring.score(labels, text) for text in ("Crimson.", "red", "blue")] == [1, 1, 0]
+    assert [scores.score(labels, text) for text in ("Crimson.", "red", "blue")] == [1, 1, 0]

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests import hubdata
+from visdepth_utils.data.tasks import load_task
 from visdepth_utils.report.sections import flat_rows
-from visdepth_utils.runs import Run, open_run
-from visdepth_utils.store.entries import read_provenance
-from visdepth_utils.tasks import load_task
+from visdepth_utils.runs.records import read_provenance
+from visdepth_utils.runs.run import Run, open_run
 
 
 @pytest.fixture

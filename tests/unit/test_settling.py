@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.rules import settling as rule
-from visdepth_utils.rules.bounds import Resampled
-from visdepth_utils.statistics import tail_range
+from visdepth_utils.claims import stabilisation as rule
+from visdepth_utils.claims.bootstrap import tail_range
+from visdepth_utils.claims.interval import Resampled
 
 LAYERS, MARGIN, EARLY = np.arange(28), 0.05, 9
 CURVES = {  # noise-free curve, first layer from which it stays within the margin, its label

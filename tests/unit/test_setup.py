@@ -410,7 +410,7 @@ def test_a_command_of_the_readme_works_as_printed(
         monkeypatch.setenv(name, "")  # noted, so that what a command sets is undone afterwards
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    monkeypatch.setattr("visdepth_utils.settings.ray_address", lambda: None)
+    monkeypatch.setattr("visdepth_utils.runs.settings.ray_address", lambda: None)
     for stubbed in (
         "reproduce.reproduce",
         "models.untrained.save_untrained",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visdepth_utils import similarity as S
-from visdepth_utils.similarity import signature, similarity, text_scores
+from visdepth_utils.measure import similarity as S
+from visdepth_utils.measure.similarity import signature, similarity, text_scores
 
 DOGS = ("The dogs are running", "The dog runs")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visdepth_utils.statistics import (
+from visdepth_utils.claims.bootstrap import (
     cluster_bootstrap,
     layer_bands,
     resample_weights,

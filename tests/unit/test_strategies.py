@@ -7,12 +7,12 @@ from transformers import GenerationConfig
 
 from tests import tiny
 from visdepth_utils import truncation_sweep
-from visdepth_utils.compute import with_token_layers
-from visdepth_utils.distillation import Distillation
-from visdepth_utils.interventions import truncated
-from visdepth_utils.recovery import adapted, distill
-from visdepth_utils.strategies import STRATEGIES, decode
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure.compute import with_token_layers
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.interventions import truncated
+from visdepth_utils.measure.recovery import adapted, distill
+from visdepth_utils.measure.strategies import STRATEGIES, decode
+from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + 2 * i) for i in range(4)]
 

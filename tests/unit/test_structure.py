@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 import visdepth_utils
-from visdepth_utils.store.measuring_code import NOT_MEASURING
+from visdepth_utils.runs.measuring_code import NOT_MEASURING
 
 HOME = Path(visdepth_utils.__file__).parent
 JUDGES_OR_SHOWS = {"calibration", "claims", "plots", "preflight", "report", "rules", "verdicts"}

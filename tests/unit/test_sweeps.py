@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import blocks, forcing, grid, sweeps
-from visdepth_utils.blocks import chunks, in_blocks, out_of_memory, row_bytes
-from visdepth_utils.forcing import answer_lengths, token_kl
-from visdepth_utils.grid import Spec, pairs, substitution_grid
-from visdepth_utils.interventions import substituted, truncated
-from visdepth_utils.sweeps import kl_divergence, truncation_sweep
-from visdepth_utils.tasks import with_other_image
-from visdepth_utils.vlm import VLM
+from visdepth_utils.data.tasks import with_other_image
+from visdepth_utils.measure import batching, substitution, teacher_forcing, truncation
+from visdepth_utils.measure.batching import chunks, in_blocks, out_of_memory, row_bytes
+from visdepth_utils.measure.interventions import substituted, truncated
+from visdepth_utils.measure.substitution import Spec, pairs, substitution_grid
+from visdepth_utils.measure.teacher_forcing import answer_lengths, token_kl
+from visdepth_utils.measure.truncation import kl_divergence, truncation_sweep
+from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(0), tiny.sample(1, words=9, reference="blue"), tiny.sample(2, words=4)]
 
@@ -131,7 +131,7 @@ def test_grid_equals_one_hooked_run_per_pair(vlm: VLM, modality: str) -> None:
     assert len(own) == 2 * (2 * vlm.n_layers**2 - vlm.n_layers)
     for sample in SAMPLES[:2]:
         enc = vlm.encode([sample])
-        where = grid.replaceable(enc, modality)
+        where = substitution.replaceable(enc, modality)
         with torch.no_grad():
             out = vlm.model(**enc.inputs, output_hidden_states=True, use_cache=False)
         hidden, plain = out.hidden_states, out.logits[:, -1]
@@ -175,30 +175,30 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
 
 def test_noise_is_as_long_as_what_it_stands_for(llava: VLM) -> None:
     enc = llava.encode(SAMPLES)
-    pre = grid.prefill(llava, enc, grid.rerun(llava, enc, enc.is_image))
-    target = grid.Index.of(enc.is_image)
-    noise = grid._directions(SAMPLES, target, llava, 0)
+    pre = substitution.prefill(llava, enc, substitution.rerun(llava, enc, enc.is_image))
+    target = substitution.Index.of(enc.is_image)
+    noise = substitution._directions(SAMPLES, target, llava, 0)
     own, donor = pre.state(2, target), pre.state(0, target)
-    got = grid._states(pre, target, Spec(2, 0, "noise"), None, noise)
+    got = substitution._states(pre, target, Spec(2, 0, "noise"), None, noise)
     assert torch.allclose((got - own).norm(dim=-1), (donor - own).norm(dim=-1), rtol=1e-4)
     assert float(torch.cosine_similarity(got - own, donor - own, dim=-1).abs().max()) < 0.9
 
 
 def test_text_before_the_image_is_not_replaced(llava: VLM) -> None:
     enc = llava.encode(SAMPLES)
-    chosen = grid.replaceable(enc, "text")
+    chosen = substitution.replaceable(enc, "text")
     first = enc.is_image.long().argmax(1)
     at = torch.arange(chosen.shape[1])
     assert not (chosen & (at < first[:, None])).any()
     assert not (chosen & enc.is_image).any()
     assert chosen[:, -1].all()  # where the answer is read off, special token or not
     with pytest.raises(ValueError, match="use 'image' or 'text'"):
-        grid.replaceable(enc, "sound")
+        substitution.replaceable(enc, "sound")
 
 
 def test_what_belongs_to_an_image_is_not_text(qwen: VLM) -> None:
     enc = qwen.encode([tiny.sample(0)])
-    chosen = grid.replaceable(enc, "text")[0]
+    chosen = substitution.replaceable(enc, "text")[0]
     words = qwen.tokenizer.convert_ids_to_tokens(enc.inputs["input_ids"][0])
     assert "<|vision_end|>" in words
     assert not chosen[words.index("<|vision_end|>")]
@@ -232,20 +232,20 @@ def test_reading_an_answer_that_does_not_fit_names_its_sample(vlm: VLM, monkeypa
     def full(*_args: object, **_kwargs: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(forcing, "replay", full)
+    monkeypatch.setattr(teacher_forcing, "replay", full)
     with pytest.raises(RuntimeError, match="sample 's0' does not fit into memory"):
         token_kl(vlm, SAMPLES, token_ids=[[5], [6], [7]], max_rows=4)
 
 
 def test_other_images_are_fitted_to_the_own_size() -> None:
     own = replace(SAMPLES[0], images=(tiny.picture(0, 48), tiny.picture(1, 24)))
-    fitted = grid.fitted(own, SAMPLES[1])
+    fitted = substitution.fitted(own, SAMPLES[1])
     assert [picture.size for picture in fitted.images] == [(48, 48), (24, 24)]
 
 
 def test_memory_running_out_halves_the_rows_and_goes_on(llava: VLM, monkeypatch) -> None:
     expected = truncation_sweep(llava, SAMPLES, max_new_tokens=3)
-    real, calls = sweeps._masked, []
+    real, calls = truncation._masked, []
 
     def tight(vlm, samples, depths, mode, budget, rows):  # noqa: ANN001, ANN202
         calls.append((len(samples), rows))
@@ -253,7 +253,7 @@ def test_memory_running_out_halves_the_rows_and_goes_on(llava: VLM, monkeypatch)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(vlm, samples, depths, mode, budget, rows)
 
-    monkeypatch.setattr(sweeps, "_masked", tight)
+    monkeypatch.setattr(truncation, "_masked", tight)
     table = truncation_sweep(llava, SAMPLES, max_new_tokens=3, max_rows=12)
     assert [rows for _, rows in calls] == [12, 6, 3, 3, 3]
     pd.testing.assert_frame_equal(table, expected, check_exact=False, atol=1e-6)
@@ -290,7 +290,7 @@ def test_chunks_and_row_bytes(llava: VLM) -> None:
     small = row_bytes(llava, tokens=30, moved=10, context=4, rows=1)
     assert row_bytes(llava, tokens=30, moved=10, context=4, rows=1, samples=2) == 2 * small
     assert row_bytes(llava, tokens=30, moved=10, context=4, rows=4) > small
-    assert 1 <= blocks.choose_max_rows(llava, SAMPLES[0], 4, 10) <= blocks.MOST_ROWS
+    assert 1 <= batching.choose_max_rows(llava, SAMPLES[0], 4, 10) <= batching.MOST_ROWS
 
 
 def test_rows_of_a_blind_batch_do_not_reach_the_model(llava: VLM) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from visdepth_utils.datasets import WORLDS
-from visdepth_utils.tasks import (
+from visdepth_utils.data.samples import WORLDS
+from visdepth_utils.data.tasks import (
     EMBEDDED,
     MissingTask,
     available_tasks,

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils import textual
-from visdepth_utils.capture import capture
-from visdepth_utils.generation import stop_ids
-from visdepth_utils.geometry import depth_curvature
-from visdepth_utils.layerwise import layer_geometry
-from visdepth_utils.tasks import Task
-from visdepth_utils.textual import (
+from visdepth_utils.data.tasks import Task
+from visdepth_utils.measure.geometry import token_groups
+from visdepth_utils.measure.geometry.cka_curvature import depth_curvature
+from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
+from visdepth_utils.measure.geometry.token_groups import (
     BESIDE,
     GROUPS,
     IN_PLACE,
@@ -24,6 +22,8 @@ from visdepth_utils.textual import (
     text_geometry,
     with_filler,
 )
+from visdepth_utils.models.generation import stop_ids
+from visdepth_utils.models.hooks import capture
 
 PLAIN = {"metrics": ["curvature", "update_ratio"], "sinks": "keep"}
 
@@ -51,7 +51,8 @@ def test_own_answers_are_what_generate_says(request, task, name):
 
 def test_an_answer_that_ends_at_once_is_the_token_that_ends_it(llava, task, monkeypatch):
     (stop,) = stop_ids(llava)
-    monkeypatch.setattr(textual, "generated", lambda vlm, enc, n: torch.full((len(enc), n), stop))
+    stops = lambda vlm, enc, n: torch.full((len(enc), n), stop)  # noqa: E731
+    monkeypatch.setattr(token_groups, "generated", stops)
     found = own_answers(llava, task)
     assert found["ids"].tolist() == [[stop]] * 4
     assert found["output"].tolist() == [""] * 4

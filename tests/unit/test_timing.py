@@ -6,11 +6,11 @@ import torch
 
 from tests import tiny
 from tests.families.models import tiny_model
-from visdepth_utils import physical
-from visdepth_utils.costs import predicted_costs, shape_of
-from visdepth_utils.models.decoders import SIZES, materialised, random_decoder, text_config
-from visdepth_utils.timing import rows_of, time_by_depth, tower_share
-from visdepth_utils.vlm import VLM
+from visdepth_utils.measure import physical
+from visdepth_utils.measure.costs import predicted_costs, shape_of
+from visdepth_utils.measure.random_decoders import SIZES, materialised, random_decoder, text_config
+from visdepth_utils.measure.timing import rows_of, time_by_depth, tower_share
+from visdepth_utils.models.vlm import VLM
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])

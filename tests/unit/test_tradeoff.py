@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from visdepth_utils.tradeoff import (
+from visdepth_utils.claims.savings import (
     measured_ratios,
     median_bounds,
     on_front,

@@ -20,13 +20,14 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from tests import tiny
-from visdepth_utils.families import FAMILIES
 from visdepth_utils.models import checkpoints
 from visdepth_utils.models.checks import check
-from visdepth_utils.models.loaders import check_attention
+from visdepth_utils.models.families import FAMILIES
+from visdepth_utils.models.load import load_vlm
 from visdepth_utils.models.no_videos import NoVideos
-from visdepth_utils.store import provenance
-from visdepth_utils.vlm import VLM, load_vlm
+from visdepth_utils.models.reading import check_attention
+from visdepth_utils.models.vlm import VLM
+from visdepth_utils.runs import provenance
 
 
 @pytest.fixture(params=["llava", "qwen"])

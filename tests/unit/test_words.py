@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from calibration import chained, curves, grids, styles, truncated
 from tests.unit import test_claims_c6 as c6
 from tests.unit import test_claims_c8 as c8
 from tests.unit.test_replication import table as verdicts_of
-from visdepth_utils.calibration import chained, curves, grids, styles, truncated
-from visdepth_utils.chains import compare
-from visdepth_utils.claims import CLAIMS_FILE, verdict
-from visdepth_utils.rules.bounds import beside, no_more
-from visdepth_utils.verdicts import Verdict
+from visdepth_utils.claims.interval import beside, no_more
+from visdepth_utils.claims.registry import CLAIMS_FILE, verdict
+from visdepth_utils.claims.verdict import Verdict
+from visdepth_utils.measure.chains import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.(\d+))?)(%?)")

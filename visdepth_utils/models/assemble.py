@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from visdepth_utils.store.files import locked, read_object
+from visdepth_utils.common.files import locked, read_object
 
 MANIFEST = "assemble.json"
 """Keys: ``package``, ``file``, ``sha256`` of the decoder, ``install`` (the line that brings it),

@@ -8,20 +8,14 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from visdepth_utils.store.files import read_object
+from visdepth_utils.common.files import REPO, places, read_object
 
-REPO = Path(__file__).resolve().parents[2]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def model_name(path_or_id: str | Path) -> str:
     """How tables and verdicts call a model: the last two parts of its folder, or its hub id."""
     return "/".join(Path(locate(path_or_id)).parts[-2:])
-
-
-def places() -> str:
-    """Where a relative path is looked for, in words: the working directory, then the repository."""
-    return " and ".join(dict.fromkeys((str(Path.cwd()), str(REPO))))
 
 
 def locate(path_or_id: str | Path) -> str:

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visdepth_utils.capture import capture
-from visdepth_utils.datasets import Sample
-from visdepth_utils.encoding import not_text
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.models.encoding import not_text
+from visdepth_utils.models.hooks import capture
+from visdepth_utils.models.parts import unkeyed
 from visdepth_utils.models.placement import weights_here
-from visdepth_utils.replay.parts import unkeyed
-from visdepth_utils.replay.prefill import prefill
 
 if TYPE_CHECKING:
-    from visdepth_utils.vlm import VLM
+    from visdepth_utils.models.vlm import VLM
 
 
 @torch.no_grad()

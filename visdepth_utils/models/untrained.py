@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from visdepth_utils.models.checkpoints import REPO, locate
-from visdepth_utils.models.loaders import quiet
-from visdepth_utils.store.files import explained
-from visdepth_utils.vlm import load_vlm
+from visdepth_utils.common.files import REPO, explained
+from visdepth_utils.models.checkpoints import locate
+from visdepth_utils.models.load import load_vlm
+from visdepth_utils.models.reading import quiet
 
 __all__ = ["save_untrained"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from visdepth_utils.statistics import cluster_bootstrap
+from visdepth_utils.claims.bootstrap import cluster_bootstrap
 
 __all__ = ["LEAST_KL", "bands", "draw", "gains", "need", "retention"]
 

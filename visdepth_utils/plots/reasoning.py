@@ -16,11 +16,11 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visdepth_utils.chains import words
+from visdepth_utils.claims.bootstrap import cluster_bootstrap
+from visdepth_utils.measure.chains import words
 from visdepth_utils.plots.bands import bands, draw, need
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 from visdepth_utils.plots.sweeps import DEPTH_AXIS, TASK_COLOURS
-from visdepth_utils.statistics import cluster_bootstrap
 
 __all__ = ["chains_page", "distance_curves", "score_by_compute", "token_changes"]
 

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visdepth_utils.claims.verdict import COLOURS
 from visdepth_utils.plots.bands import need
 from visdepth_utils.plots.style import finish, styled
-from visdepth_utils.verdicts import COLOURS
 
 __all__ = ["effects_by_model"]
 

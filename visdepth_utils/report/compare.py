@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from visdepth_utils.report.verdict_table import effect_text
-from visdepth_utils.store.entries import is_number, read_claims, read_provenance
+from visdepth_utils.runs.records import is_number, read_claims, read_provenance
 
 __all__ = ["comparison_rows", "comparison_text", "judge", "settings_that_differ"]
 

@@ -4,8 +4,8 @@ import base64
 import re
 from pathlib import Path
 
-from visdepth_utils.report.notebooks import LINK
-from visdepth_utils.running.headless import read_notebook
+from visdepth_utils.common.cells import read_notebook
+from visdepth_utils.report.pages import LINK
 
 __all__ = ["notebook_figures", "run_figures"]
 

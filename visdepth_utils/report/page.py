@@ -7,13 +7,13 @@ from pathlib import Path
 
 import jinja2
 
+from visdepth_utils.common.files import write_text
 from visdepth_utils.report.explorer import read_outputs
 from visdepth_utils.report.figures import run_figures
-from visdepth_utils.report.notebooks import notebook_page
+from visdepth_utils.report.pages import notebook_page
 from visdepth_utils.report.sections import claim_sections, flat_rows
 from visdepth_utils.report.verdict_table import verdict_rows
-from visdepth_utils.store.entries import read_provenance
-from visdepth_utils.store.files import write_text
+from visdepth_utils.runs.records import read_provenance
 
 __all__ = ["notebooks_of", "write_report"]
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.claims import load_claims
+from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.report.verdict_table import effect_text, number_text, verdict_rows
-from visdepth_utils.store.entries import read_claims, read_provenance
+from visdepth_utils.runs.records import read_claims, read_provenance
 
 __all__ = ["claim_sections", "flat_rows", "shown_table"]
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.store.entries import read_claims
-from visdepth_utils.verdicts import COLOURS
+from visdepth_utils.claims.verdict import COLOURS
+from visdepth_utils.runs.records import read_claims
 
 __all__ = [
     "control_words",

@@ -1,0 +1,166 @@
+"""What is simulated for each claim: worlds in which it is false, and one in which it is true."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from calibration import chained, curves, grids, styles, truncated
+from visdepth_utils.claims.registry import claim_entry
+from visdepth_utils.measure.chains import compare
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+Tables = tuple[pd.DataFrame, dict[str, pd.DataFrame] | None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One world with known truth.
+
+    Attributes:
+        claim: Which rule is asked.
+        name: What the world is like.
+        true: Whether the claim is; then "supported" is wanted, else it is an error.
+        make: Seed -> table and controls, n and clustering as in a run of profile quick.
+    """
+
+    claim: str
+    name: str
+    true: bool
+    make: Callable[[int], Tables]
+
+
+def _at(claim: str) -> dict[str, Any]:
+    """The effect that the claim's design is meant to detect."""
+    return claim_entry(claim)["power_at"]
+
+
+def _c1(shape: curves.Shape, control: curves.Shape = curves.SHAPES["drift"], noise: float = 1.0):
+    def make(seed: int) -> Tables:
+        other = curves.curves_table(control, seed=[seed, 1])
+        return curves.curves_table(shape, seed=[seed, 0], noise=noise), {"untrained": other}
+
+    return make
+
+
+def _c2(shapes: str | tuple[curves.Shape, ...], control: str = "both settle", noise: float = 1.0):
+    def make(seed: int) -> Tables:
+        options = {"shuffled": False, "placed": False}
+        other = curves.text_table(control, seed=seed + 10**6, **options)
+        return curves.text_table(shapes, seed=seed, noise=noise), {"untrained": other}
+
+    return make
+
+
+def _c3(**options: Any):
+    return lambda seed: (grids.grid_table(seed=seed, **options), None)
+
+
+def _c4(single: Any, text: Any, **options: Any):
+    hazards = {"mcq": single, "vqa": single, "caption": text}
+    return lambda seed: truncated.sweep_tables(hazards, n=96, seed=seed, **options)
+
+
+def _c5(*hazards: float, **options: Any):
+    return lambda seed: (compare(chained.chains_table(*hazards, n=96, seed=seed, **options)), None)
+
+
+def _c7(direct: Callable, long: Callable, **options: Any):
+    return lambda seed: styles.styles_tables({"direct": direct, "long": long}, seed=seed, **options)
+
+
+def _left_over(margins: float) -> curves.Shape:
+    """An early change, and later one of exactly the margin: the edge of "settled"."""
+    first, then = curves.early_change(4), curves.late_change(margins)
+    zero = curves.late_change(0)
+
+    def both(i: int) -> curves.Curve:
+        return lambda z: first[i](z) + then[i](z) - zero[i](z)
+
+    return both(0), both(1), both(2)
+
+
+def _c7_power(exponent: float):
+    return _c7(lambda z: z**exponent, lambda z: z ** (1 / exponent))
+
+
+ALL, EARLY, LATE = curves.SHAPES, curves.early_change, curves.late_change
+_EDGE = (EARLY(3), LATE(1), LATE(1))
+_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7")}
+
+SCENARIOS = (
+    Scenario("C1", "no structure", False, _c1(ALL["flat"])),
+    Scenario("C1", "no structure, three times the noise", False, _c1(ALL["flat"], noise=3.0)),
+    Scenario("C1", "slow drift", False, _c1(ALL["drift"])),
+    Scenario("C1", "late jump", False, _c1(ALL["jump"])),
+    Scenario("C1", "early change, then one of just the margin", False, _c1(_left_over(1.0))),
+    Scenario("C1", "plateau, and untrained as well", False, _c1(EARLY(3), ALL["look-alike"])),
+    Scenario("C1", "power_at: early plateau", True, _c1(EARLY(_P["C1"]["margins"]))),
+    Scenario("C2", "no structure", False, _c2("neither changes")),
+    Scenario("C2", "both settle early", False, _c2("both settle")),
+    Scenario("C2", "both drift slowly", False, _c2("both keep changing")),
+    Scenario("C2", "both jump late", False, _c2("both jump at the end")),
+    Scenario("C2", "text changes by just the margin", False, _c2(_EDGE)),
+    Scenario("C2", "position only", False, _c2("position only")),
+    Scenario(
+        "C2", "untrained as well", False, _c2("text keeps changing", control="text keeps changing")
+    ),
+    Scenario(
+        "C2",
+        "power_at: text drifts, image settles",
+        True,
+        _c2((EARLY(3), LATE(_P["C2"]["margins"]), LATE(_P["C2"]["margins"]))),
+    ),
+    Scenario(
+        "C3",
+        "3 pictures in 100 lose every answer",
+        False,
+        _c3(image=grids.always(0.97, 0.03), concentrated=True, accuracy=1.0),
+    ),
+    Scenario(
+        "C3", "index just at its margin", False, _c3(image=grids.always(0.8, 0.0), spread=0.6)
+    ),
+    Scenario("C3", "noise does as little", False, _c3(noise=grids.SAME)),
+    Scenario("C3", "nothing can be put in place", False, _c3(image=grids.NOT_AT_ALL)),
+    Scenario(
+        "C3",
+        "power_at: interchangeable",
+        True,
+        _c3(image=grids.always(_P["C3"]["index"], _P["C3"]["loss"])),
+    ),
+    Scenario(
+        "C4",
+        "tasks alike, texts hit harder",
+        False,
+        _c4(
+            truncated.MIDDLE,
+            truncated.MIDDLE,
+            words=1,
+            harm={"mcq": 1, "vqa": 1, "chart": 1, "caption": 5},
+        ),
+    ),
+    Scenario("C4", "length only", False, _c4(truncated.FRAGILE, truncated.FRAGILE)),
+    Scenario("C4", "texts keep more", False, _c4(truncated.LATE, truncated.EARLY)),
+    Scenario(
+        "C4",
+        "power_at: texts need more depth",
+        True,
+        _c4(*(truncated.needs(_P["C4"][k]) for k in ("single", "text")), other=_P["C4"]["other"]),
+    ),
+    Scenario("C5", "no change", False, _c5()),
+    Scenario("C5", "length only", False, _c5(0.05)),
+    Scenario("C5", "everything random", False, _c5(random=True)),
+    Scenario("C5", "slips that add up", False, _c5(0.05, 0.05)),
+    Scenario("C5", "power_at: chains move more", True, _c5(_P["C5"]["chain"], _P["C5"]["answer"])),
+    Scenario("C7", "styles alike", False, _c7(styles.even, styles.even)),
+    Scenario(
+        "C7",
+        "long chains score higher, keep the same",
+        False,
+        _c7(styles.even, styles.even, full={"direct": 0.5, "long": 1.0}),
+    ),
+    Scenario("C7", "long chains keep less", False, _c7(styles.early, styles.late)),
+    Scenario("C7", "power_at: long chains keep more", True, _c7_power(_P["C7"]["exponent"])),
+)

@@ -1,0 +1,1 @@
+"""Chores of this repository, for those who keep it: ``python -m tools COMMAND``."""

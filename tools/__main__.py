@@ -1,0 +1,40 @@
+"""Command line of the chores: ``python -m tools COMMAND``."""
+
+import sys
+
+from visdepth_utils.__main__ import existing_run, main
+from visdepth_utils.common.errors import Parser
+from visdepth_utils.notebooks.streams import say
+
+
+def _dispatch(argv: list[str]) -> int:
+    """Parse and call."""
+    if argv[:1] == ["eval-minivlm"]:  # it has options of its own
+        from training.minivlm import evaluate
+
+        return evaluate.main(argv[1:])
+    parser = Parser(prog="python -m tools", description="Chores of this repository.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    page = commands.add_parser("readme", help="write a run's verdicts and figure into README.md")
+    page.add_argument("run", help="folder, or name in results/")
+    place = commands.add_parser(
+        "address", help="write the repository's address into notebooks and CITATION.cff"
+    )
+    place.add_argument("url", nargs="?", help="a new one, e.g. of a fork (default: as it is)")
+    commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
+    options = parser.parse_args(argv)
+    if options.command == "readme":
+        from tools.readme import update_readme
+
+        lines = [str(file) for file in update_readme(existing_run(options.run))]
+    else:
+        from tools.address import repository, spread_address
+
+        changed = spread_address(options.url)
+        lines = [f"{repository()}: {len(changed)} files changed"]
+    say(sys.stdout, "\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(dispatch=_dispatch))

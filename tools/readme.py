@@ -1,0 +1,111 @@
+"""The part of README.md that is a result: its verdict table and its figure, written from a run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.common.files import REPO, atomic, write_text
+from visdepth_utils.report.verdict_table import control_words, images_text
+from visdepth_utils.runs.records import read_claims
+
+__all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
+
+START = "<!-- verdicts: written by `make readme` -->"
+STOP = "<!-- end of verdicts -->"
+FIGURE = "04_retention"
+PICTURE = Path("docs") / "retention.png"
+_WIDTH = 1000  # pixels
+
+
+def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]:
+    """Write a run's verdicts between the two marks of the README, and its figure beside it.
+
+    Args:
+        folder: Of the run.
+        readme: The file.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: If the marks are missing, or the run holds no verdict or several models, or its
+            figure is damaged.
+        FileNotFoundError: If the run has no such figure.
+    """
+    text = readme.read_text(encoding="utf-8")
+    head, start, rest = text.partition(START)
+    _, stop, tail = rest.partition(STOP)
+    if not (start and stop):
+        raise ValueError(f"{readme.name} lacks the lines {START} and {STOP}: put them back")
+    figure = folder / "figures" / f"{FIGURE}.png"
+    if not figure.is_file():
+        raise FileNotFoundError(f"no figure {figure}: run notebook {FIGURE[:2]} first")
+    table = markdown_table(read_claims(folder))
+    target = readme.parent / PICTURE
+    try:
+        with Image.open(figure) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise ValueError(
+            f"{figure} is no readable picture: run notebook {FIGURE[:2]} again"
+        ) from error
+    small.thumbnail((_WIDTH, _WIDTH), Image.Resampling.LANCZOS)
+    with atomic(target) as temporary:
+        # A palette makes a plot several times smaller; this one keeps the colours of thin curves.
+        palette = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.save(temporary, "png", optimize=True)
+    write_text(readme, f"{head}{START}\n\n{table}\n\n{STOP}{tail}")
+    return [readme, target]
+
+
+def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Verdicts of one model as a table in Markdown.
+
+    Args:
+        entries: Of claims.json.
+
+    Returns:
+        The table, numbers with two decimals as a notebook shows them.
+
+    Raises:
+        ValueError: If there is no entry, or there are several models.
+    """
+    models = {entry["model"] for entry in entries}
+    if len(models) != 1:
+        raise ValueError(f"the table is about one model: claims.json holds {len(models)}")
+    titles = {name: claim["title"] for name, claim in load_claims()["claims"].items()}
+    lines = [
+        f"| claim | verdict on `{models.pop()}` | effect [95% interval] | control | images |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in entries:
+        name, note = control_words(entry)
+        cells = (
+            f"{entry['claim']} {titles.get(entry['claim'], '')}",
+            f"**{entry['verdict']}**: {entry.get('reason') or '-'}",
+            _join(
+                _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
+            ),
+            _join(f"{_number(entry.get('control_effect'))} {name}".strip(), note),
+            images_text(entry),
+        )
+        lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    """Two decimals."""
+    return "not measured" if value is None else f"{value:.2f}"
+
+
+def _interval(bounds: Sequence[float | None] | None) -> str:
+    """Two bounds, or nothing where they were not reached."""
+    return "" if not bounds or None in bounds else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
+def _join(value: str, note: str | None) -> str:
+    """A value and what it is."""
+    return f"{value} ({note})" if note else value

@@ -1,4 +1,0 @@
-"""Does each rule do what it promises? Tables with known truth, judged by the real ``verdict``.
-
-``python -m visdepth_utils.calibration`` writes docs/calibration.md. Nothing here measures a model.
-"""

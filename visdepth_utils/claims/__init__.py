@@ -1,0 +1,1 @@
+"""The claims and the rules that judge them, from tables alone: nothing here runs a model."""

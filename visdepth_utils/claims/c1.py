@@ -1,0 +1,251 @@
+"""C1, image tokens stabilise early: the rule behind the entry in data/claims.yaml.
+
+The questions come in this order: can it be measured, is the pattern there, does the representation
+itself slow down, and is it more than an untrained model of the same architecture shows.
+"""
+
+import copy
+from typing import Any
+
+import pandas as pd
+
+from visdepth_utils.claims.c1_curves import (
+    Curves,
+    Spec,
+    by_layer,
+    curves_of,
+    depth_of,
+    early_layer,
+    parts_of,
+)
+from visdepth_utils.claims.interval import aside, no_more, noted
+from visdepth_utils.claims.stabilisation import (
+    EARLY,
+    UNCLEAR,
+    Part,
+    by_image,
+    interval,
+    reflected,
+    weakest,
+)
+
+NAN = float("nan")
+
+
+def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Apply the rule of C1.
+
+    Args:
+        spec: Entry of claims.yaml with ``common`` merged in.
+        table: ``layer_geometry`` of the trained model.
+        controls: Name -> ``layer_geometry`` of an untrained control on the same images.
+
+    Returns:
+        Fields of ``Verdict`` except claim, statement, model and notebook.
+
+    Raises:
+        ValueError: If a table lacks a column or metric, or a control has other images or layers.
+    """
+    common = spec["common"]
+    curves, asked, note = curves_of(spec, table)
+    depth, n = depth_of(table), len(next(iter(curves.values())))
+    found: dict[str, Any] = {
+        "effect": NAN,
+        "ci": (NAN, NAN),
+        "control_effect": NAN,
+        "thresholds": thresholds(spec, depth),
+        "n_images": n,
+    }
+    if asked == 0 or n < (1 - common["max_missing_share"]) * asked:
+        why = f" ({note})" if note else ""
+        return found | _says("not testable", f"{asked - n} of {asked} images have no value{why}")
+    if depth < common["min_layers"]:
+        least = common["min_layers"]
+        return found | _says("not testable", f"{depth} decoder layers; it takes at least {least}")
+
+    trained = parts_of(spec, curves, depth)
+    effect, ci = reflected(*weakest(trained), common["level"], 0)
+    details = _details(spec, trained, depth)
+    rivals = {name: _control(spec, name, t, curves, depth) for name, t in controls.items()}
+    notes = {name: noted(controls[name]) for name, parts in rivals.items() if parts is None}
+    contrasts = _contrasts(spec, trained, rivals, notes)
+    found |= {"effect": effect, "ci": ci, "details": details, "controls": contrasts}
+    if len(contrasts):
+        found["control_effect"] = float(contrasts["effect"].max())
+    if n < common["min_images"]:
+        least = common["min_images"]
+        return found | _says("inconclusive", f"{n} images; the rule asks for at least {least}")
+    if answer := _pattern(trained, rivals):
+        return found | answer
+    check = _representation(spec, table, curves, max(part.layer for part in trained.values()))
+    found["details"] = pd.concat([details, check], ignore_index=True)
+    return found | _attribution(check, contrasts)
+
+
+def variants(spec: Spec) -> dict[str, Spec]:
+    """The same claim under the other settings that its ``sensitivity`` names.
+
+    Args:
+        spec: Entry of claims.yaml.
+
+    Returns:
+        Name of the variant -> changed entry.
+    """
+    out = {}
+    for factor in spec["sensitivity"]["margin_factors"]:
+        changed = copy.deepcopy(spec)
+        for metric in changed["metrics"].values():
+            log = metric["scale"] == "log"
+            metric["margin"] = metric["margin"] ** factor if log else metric["margin"] * factor
+        out[f"margins x {factor:g}"] = changed
+    changed = copy.deepcopy(spec)
+    changed["metrics"]["intrinsic_dimension"]["column"] = spec["sensitivity"]["id_estimator"]
+    out[f"dimension by {spec['sensitivity']['id_estimator']}"] = changed
+    return out
+
+
+def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
+    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
+    margins = {f"margin_{m['column']}": m["margin"] for m in spec["metrics"].values()}
+    names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
+    return {
+        "z_star_max": spec["z_star_max"],
+        "early_layer": early_layer(spec, depth),
+        **margins,
+        **{name: spec["common"][name] for name in names},
+    }
+
+
+def _says(verdict: str, reason: str) -> dict[str, str]:
+    return {"verdict": verdict, "reason": reason}
+
+
+def _pattern(
+    parts: dict[str, Part], rivals: dict[str, dict[str, Part] | None]
+) -> dict[str, str] | None:
+    """A verdict where the pattern is not fully there; None where it is."""
+    there = [name for name, part in parts.items() if part.label == EARLY]
+    least = len(there)
+    most = least + sum(part.label == UNCLEAR for part in parts.values())
+    said = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
+    if least == len(parts):
+        return None
+    if max(least, 1) != max(most, 1):  # the open ones could move the verdict
+        return _says(
+            "inconclusive", f"intervals too wide to place the layer it settles at ({said})"
+        )
+    if least < len(parts) - 1:
+        reason = f"{least} of {len(parts)} measures change early and settle ({said})"
+        return _says("not supported", reason)
+    same = [name for name, own in rivals.items() if own and all(own[key].shows for key in there)]
+    tail = f"; an untrained model shows these as well ({same[0]})" if same else ""
+    return _says("weaker", f"only {least} measures change early and settle ({said}){tail}")
+
+
+def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int) -> pd.DataFrame:
+    """Is the representation itself slower after l* than before? Before minus after, by image."""
+    common, rows = spec["common"], table[table["modality"] == spec["modality"]]
+    images = next(iter(curves.values())).index
+    out = []
+    for column in spec["representation_check"]["columns"]:
+        curve = by_layer(rows, column).reindex(images)
+        speed = 1 - curve if column.startswith("cka") else curve
+        before, after = speed.loc[:, speed.columns < layer], speed.loc[:, speed.columns >= layer]
+        change = (before.mean(axis=1) - after.mean(axis=1)).to_frame()
+        slower: bool | None = None
+        estimate = lo = hi = NAN
+        if change.notna().all(axis=None):
+            mean, draws = by_image(change, common["resamples"], common["seed"])
+            estimate, (lo, hi) = float(mean[0]), interval(draws[:, 0], common["level"])
+            slower = True if lo > 0 else False if estimate <= 0 else None
+        says = {True: "slower after l*", False: "not slower after l*", None: UNCLEAR}[slower]
+        row = {"measure": f"check: {column}", "metric": column, "label": says}
+        out.append(row | {"change": estimate, "lo": lo, "hi": hi})
+    return pd.DataFrame(out)
+
+
+def _contrasts(
+    spec: Spec,
+    trained: dict[str, Part],
+    rivals: dict[str, dict[str, Part] | None],
+    notes: dict[str, str],
+) -> pd.DataFrame:
+    """One row per control: does it show the pattern, and how much less of it."""
+    level, (effect, draws), rows = spec["common"]["level"], weakest(trained), []
+    for name, parts in rivals.items():
+        row: dict[str, Any] = {"control": name, "shows it": "not measured"}
+        row |= dict.fromkeys(("effect", "contrast", "lo", "hi"), NAN)
+        if parts is not None:
+            own, own_draws = weakest(parts)
+            row["effect"], _ = reflected(own, own_draws, level, 0)
+            contrast = reflected(effect - own, draws - own_draws, level, -1)
+            row["contrast"], (row["lo"], row["hi"]) = contrast
+            states = [part.shows for part in parts.values()]
+            row["shows it"] = "no" if False in states else "unclear" if None in states else "yes"
+            row |= {key.replace("_", " "): part.label for key, part in parts.items()}
+        elif notes.get(name):
+            row["note"] = notes[name]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _control(
+    spec: Spec, name: str, table: pd.DataFrame, curves: Curves, depth: int
+) -> dict[str, Part] | None:
+    """The control on exactly the trained model's images; None where it cannot be measured."""
+    other, _, _ = curves_of(spec, table)
+    if (own := depth_of(table)) != depth:
+        raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one architecture")
+    images = next(iter(curves.values())).index
+    if lacking := set(images) - set(table["image"].unique()):
+        raise ValueError(
+            f"control {name!r} lacks {len(lacking)} of {len(images)} images: use the same samples"
+        )
+    if any(not images.isin(curve.index).all() for curve in other.values()):
+        return None
+    return parts_of(spec, {key: curve.loc[images] for key, curve in other.items()}, depth)
+
+
+def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]:
+    """The pattern is there: is it the representation, and is it more than architecture?"""
+    there = "the pattern is there, but"
+    if check["label"].eq("not slower after l*").any():
+        return _says("weaker", f"{there} the representation itself does not slow down after it")
+    if contrasts.empty:
+        return _says("inconclusive", f"{there} no untrained control was given to compare with")
+    for name in contrasts.loc[contrasts["shows it"] == "yes", "control"]:
+        model = "an untrained model of the same architecture"
+        return _says("weaker", f"{there} {model} shows it too ({name})")
+    for row in contrasts[contrasts["shows it"] != "no"].to_dict("records"):
+        why = f"{there} whether the control shows it is unclear ({aside(row)})"
+        return _says("inconclusive", why)
+    if check["label"].eq(UNCLEAR).any():
+        return _says("inconclusive", f"{there} whether the representation slows down is unclear")
+    for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
+        why = f"{no_more(row.hi)} than in an untrained model ({row.control})"
+        return _says("weaker", f"{there} {why}")
+    return _says(
+        "supported", "all three measures change early and settle, and no untrained control does so"
+    )
+
+
+def _details(spec: Spec, parts: dict[str, Part], depth: int) -> pd.DataFrame:
+    """One row per measure, for the reader."""
+    return pd.DataFrame(
+        [
+            {
+                "measure": spec["metrics"][name]["label"],
+                "metric": spec["metrics"][name]["column"],
+                "label": part.label,
+                "l*": part.layer,
+                "z*": part.layer / (depth - 1),
+                "margin": part.margin,
+                "change": part.change,
+                "left": part.left,
+                "lo": part.left_lo,
+                "hi": part.left_hi,
+                "early share": part.share,
+            }
+            for name, part in parts.items()
+        ]
+    )

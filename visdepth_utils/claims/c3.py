@@ -1,0 +1,242 @@
+"""C3, image states are interchangeable between layers: the rule behind the entry in claims.yaml.
+
+The questions come in this order: can anything be lost at all, do answers and next-token
+distributions survive the states of another layer, at large gaps too, and is that more than text
+states or random vectors of the same size do.
+"""
+
+import copy
+from typing import Any
+
+import pandas as pd
+
+from visdepth_utils.claims.interchange import (
+    RIVALS,
+    Pairs,
+    Spec,
+    complete,
+    early_layer,
+    gap_parts,
+    matrices,
+    pairs_of,
+    per_image,
+    rows_of,
+)
+from visdepth_utils.claims.interval import Bounded, Resampled, no_more, require, said
+
+Part = tuple[Bounded, Bounded]  # score lost, interchange index
+NAN = float("nan")
+COLUMNS = {"image", "modality", "donor", "layer", "control", "kl", "correct"}
+
+
+def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Apply the rule of C3.
+
+    Args:
+        spec: Entry of claims.yaml with ``common`` merged in.
+        table: ``substitution_grid`` of image and of text states, one below the other.
+        controls: Not used: the controls are rows of the table.
+
+    Returns:
+        Fields of ``Verdict`` except claim, statement, model and notebook.
+
+    Raises:
+        ValueError: If the table lacks a column or the rows that a comparison needs.
+    """
+    common, margins = spec["common"], spec["margins"]
+    require(table, COLUMNS, "table", "substitution_grid")
+    own = rows_of(spec, table, "image", "")
+    if own.empty:
+        raise ValueError("table has no image states: add substitution_grid(modality='image')")
+    depth = int(own["layer"].max()) + 1
+    found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN}
+    found |= {"thresholds": thresholds(spec, depth), "n_images": 0}
+    if (own["donor"] == own["layer"]).all():
+        return found | said("not testable", f"no pairs with rescaled={spec['rescaled']} in table")
+    cells = matrices(spec, table, own)
+    asked, images = own["image"].nunique(), complete(cells)
+    found["n_images"] = n = len(images)
+    if n == 0 or n < (1 - common["max_missing_share"]) * asked:
+        return found | said("not testable", f"{asked - n} of {asked} images have no value")
+    if depth < common["min_layers"]:
+        least = common["min_layers"]
+        return found | said("not testable", f"{depth} decoder layers; it takes at least {least}")
+    cells = {name: frame.reindex(images) for name, frame in cells.items()}
+    residue = float(cells["plain kl"].to_numpy().max())
+    if residue > margins["plain_kl"]["value"]:
+        why = f"putting back a layer's own states moves the model by {residue:.2g} nats"
+        return found | said("not testable", f"{why}: the intervention is not exact")
+
+    everywhere = pairs_of(spec, cells["image kl"], depth)
+    moved = cells["other kl"].mean()
+    pairs = [(a, b) for a, b in everywhere if moved[b] >= margins["read_kl"]["value"]]
+    drawn = Resampled.of(per_image(cells, everywhere, pairs), common)
+    able = drawn.bounded(lambda m: m["other first"])
+    found["details"] = pd.DataFrame([able.row("score lost with another picture throughout")])
+    parts: dict[str, Part] = {}
+    if pairs:
+        parts = {name: _part(drawn, name) for name in gap_parts(pairs)}
+        index = parts["all"][1]
+        found |= {"effect": index.value, "ci": (index.lo, index.hi)}
+        found["details"] = _details(margins, drawn, able, parts, gap_parts(pairs))
+        found["controls"] = _rivals(margins, drawn)
+        if len(found["controls"]):
+            found["control_effect"] = float(found["controls"]["effect"].max())
+    if n < common["min_images"]:
+        least = common["min_images"]
+        return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
+    if not able.low > 0:
+        better = "not beyond doubt better" if able.value > 0 else "no better"
+        why = f"the model answers {better} than with another picture, so it has nothing to lose"
+        return found | said("not testable", why)
+    if not pairs:
+        why = "another picture's states change nothing: nobody reads them any more"
+        return found | said("not testable", f"from layer {early_layer(spec, depth)} on, {why}")
+    if answer := _sensitive(drawn.bounded(lambda m: m["other"]), margins):
+        return found | answer
+    answer = _pattern(parts, margins) or _attribution(found["controls"])
+    if answer["verdict"] in ("supported", "weaker") and n < spec["min_images"]:
+        points = f"{100 * margins['loss']['value']:g} points"
+        why = f"{n} images; a loss of {points} can hide in fewer than {spec['min_images']}"
+        return found | said("inconclusive", f"{why} (otherwise: {answer['verdict']})")
+    return found | answer
+
+
+def variants(spec: Spec) -> dict[str, Spec]:
+    """The same claim under the other settings that its ``sensitivity`` names.
+
+    Args:
+        spec: Entry of claims.yaml.
+
+    Returns:
+        Name of the variant -> changed entry.
+    """
+    out = {}
+    for factor in spec["sensitivity"]["margin_factors"]:
+        out[f"margins x {factor:g}"] = changed = copy.deepcopy(spec)
+        for name in ("loss", "loss_large_gaps"):
+            changed["margins"][name]["value"] *= factor
+        changed["margins"]["index"]["value"] = 1 - factor * (1 - spec["margins"]["index"]["value"])
+    for name, change in spec["sensitivity"]["rules"].items():
+        out[name] = copy.deepcopy(spec) | change
+    return out
+
+
+def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
+    """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
+    names = ("level", "resamples", "seed", "min_layers", "max_missing_share")
+    return {
+        "early": spec["early"],
+        "early_layer": early_layer(spec, depth),
+        "donors": spec["donors"],
+        "rescaled": spec["rescaled"],
+        "min_images": spec["common"]["min_images"],
+        "min_images_for_no_loss": spec["min_images"],
+        **{f"margin_{name}": margin["value"] for name, margin in spec["margins"].items()},
+        **{name: spec["common"][name] for name in names},
+    }
+
+
+def _part(drawn: Resampled, name: str) -> Part:
+    """Loss and index over one set of pairs."""
+    loss = drawn.bounded(lambda m: m[f"{name} loss"])
+    return loss, drawn.bounded(lambda m: 1 - m[f"{name} kl"] / m[f"{name} other"])
+
+
+def _rivals(margins: Spec, drawn: Resampled) -> pd.DataFrame:
+    """One row per control: its index and loss over the same pairs, and how much less it is."""
+    rows = []
+    for name in RIVALS:
+        if f"{name} kl" not in drawn.means:
+            continue
+        loss = drawn.bounded(lambda m, n=name: m[f"{n} loss"])
+        index = drawn.bounded(lambda m, n=name: 1 - m[f"{n} kl"] / m["all other"])
+        less = drawn.bounded(lambda m, n=name: (m[f"{n} kl"] - m["all kl"]) / m["all other"])
+        tests = (loss.below(margins["loss"]["value"]), index.above(margins["index"]["value"]))
+        shows = "no" if False in tests else "unclear" if None in tests else "yes"
+        row = {"control": name, "shows it": shows, "effect": index.value}
+        row |= {"contrast": less.value, "lo": less.lo, "hi": less.hi, "loss": loss.value}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _sensitive(other: Bounded, margins: Spec) -> dict[str, str] | None:
+    """Could these pairs have shown a loss? Another picture's states must cost a lot there."""
+    least = margins["other_loss"]["value"]
+    if other.low > least:
+        return None
+    clear = other.value <= least
+    why = f"even another picture's states cost only {100 * other.value:.0f} points at these layers"
+    unclear = f"it is unclear whether another picture's states cost {100 * least:.0f} points there"
+    return said("not testable" if clear else "inconclusive", why if clear else unclear)
+
+
+def _pattern(parts: dict[str, Part], margins: Spec) -> dict[str, str] | None:
+    """A verdict where states are not interchangeable at all gaps; None where they are."""
+    most, least = margins["loss"]["value"], margins["index"]["value"]
+    tests = {
+        "answers are lost": parts["all"][0].below(most),
+        "the next token shifts": parts["all"][1].above(least),
+        "answers are lost at large gaps": parts["large gaps"][0].below(
+            margins["loss_large_gaps"]["value"]
+        ),
+    }
+    small = (parts["small gaps"][0].below(most), parts["small gaps"][1].above(least))
+    wrong = [name for name, test in tests.items() if test is False]
+    if wrong and all(small):
+        return said("weaker", f"interchangeable at small gaps only: {', '.join(wrong)}")
+    if wrong and tests["answers are lost"] and tests["the next token shifts"]:
+        return said("weaker", f"interchangeable on average, but {', '.join(wrong)}")
+    if wrong:
+        return said("not supported", f"with the states of another layer {', '.join(wrong)}")
+    if None in tests.values():
+        open_ones = ", ".join(name for name, test in tests.items() if test is None)
+        return said("inconclusive", f"intervals too wide to tell whether {open_ones}")
+    return None
+
+
+def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
+    """Interchangeable: more than text states and random vectors of the same size?"""
+    there = "image states are interchangeable, but"
+    names = set(rivals["control"]) if len(rivals) else set()
+    for name in RIVALS:
+        if name not in names:
+            return said("inconclusive", f"{there} there is no complete control with {name}")
+    for name in rivals.loc[rivals["shows it"] == "yes", "control"]:
+        return said("weaker", f"{there} putting {name} in their place costs as little")
+    for name in rivals.loc[rivals["shows it"] == "unclear", "control"]:
+        open_one = f"whether putting {name} in their place costs as little is unclear"
+        return said("inconclusive", f"{there} {open_one}")
+    for row in rivals[~(rivals["lo"] > 0)].itertuples():
+        return said("weaker", f"{there} {no_more(row.hi)} than {row.control}")
+    return said(
+        "supported",
+        "answers and next-token distributions survive the states of any other layer, at large gaps "
+        "too; text states and noise of the same size do more harm",
+    )
+
+
+def _details(
+    margins: Spec,
+    drawn: Resampled,
+    able: Bounded,
+    parts: dict[str, Part],
+    gaps: dict[str, Pairs],
+) -> pd.DataFrame:
+    """One row per part of the claim, for the reader."""
+    words = {True: "holds", False: "fails", None: "unclear"}
+    rows = [drawn.bounded(lambda m: m["plain"]).row("score, unmodified")]
+    rows.append(able.row("score lost with another picture throughout"))
+    lost = drawn.bounded(lambda m: m["other"])
+    least = margins["other_loss"]["value"]
+    rows.append(lost.row("score lost, another picture", words[lost.above(least)], least))
+    for name, (loss, index) in parts.items():
+        far = [abs(a - b) for a, b in gaps[name]]
+        where = f"{name} ({min(far)} to {max(far)} layers)"
+        most = margins["loss_large_gaps" if name == "large gaps" else "loss"]["value"]
+        rows.append(loss.row(f"score lost, {where}", words[loss.below(most)], most))
+        top = margins["index"]["value"]
+        rows.append(index.row(f"interchange index, {where}", words[index.above(top)], top))
+    unread = drawn.bounded(lambda m: m["unread too"])
+    rows.append(unread.row("score lost, layers that nobody reads counted too"))
+    return pd.DataFrame(rows)

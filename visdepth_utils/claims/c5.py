@@ -1,0 +1,275 @@
+"""C5, chains move more than answers: the rule behind the entry in data/claims.yaml.
+
+The questions come in this order: do chain and answer depend on the picture at all, does the chain
+move further on a scale on which both can be compared, is that more than any small change of the
+picture does, and is a token of the chain hit harder than the answer's.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from visdepth_utils.claims.interval import (
+    Bounded,
+    Resampled,
+    as_much,
+    beside,
+    by_image_and,
+    no_more,
+    require,
+    rule_thresholds,
+    said,
+)
+
+Spec = dict[str, Any]
+NAN = float("nan")
+NEEDED = {
+    "sample",
+    "image",
+    "kind",
+    "mode",
+    "depth",
+    "control",
+    "correct",
+    "ends",
+    "edit",
+    "edit_chance",
+    "flip",
+    "flip_chance",
+    "changed_chain",
+    "changed_answer",
+    "answer_kept",
+    "kl_chain",
+    "kl_answer",
+}
+CONTROLS = ("run again", "one pixel", "another picture")
+TOKENS = ("changed_chain", "changed_answer", "kl_chain", "kl_answer")
+
+
+def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Apply the rule of C5.
+
+    Args:
+        spec: Entry of claims.yaml with ``common`` merged in.
+        table: ``chains.compare`` of a ``reasoning_sweep`` over the whole set of samples; the
+            controls are among its rows.
+        controls: Not used.
+
+    Returns:
+        Fields of ``Verdict`` except claim, statement, model and notebook.
+
+    Raises:
+        ValueError: If the table lacks a column.
+    """
+    common, margins = spec["common"], spec["margins"]
+    chain = spec["chain"]
+    require(table, NEEDED | {chain, f"{chain}_chance"}, "table", "chains.compare")
+    rows = table[table["mode"] == spec["mode"]]
+    if spec["kinds"]:
+        rows = rows[rows["kind"].isin(spec["kinds"])]
+    found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
+    layers = 0 if rows.empty else int(rows["depth"].max())
+    found["thresholds"] = rule_thresholds(spec, layers, "mode", "chain", "chance", "kinds")
+    if rows.empty:
+        return found | said("not testable", f"table has no rows of mode {spec['mode']!r}")
+    depth = int(rows["depth"].max())
+    if depth < common["min_layers"]:
+        least = common["min_layers"]
+        return found | said("not testable", f"{depth} decoder layers; it takes at least {least}")
+    if first := int(rows["depth"].min()):
+        return found | said("not testable", f"depths start at {first}: the area needs depth 0")
+    full = rows[(rows["depth"] == depth) & (rows["control"] == "")]
+    ends = float(full["ends"].mean())
+    if ends < margins["ends"]["value"]:
+        share = beside(100 * ends, 100 * margins["ends"]["value"], 0)
+        why = f"the full model names a final answer in {share}% of its outputs only"
+        return found | said("not testable", why)
+    if spec["chance"] not in {"others", *rows["control"]}:
+        return found | said("not testable", f"table has no rows of control {spec['chance']!r}")
+    asked = _per_image(spec, rows)
+    whole = asked.dropna(subset=[c for c in asked if "|" in c])
+    found["n_images"] = n = len(whole)
+    if n == 0 or n < (1 - common["max_missing_share"]) * len(asked):
+        why = f"{len(asked) - n} of {len(asked)} images have no value"
+        return found | said("not testable", why)
+    drawn = Resampled.of(whole, common)
+    depths = sorted({int(d) for d in rows["depth"]})
+    effect = drawn.bounded(lambda m: _effect(m, spec, depths))
+    tokens = None
+    if whole["changed_chain"].notna().any() and whole["changed_answer"].notna().any():
+        tokens = drawn.bounded(lambda m: m["changed_chain"] - m["changed_answer"])
+    found |= {"effect": effect.value, "ci": (effect.lo, effect.hi)}
+    there = [name for name in ("one pixel",) if f"{chain}|{name}" in whole]
+    contrasts = {
+        name: drawn.bounded(
+            lambda m, name=name: _effect(m, spec, depths) - _difference(m, spec, name)
+        )
+        for name in there
+    }
+    found["details"] = _details(spec, drawn, depths, effect, tokens, rows)
+    found["controls"] = _controls(spec, drawn, contrasts)
+    if len(found["controls"]):
+        found["control_effect"] = float(found["controls"]["effect"].max())
+    if n < common["min_images"]:
+        least = common["min_images"]
+        return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
+    if unread := _unread(spec, drawn):
+        return found | said("not testable", unread)
+    return found | (_pattern(spec, drawn, effect) or _attribution(drawn, chain, contrasts, tokens))
+
+
+def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per image: distances and chance as ``"edit|4"``, ``"edit_chance|one pixel"``, ...
+
+    Token columns carry no bar: means over depths below the last.
+    """
+    depth = rows["depth"].max()
+    plain = rows[rows["control"] == ""]
+    parts = []
+    for value in (spec["chain"], f"{spec['chain']}_chance", "flip", "flip_chance"):
+        by_depth = by_image_and(plain, ["depth"], value)
+        parts.append(by_depth.rename(columns=lambda d, v=value: f"{v}|{int(d)}"))
+        if (rows["control"] != "").any():
+            by_control = by_image_and(rows[rows["control"] != ""], ["control"], value)
+            parts.append(by_control.rename(columns=lambda c, v=value: f"{v}|{c}"))
+    below = plain[plain["depth"] < depth]
+    for value in TOKENS:
+        parts.append(below.groupby("image", sort=False)[value].mean().rename(value))
+    return pd.concat(parts, axis=1).reindex(rows["image"].unique())
+
+
+def _corrected(m: dict[str, Any], name: str, at: Any, chance: str = "others") -> Any:
+    """Distance over chance; 0 where nothing changes, also if chance is 0 as well."""
+    below = f"{name}_chance|{at}" if chance == "others" else f"{name}|{chance}"
+    top, chance = np.asarray(m[f"{name}|{at}"]), np.asarray(m[below])
+    return np.where(top == 0, 0.0, top / np.where(chance == 0, np.nan, chance))
+
+
+def _area(m: dict[str, Any], name: str, depths: list[int], chance: str) -> Any:
+    """Mean of the corrected distance over d / L."""
+    curve = np.stack([_corrected(m, name, d, chance) for d in depths], -1)
+    return np.trapezoid(curve, np.array(depths) / depths[-1], axis=-1)
+
+
+def _effect(m: dict[str, Any], spec: Spec, depths: list[int]) -> Any:
+    """Chains minus answers, mean over depth."""
+    chance = spec["chance"]
+    return _area(m, spec["chain"], depths, chance) - _area(m, "flip", depths, chance)
+
+
+def _difference(m: dict[str, Any], spec: Spec, control: str) -> Any:
+    """Chains minus answers under a control."""
+    chance = spec["chance"]
+    return _corrected(m, spec["chain"], control, chance) - _corrected(m, "flip", control, chance)
+
+
+def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Bounded]) -> pd.DataFrame:
+    """One row per control: its own difference, and the effect minus it."""
+    rows = []
+    for name, contrast in contrasts.items():
+        own = drawn.bounded(lambda m, name=name: _difference(m, spec, name))
+        row = {"control": name, "shows it": as_much(own, contrast)}
+        rows.append(
+            row
+            | {"effect": own.value, "contrast": contrast.value}
+            | {"lo": contrast.lo, "hi": contrast.hi}
+        )
+    return pd.DataFrame(rows)
+
+
+def _unread(spec: Spec, drawn: Resampled) -> str:
+    """Why the outputs say nothing about the picture; empty if they do."""
+    least = spec["margins"]["reads"]["value"]
+    for name, what in ((spec["chain"], "chains"), ("flip", "answers")):
+        if f"{name}|another picture" not in drawn.means:
+            continue
+        far = drawn.bounded(lambda m, name=name: _corrected(m, name, "another picture"))
+        if not far.low >= least:
+            word = "hardly" if far.below(least) else "not beyond doubt"
+            moves = f"with another one they move {beside(far.value, least)} of the way"
+            return f"{what} {word} depend on the picture: {moves}"
+    return ""
+
+
+def _pattern(spec: Spec, drawn: Resampled, effect: Bounded) -> dict[str, str] | None:
+    """A verdict where chains do not move more; None where they do."""
+    margins = spec["margins"]
+    again = f"{spec['chain']}|run again"
+    if drawn.means.get(again, 0.0) > margins["self"]["value"]:
+        why = f"two runs of the same model differ by {drawn.means[again]:.3f}"
+        return said("inconclusive", why)
+    if effect.value <= 0:
+        move = "less far" if effect.hi < 0 else "no further"
+        return said("not supported", f"chains move {move} than answers, corrected for chance")
+    least = margins["difference"]["value"]
+    if effect.below(least):
+        return said("not supported", f"chains move less than {least:g} further than answers")
+    if not effect.lo > 0:
+        return said("inconclusive", "intervals too wide to tell whether chains move further")
+    return None
+
+
+def _attribution(
+    drawn: Resampled, chain: str, contrasts: dict[str, Bounded], tokens: Bounded | None
+) -> dict[str, str]:
+    """Chains move further: is it the depth, and is it more than their length?"""
+    there = "chains move further than answers, but"
+    lacking = [c for c in CONTROLS if f"{chain}|{c}" not in drawn.means]
+    if lacking:
+        return said("inconclusive", f"{there} controls are missing: {', '.join(lacking)}")
+    for name, contrast in contrasts.items():
+        if not contrast.lo > 0:
+            return said("weaker", f"{there} {no_more(contrast.hi)} than under: {name}")
+    if tokens is None:
+        return said("inconclusive", f"{there} nothing was measured token by token")
+    if not tokens.lo > 0:
+        harder = no_more(tokens.hi, "hit harder", "hit less")
+        why = f"a chain token is {harder} than an answer token: slips adding up"
+        return said("weaker", f"{there} {why} over the length of the chain explain it")
+    return said(
+        "supported",
+        "chains move further than answers, and each token of a chain is hit harder than the "
+        "answer's with the chain given",
+    )
+
+
+def _details(
+    spec: Spec,
+    drawn: Resampled,
+    depths: list[int],
+    effect: Bounded,
+    tokens: Bounded | None,
+    rows: pd.DataFrame,
+) -> pd.DataFrame:
+    """One row per part of the claim, and the naive numbers beside them."""
+    chain, margins, out = spec["chain"], spec["margins"], []
+    for name, what in ((chain, "chains"), ("flip", "answers")):
+        area = drawn.bounded(lambda m, name=name: _area(m, name, depths, spec["chance"]))
+        out.append(area.row(f"{what}: corrected distance, mean over depth"))
+    least = margins["difference"]["value"]
+    label = "positive" if effect.lo > 0 else "not above 0"
+    out.append(effect.row("chains minus answers", label, least))
+    for control in CONTROLS:
+        for name, what in ((chain, "chains"), ("flip", "answers")):
+            if f"{name}|{control}" in drawn.means:
+                far = drawn.bounded(lambda m, n=name, c=control: _corrected(m, n, c))
+                out.append(far.row(f"{what}: corrected distance, {control}", "control"))
+    for name in TOKENS:
+        what = "nats per token" if name.startswith("kl") else "tokens that change"
+        side = "chain" if name.endswith("chain") else "answer"
+        if np.isfinite(drawn.means[name]):
+            own = drawn.bounded(lambda m, name=name: m[name])
+            out.append(own.row(f"{side}: {what}, same text read"))
+    if tokens is not None:
+        label = "positive" if tokens.lo > 0 else "not above 0"
+        out.append(tokens.row("tokens that change: chain minus answer", label, 0))
+    below = rows[(rows["control"] == "") & (rows["depth"] < rows["depth"].max())]
+    naive = {
+        "naive: chains that change at all": (below["edit"] > 0).mean(),
+        "naive: answers that change": below["flip"].mean(),
+        "naive: answers that change, full chain given": 1 - below["answer_kept"].mean(),
+    }
+    for name, value in naive.items():
+        out.append(Bounded(float(value), NAN, NAN, NAN, NAN).row(name, "reported only"))
+    return pd.DataFrame(out)

@@ -1,0 +1,98 @@
+"""Tables of substituted states as matrices by image: cells, pairs and averages for C3."""
+
+from fractions import Fraction
+from typing import Any
+
+import pandas as pd
+
+from visdepth_utils.claims.interval import by_image_and
+
+Spec = dict[str, Any]
+Pairs = list[tuple[int, int]]  # (donor, layer)
+RIVALS = {"text states": ("text", ""), "noise of the same size": ("image", "noise")}
+"""Control -> (modality, control) of its rows."""
+
+
+def early_layer(spec: Spec, depth: int) -> int:
+    """First layer that counts as stabilised: the last l with l / (L - 1) within ``early``."""
+    return int(Fraction(spec["early"]) * (depth - 1))
+
+
+def rows_of(spec: Spec, table: pd.DataFrame, modality: str, control: str) -> pd.DataFrame:
+    """Rows of one kind; plain rows and controls have no scaled form and always count."""
+    rows = table[(table["modality"] == modality) & (table["control"] == control)]
+    if "rescaled" in rows and control == "":
+        rows = rows[(rows["donor"] == rows["layer"]) | (rows["rescaled"] == spec["rescaled"])]
+    return rows
+
+
+def matrices(spec: Spec, table: pd.DataFrame, own: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Everything as (images x pairs) or, for plain rows and another picture, (images x layers)."""
+    apart = own["donor"] != own["layer"]
+    other = rows_of(spec, table, "image", "other image")
+    for rows, name in ((own[~apart], "donor = layer and no control"), (other, "'other image'")):
+        if rows.empty:
+            raise ValueError(f"table has no rows with {name}: measure with all controls")
+    kinds = {"image": own[apart]}
+    for name, (modality, control) in RIVALS.items():
+        rows = rows_of(spec, table, modality, control)
+        kinds[name] = rows[rows["donor"] != rows["layer"]]
+    out = {}
+    for value in ("kl", "correct"):
+        out[f"plain {value}"] = by_image_and(own[~apart], ["layer"], value)
+        out[f"other {value}"] = by_image_and(other, ["layer"], value)
+        for name, rows in kinds.items():
+            if not rows.empty:
+                out[f"{name} {value}"] = by_image_and(rows, ["donor", "layer"], value)
+    return out
+
+
+def complete(cells: dict[str, pd.DataFrame]) -> pd.Index:
+    """Images with every value that the claim itself needs."""
+    images = cells["image kl"].index
+    for name, frame in cells.items():
+        if name.split()[0] in ("image", "plain", "other"):
+            images = images[images.isin(frame.index[frame.notna().all(axis=1)])]
+    return images
+
+
+def pairs_of(spec: Spec, wide: pd.DataFrame, depth: int) -> Pairs:
+    """Pairs with both layers stabilised, in the direction that the entry names."""
+    early, both = early_layer(spec, depth), spec["donors"] == "both"
+    pairs = [(a, b) for a, b in wide.columns if min(a, b) >= early and (both or a < b)]
+    if not pairs:
+        raise ValueError(f"table has no pair of layers from {early} on: measure with a low stride")
+    return pairs
+
+
+def gap_parts(pairs: Pairs) -> dict[str, Pairs]:
+    """All pairs, those in the upper third of gaps and in the lower one; no part is empty."""
+    gaps = [abs(a - b) for a, b in pairs]
+    small, large = max(max(gaps) / 3, min(gaps)), 2 * max(gaps) / 3
+    return {
+        "all": pairs,
+        "large gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap > large],
+        "small gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap <= small],
+    }
+
+
+def per_image(cells: dict[str, pd.DataFrame], everywhere: Pairs, pairs: Pairs) -> pd.DataFrame:
+    """Losses and divergences of every image, averaged over pairs."""
+    plain = cells["plain correct"].mean(axis=1)
+    out = {"plain": plain, "other first": plain - cells["other correct"].iloc[:, 0]}
+    out["unread too"] = plain - cells["image correct"][everywhere].mean(axis=1)
+    parts = gap_parts(pairs) if pairs else {}
+    for name, part in parts.items():
+        layers = [b for _, b in part]
+        out[f"{name} loss"] = plain - cells["image correct"][part].mean(axis=1)
+        out[f"{name} kl"] = cells["image kl"][part].mean(axis=1)
+        out[f"{name} other"] = cells["other kl"][layers].mean(axis=1)
+        if name == "all":
+            out["other"] = plain - cells["other correct"][layers].mean(axis=1)
+    for name in RIVALS if parts else ():
+        if f"{name} kl" in cells and set(pairs) <= set(cells[f"{name} kl"].columns):
+            kl, correct = cells[f"{name} kl"][pairs], cells[f"{name} correct"][pairs]
+            if kl.notna().all(axis=None) and correct.notna().all(axis=None):
+                out[f"{name} loss"] = plain - correct.mean(axis=1)
+                out[f"{name} kl"] = kl.mean(axis=1)
+    return pd.DataFrame(out)

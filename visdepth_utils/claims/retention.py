@@ -1,0 +1,175 @@
+"""Scores by depth as numbers per image and task: what C4 averages over images and compares."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from visdepth_utils.claims.interval import Bounded, Resampled, beside, by_image_and, require
+
+Spec = dict[str, Any]
+SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}
+CONDITIONS = {"image", "task", "condition", "score"}
+TOKENS = {"sample", "image", "task", "mode", "depth", "kl"}
+
+
+def scores_of(spec: Spec, rows: pd.DataFrame, conditions: pd.DataFrame, task: str) -> pd.DataFrame:
+    """One row per image: the score at full depth, its mean over depth, and without the picture.
+
+    Args:
+        spec: Entry of claims.yaml; ``score`` names the column, ``floor`` the score without picture.
+        rows: ``truncation_sweep`` of one mode and task.
+        conditions: ``evaluate`` of the same samples; empty where it was not given.
+        task: Name of the task.
+
+    Returns:
+        Columns ``full, area, floor, half`` and, where measured, ``own, blind, other`` (the task's
+        own score with its picture, without and with another one). NaN where a row has none.
+
+    Raises:
+        ValueError: If the conditions lack images of the sweep.
+    """
+    curve = by_image_and(rows, ["depth"], spec["score"])
+    own = by_image_and(rows, ["depth"], "correct")
+    depths = curve.columns.to_numpy(float)
+    out = {
+        "full": curve.iloc[:, -1],
+        "area": pd.Series(np.trapezoid(curve, depths / depths[-1], axis=1), curve.index),
+        "half": curve.iloc[:, int(np.argmin(abs(depths - depths[-1] / 2)))],
+        "own": own.iloc[:, -1],
+    }
+    for condition in ("blind", "other"):
+        given = conditions[(conditions["condition"] == condition) & (conditions["task"] == task)]
+        if given.empty:
+            continue
+        if lacking := set(curve.index) - set(given["image"]):
+            raise ValueError(
+                f"condition {condition!r} of task {task!r} lacks {len(lacking)} of "
+                f"{len(curve)} images: evaluate the samples of the sweep"
+            )
+        out[condition] = by_image_and(given, ["condition"], "score").iloc[:, 0].reindex(curve.index)
+    out.setdefault("blind", own.iloc[:, 0])
+    out["floor"] = out["blind"] if spec["floor"] == "blind" else curve.iloc[:, 0]
+    return pd.DataFrame(out)
+
+
+def tokens_of(rows: pd.DataFrame, task: str, images: pd.Index) -> pd.DataFrame:
+    """Divergence per answer token, averaged over depths below the last, by image.
+
+    Args:
+        rows: ``token_kl`` of one mode and task.
+        task: Name of the task.
+        images: Of the sweep.
+
+    Returns:
+        Columns ``kl`` and, where depth 0 was measured, ``kl blind`` (at depth 0).
+
+    Raises:
+        ValueError: If images of the sweep are missing.
+    """
+    if lacking := set(images) - set(rows["image"]):
+        raise ValueError(
+            f"token_kl lacks {len(lacking)} of {len(images)} images of task {task!r}: "
+            "measure it on the samples of the sweep"
+        )
+    means = {}
+    for name, part in (
+        ("kl", rows[rows["depth"] < rows["depth"].max()]),
+        ("kl blind", rows[rows["depth"] == 0]),
+    ):
+        if len(part):
+            by_sample = part.groupby(["image", "sample"], sort=False)["kl"]
+            filled = by_sample.mean().where(by_sample.count() == by_sample.size())
+            means[name] = filled.groupby("image").agg(lambda x: x.mean(skipna=False))
+    return pd.DataFrame(means).reindex(images)
+
+
+def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Bounded, Bounded | None]:
+    """Whether a task says anything: a gain by the picture, and by this picture only.
+
+    Returns:
+        ``"used"``, ``"unclear"``, ``"no control"`` or why it is skipped; the gain over no picture;
+        the share of the gain that another picture brings (None where it was not measured).
+    """
+    gain = drawn.bounded(lambda m: m[f"{task} full"] - m[f"{task} floor"])
+    if not gain.lo > 0:
+        better = "not beyond doubt better" if gain.value > 0 else "no better"
+        return f"skipped: {better} than without picture", gain, None
+    if f"{task} other" not in drawn.means:
+        return "no control", gain, None
+    other = drawn.bounded(
+        lambda m: (
+            (m[f"{task} other"] - m[f"{task} blind"]) / (m[f"{task} own"] - m[f"{task} blind"])
+        )
+    )
+    most = spec["margins"]["other_share"]["value"]
+    if other.below(most):
+        return "used", gain, other
+    if other.value >= most:
+        share = beside(other.value, most)
+        return f"skipped: another picture brings {share} of the gain", gain, other
+    return "unclear", gain, other
+
+
+def share_kept(means: dict[str, Any], tasks: list[str], column: str = "area") -> Any:
+    """Share of the gain by the picture that is left, averaged over tasks.
+
+    Args:
+        means: Column -> mean, or (B,) of them.
+        tasks: Names of tasks.
+        column: ``area`` for the mean over depth, ``half`` for half the depth.
+
+    Returns:
+        A number, or (B,).
+    """
+    kept = 0.0
+    for task in tasks:
+        floor = means[f"{task} floor"]
+        kept = kept + (means[f"{task} {column}"] - floor) / (means[f"{task} full"] - floor)
+    return kept / len(tasks)
+
+
+def compounding(
+    sweep: pd.DataFrame, tokens: pd.DataFrame, single: list[str], multi: list[str]
+) -> tuple[float, float] | None:
+    """Share of long answers that change, and what chance alone makes of short ones' flips.
+
+    With p the share of tokens of the single-token tasks that flip at a depth, an answer of T tokens
+    stays the same with probability (1 - p)^T. Both numbers are means over depths below the last.
+
+    Args:
+        sweep: ``truncation_sweep`` of one mode.
+        tokens: ``token_kl`` of the same mode.
+        single: Tasks answered by a token or two.
+        multi: Tasks answered at length.
+
+    Returns:
+        (expected, seen), or None where ``same`` or ``same_top1`` was not measured.
+    """
+    if "same" not in sweep or "same_top1" not in tokens:
+        return None
+    below = tokens[tokens["depth"] < tokens["depth"].max()]
+    kept = below[below["task"].isin(single)].groupby(["depth", "task"])["same_top1"].mean()
+    stays = kept.groupby("depth").mean().to_numpy(float)
+    lengths = below[below["task"].isin(multi)].groupby(["depth", "sample"]).size().groupby("sample")
+    expected = np.mean([1 - np.mean(stays**length) for length in lengths.first()])
+    long = sweep[sweep["task"].isin(multi) & (sweep["depth"] < sweep["depth"].max())]
+    return float(expected), float(1 - long["same"].mean())
+
+
+def columns_of(
+    spec: Spec, sweep: pd.DataFrame, controls: dict[str, pd.DataFrame], tasks: list[str]
+) -> dict[str, pd.DataFrame]:
+    """Everything per image of every task, images with a gap still in."""
+    conditions = controls.get("conditions", pd.DataFrame(columns=sorted(CONDITIONS)))
+    require(conditions, CONDITIONS, "conditions", "evaluate")
+    tokens, out = controls.get("token_kl"), {}
+    if tokens is not None:
+        require(tokens, TOKENS, "token_kl", "token_kl")
+        tokens = tokens[tokens["mode"] == spec["mode"]]
+    for task in tasks:
+        out[task] = scores_of(spec, sweep[sweep["task"] == task], conditions, task)
+        own = tokens if tokens is None else tokens[tokens["task"] == task]
+        if own is not None and len(own):
+            out[task] = out[task].join(tokens_of(own, task, out[task].index))
+    return out

@@ -1,0 +1,179 @@
+"""When does a curve over depth settle? Labels and shares from bootstrap bounds of tail ranges.
+
+The tail range at layer l is the largest minus the smallest mean over layers l, l+1, ... The mean
+is over images; all curves of a claim are resampled by image together (``bounds`` in claims.yaml).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from visdepth_utils.claims.bootstrap import cluster_bootstrap, tail_range
+
+Floats = NDArray[np.float64]
+
+EARLY = "settles early"
+FLAT = "never changed"
+LATE = "changes late"
+RISES = "settles early, no fall"
+UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One measure on one model, in units of the measure (log units for intrinsic dimension).
+
+    Attributes:
+        label: ``EARLY``, ``FLAT``, ``LATE``, ``RISES`` or ``UNCLEAR``.
+        margin: What still counts as settled.
+        change: Range over the whole depth.
+        left: Range left after the early part.
+        left_lo: Its lower bound.
+        left_hi: Its upper bound.
+        layer: Stabilisation layer l*.
+        shows: Settled by then, changed or not, and with a fall where the claim speaks of one; None
+            where the bounds do not decide. It is what counts in a control: "near-constant" is also
+            shown by a curve that never moved.
+        share: Early share of the change.
+        shares: The same in every resample, (B,).
+    """
+
+    label: str
+    margin: float
+    change: float
+    left: float
+    left_lo: float
+    left_hi: float
+    layer: int
+    shows: bool | None
+    share: float
+    shares: Floats
+
+
+def settling(
+    curve: pd.DataFrame,
+    *,
+    margin: float,
+    early: int,
+    fall: bool,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Part:
+    """Label one curve.
+
+    Args:
+        curve: (images x layers), no gaps; columns are layer numbers.
+        margin: Ranges up to this count as settled.
+        early: Last layer that counts as early.
+        fall: The claim speaks of a fall: the mean after ``early`` must lie below the top.
+        level: Of the one-sided bounds.
+        resamples: B.
+        seed: Of the resamples; equal seeds give paired curves.
+
+    Returns:
+        The part.
+    """
+    layers = curve.columns.to_numpy()
+    at = int(np.searchsorted(layers, early))
+    means, draws = by_image(curve, resamples, seed)
+    tails, tail_draws = tail_range(means), tail_range(draws)
+    upper = np.quantile(tail_draws, level, axis=0)
+    # range(signal + noise) <= range(signal) + range(noise): a lower bound for the signal.
+    noise = draws - means
+    lower = np.maximum(tails - np.quantile(tail_range(noise), level, axis=0), 0)
+    settled = True if upper[at] <= margin else False if lower[at] > margin else None
+
+    falls: bool | None = True
+    whole, whole_draws = max(tails[0], margin), np.maximum(tail_draws[:, 0], margin)
+    share, shares = 1 - tails[at] / whole, 1 - tail_draws[:, at] / whole_draws
+    if fall:
+        drop = means.max() - means[at:].mean()
+        drop_draws = draws.max(axis=1) - draws[:, at:].mean(axis=1)
+        doubt = np.quantile(noise.max(axis=1) - noise[:, at:].mean(axis=1), level)
+        high = np.quantile(drop_draws, level)
+        falls = True if drop - doubt > margin else False if high <= margin else None
+        share = max(drop - tails[at], 0) / whole
+        shares = np.maximum(drop_draws - tail_draws[:, at], 0) / whole_draws
+
+    label = UNCLEAR
+    if tails[0] <= margin:
+        label = FLAT
+    elif settled is False:
+        label = LATE
+    elif settled and lower[0] > margin:
+        label = {True: EARLY, False: RISES, None: UNCLEAR}[falls]
+    return Part(
+        label=label,
+        margin=margin,
+        change=float(tails[0]),
+        left=float(tails[at]),
+        left_lo=float(lower[at]),
+        left_hi=float(upper[at]),
+        layer=int(layers[np.argmax(upper <= margin)]),
+        shows=both(settled, falls),
+        share=float(share),
+        shares=shares,
+    )
+
+
+def weakest(parts: dict[str, Part]) -> tuple[float, Floats]:
+    """Smallest early share over the measures, in the data and in every resample."""
+    return min(part.share for part in parts.values()), np.min(
+        [part.shares for part in parts.values()], axis=0
+    )
+
+
+def interval(draws: Floats, level: float) -> tuple[float, float]:
+    """Two-sided percentile interval."""
+    lo, hi = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(lo), float(hi)
+
+
+def reflected(
+    estimate: float, draws: Floats, level: float, floor: float
+) -> tuple[float, tuple[float, float]]:
+    """Estimate and two-sided interval, both reflected: noise inflates ranges, and so biases shares.
+
+    Args:
+        estimate: In the data.
+        draws: In the resamples.
+        level: Of the interval.
+        floor: Lowest possible value; the highest is 1.
+
+    Returns:
+        Bias-corrected estimate and interval.
+    """
+    lo, hi = interval(draws, level)
+    best = np.clip([2 * estimate - draws.mean(), 2 * estimate - hi, 2 * estimate - lo], floor, 1)
+    return float(best[0]), (float(best[1]), float(best[2]))
+
+
+def both(a: Any, b: Any) -> bool | None:
+    """And, where None is "not decided"."""
+    return False if a is False or b is False else None if a is None or b is None else True
+
+
+def image_layer_matrix(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric as (images x layers), mean over the samples of an image.
+
+    Args:
+        rows: Tidy table with ``image, layer, metric, value``.
+        metric: Which metric.
+
+    Returns:
+        The matrix, images in order of appearance; a missing value of any sample leaves a gap.
+    """
+    kept = rows[rows["metric"] == metric]
+    cells = kept.groupby(["image", "layer"], sort=False)["value"]
+    means = cells.mean().where(cells.count() == cells.size())
+    return means.unstack("layer").sort_index(axis=1).reindex(kept["image"].unique())
+
+
+def by_image(curve: pd.DataFrame, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """Mean curve (layers,) and mean curves of resampled images (B, layers), paired by seed."""
+    found = cluster_bootstrap(curve.to_numpy(float), curve.index, B=resamples, seed=seed)
+    return found.estimate, found.distribution

@@ -1,0 +1,1 @@
+"""What every other folder may stand on: files, checkpoints on disk, progress, errors."""

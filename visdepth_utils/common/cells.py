@@ -1,0 +1,93 @@
+"""What a notebook's file says, without running it."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from visdepth_utils.common.errors import named_line
+
+
+def assigned(code: str) -> dict[str, Any]:
+    """What a cell assigns at its top level.
+
+    Args:
+        code: Python.
+
+    Returns:
+        Name -> value, in order; None where that is no literal.
+
+    Raises:
+        SyntaxError: It is no Python.
+    """
+    found: dict[str, Any] = {}
+    for node in ast.parse(code).body:
+        for name in node.targets if isinstance(node, ast.Assign) else ():
+            if isinstance(name, ast.Name):
+                try:
+                    found[name.id] = ast.literal_eval(node.value)
+                except ValueError:
+                    found[name.id] = None
+    return found
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook, or say in one line that it is none.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The notebook, format 4.
+
+    Raises:
+        ValueError: It is damaged or something else.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # half a file fails in nbformat in many ways
+        why = named_line(error, 200)
+        raise ValueError(
+            f"notebook {path} is not readable ({why}): restore it, or take it away"
+        ) from error
+
+
+def default_parameters(source: Path) -> dict[str, Any]:
+    """What a notebook's ``parameters`` cell declares.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Name -> default value, None where that is no literal; empty if no cell has that tag.
+
+    Raises:
+        ValueError: A notebook that cannot be read, or a cell that is no Python.
+    """
+    cells = [
+        cell.source
+        for cell in read_notebook(source).cells
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])
+    ]
+    try:
+        return {name: value for cell in cells for name, value in assigned(cell).items()}
+    except SyntaxError as error:
+        raise ValueError(
+            f"notebook {source}: its cell tagged 'parameters' is no plain Python ({error}): leave "
+            "only assignments in it"
+        ) from error
+
+
+def tags(source: Path) -> set[str]:
+    """All tags of a notebook's cells.
+
+    Args:
+        source: The notebook.
+
+    Returns:
+        Tags.
+    """
+    return {tag for cell in read_notebook(source).cells for tag in cell.metadata.get("tags", [])}

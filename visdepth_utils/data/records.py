@@ -1,0 +1,205 @@
+"""Rows of a data set, read one by one by number, and the files that they are in."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
+from visdepth_utils.common.errors import first_line
+from visdepth_utils.common.files import REPO, places
+from visdepth_utils.data.images import BadRow
+
+__all__ = ["Rows", "cached_revision", "files_behind", "locate_source", "read_lines"]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!.*\.\.)[\w./-]+)?")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_PIECES = (b"[", b"]", b"{", b"}", b"},", b"],")
+_STRINGS = (pa.string(), pa.large_string())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split of a data set.
+
+    Attributes:
+        where: For messages: source and split.
+        columns: Their names.
+        base: Folder that paths of pictures are relative to; None: no paths.
+        facts: Source, revision, split and subset, for the record.
+        data: ``data[i]`` is a row as a dictionary (lists), or a table with one row (Arrow).
+        unit: What a row is called in messages.
+        first: Number of the first row, as people count them in such a file.
+    """
+
+    where: str
+    columns: tuple[str, ...]
+    base: Path | None
+    facts: dict[str, Any]
+    data: Any = field(repr=False)
+    unit: str = "row"
+    first: int = 0
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """One row with undecoded pictures.
+
+        Raises:
+            BadRow: The line could not be read.
+        """
+        row = self.data[i]
+        if isinstance(row, BadRow):
+            raise row
+        return row if isinstance(row, dict) else row.to_pylist()[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        """All rows, few at a time; None for a line that could not be read."""
+        if isinstance(self.data, list):
+            for row in self.data:
+                yield None if isinstance(row, BadRow) else row
+        else:
+            for part in self.data.iter(batch_size=32):
+                yield from part.to_pylist()
+
+    def name(self, i: int) -> str:
+        """How messages call row i."""
+        return f"{self.where}, {self.unit} {i + self.first}"
+
+
+def locate_source(source: str | Path) -> Path | str:
+    """Tell a file or folder from a hub id, before anything is read.
+
+    Args:
+        source: Relative to the working directory, else to the repository; or ``owner/name``, or
+            ``owner/name@revision``.
+
+    Returns:
+        The path, or the hub id unchanged.
+
+    Raises:
+        FileNotFoundError: Neither.
+    """
+    name = str(source)
+    for path in (Path(os.path.expanduser(name)), REPO / name):
+        if os.path.exists(path):  # unlike Path's, it takes a name of any length
+            return path
+    if HUB_ID.fullmatch(name) and not name.startswith("data/"):
+        return name
+    raise FileNotFoundError(
+        f"no data at {name!r:.200} (looked in {places()}): "
+        "give an existing folder or file, or a hub id owner/name"
+    )
+
+
+def files_behind(where: Path) -> dict[str, Path]:
+    """The files whose contents are the data.
+
+    Args:
+        where: A folder, all of which counts; or a table, with the pictures that it names by path.
+
+    Returns:
+        Name -> path, sorted.
+
+    Raises:
+        ValueError: A table that cannot be read.
+    """
+    if where.is_dir():
+        found = (file for file in where.rglob("*") if file.is_file())
+        return {str(file.relative_to(where)): file for file in sorted(found)}
+    named: set[str] = set()
+    if where.suffix == ".jsonl":
+        rows = [row for row in read_lines(where) if isinstance(row, dict)]
+        cells = [cell for row in rows for name, cell in row.items() if name.startswith("image")]
+        parts = [part for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
+        named = {part for part in parts if isinstance(part, str)}
+    elif where.suffix == ".parquet":
+        try:
+            schema = pq.read_schema(where)
+            paths = [f.name for f in schema if f.name.startswith("image") and f.type in _STRINGS]
+            for column in paths:
+                named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ValueError(
+                f"{where} is not readable as parquet ({first_line(error)}): write it again"
+            ) from error
+    files = {name: where.parent / name for name in named if isinstance(name, str) and name}
+    pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
+    return {where.name: where, **dict(sorted(pictures.items()))}
+
+
+def cached_revision(repo: str, revision: str, commit: str = "") -> str | None:
+    """The commit that a data set's name stood for when it was last fetched, from the hub's cache.
+
+    Args:
+        repo: Its id.
+        revision: Branch, tag or commit.
+        commit: To be noted in the cache, for runs without network.
+
+    Returns:
+        The commit; None for one that was not fetched.
+    """
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset")
+    note = folder / "refs" / revision
+    if commit and commit != revision:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(commit)
+    if re.fullmatch("[0-9a-f]{40}", revision) and (folder / "snapshots" / revision).is_dir():
+        return revision
+    return note.read_text().strip() if note.is_file() else None
+
+
+def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
+    """The lines of a JSONL file, which holds text and paths.
+
+    Args:
+        file: The file. Lines end in LF, CRLF or, in a file without LF, in CR.
+
+    Returns:
+        One entry per line; a line that is no JSON object in UTF-8 as its error, to be named later.
+    """
+    content = file.read_bytes()
+    lines = content.split(b"\n" if b"\n" in content else b"\r")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [_row(line) for line in lines]
+
+
+def _row(line: bytes) -> dict[str, Any] | BadRow:
+    """One line as an object, or what is wrong with it."""
+    text = line.strip()
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+        if isinstance(row, list):
+            return BadRow("it is no JSON object but an array: write one object per line")
+        if not isinstance(row, dict):
+            return BadRow("it is no JSON object: write one per line")
+        if _HALF.search(line):
+            json.dumps(row, ensure_ascii=False).encode()  # fails on half a character
+        return row
+    except UnicodeEncodeError:
+        return BadRow("it holds half a character (\\ud800 to \\udfff alone): correct the line")
+    except RecursionError:
+        return BadRow("it is nested too deeply: correct the line")
+    except UnicodeDecodeError as error:
+        return BadRow(f"it is not UTF-8 (byte {error.start}): save the file as UTF-8")
+    except ValueError as error:
+        if not text:
+            return BadRow("it is empty")
+        if b"\0" in line:
+            return BadRow("it is not UTF-8 (zero bytes, as UTF-16 has): save the file as UTF-8")
+        if text in _PIECES or text.endswith((b",", b"{", b"[")):
+            return BadRow(
+                "it is no JSON by itself but a piece of an array, or of an object over several "
+                "lines: write one object per line"
+            )
+        return BadRow(f"it is no JSON ({error}): correct the line")

@@ -1,0 +1,164 @@
+"""Chains of reasoning as text: where the answer starts, and how far apart two chains are.
+
+A long text differs more often than a short one, whatever caused it. So a distance is held against
+the distance to outputs about *other* pictures, in the same format: 0 is equal, 1 is no more alike
+than unrelated texts (one minus a chance-corrected agreement, as Krippendorff's alpha or Cohen's
+kappa). On that scale a chain of thirty words and an answer of one can be compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rapidfuzz.distance import Levenshtein
+from rapidfuzz.process import cdist
+
+from visdepth_utils.measure.scores import answer_span, normalise
+
+__all__ = ["compare", "edit_distance", "split_answer", "step_agreement", "steps", "words"]
+
+_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:'\w+)?|[^\w\s]")
+_STEP = re.compile(r"\.(?!\d)|[\n;!?]+")
+
+OUTPUTS = {"sample", "image", "task", "kind", "style", "mode", "depth", "control", "output"}
+
+
+def split_answer(text: str) -> tuple[str, str, bool]:
+    """Part an output into chain and final answer.
+
+    Args:
+        text: The output.
+
+    Returns:
+        What stands before that which names the answer (see ``scoring.answer_span``), the
+        normalised answer, and True. Where nothing names one: an empty chain, the whole text as the
+        answer, and False. Thinking that no answer follows: the text as the chain, an empty answer,
+        and False.
+    """
+    start, begin, stop = answer_span(text)
+    named = begin > 0 and start < stop
+    return text[:start].strip(), normalise(text[begin:stop]), named
+
+
+def words(text: str) -> list[str]:
+    """Words, numbers and marks of a text, in lower case; "1,234" is one of them."""
+    return _WORD.findall(text.lower())
+
+
+def steps(text: str) -> list[str]:
+    """Steps of a chain: what stands between full stops (not in numbers), ; ! ? and line ends."""
+    return [step for part in _STEP.split(text) if (step := normalise(part))]
+
+
+def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """Levenshtein distance over the longer length, 0..1; two empty sequences: 0."""
+    return float(Levenshtein.normalized_distance(list(a), list(b)))
+
+
+def step_agreement(a: str, b: str) -> float:
+    """F1 of the steps of two chains, equal after normalising, each used once; both empty: 1."""
+    one, two = Counter(steps(a)), Counter(steps(b))
+    if not one and not two:
+        return 1.0
+    return 2 * sum((one & two).values()) / (sum(one.values()) + sum(two.values()))
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """Add distances to the full model's output, and what chance would make of them.
+
+    Chance at a depth, for sample i: the mean distance of i's full output to the outputs *at that
+    depth* of all samples with another picture, same task, kind and style.
+
+    Args:
+        table: Columns ``sample, image, task, kind, style, mode, depth, control, output``; the rows
+            of the largest depth without a control are the full model's.
+
+    Returns:
+        The table with ``chain, answer`` (texts), ``ends`` (whether a final answer is named),
+        ``same`` (the very output), ``diverges`` (words before the first that differs; NaN where
+        none does), ``edit`` (words, 0..1), ``steps`` (1 - F1), ``flip`` (another
+        final answer), each of the last three also as ``..._chance``; NaN where no other picture
+        has such a question.
+
+    Raises:
+        ValueError: If a column is missing, or a sample has no row of the full model.
+    """
+    if missing := OUTPUTS - set(table.columns):
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"table lacks column(s) {names}: pass what reasoning_sweep returns")
+    table = table.reset_index(drop=True)
+    parts = [split_answer(text) for text in table["output"]]
+    table["chain"], table["answer"], table["ends"] = zip(*parts, strict=True)
+    full = table[(table["depth"] == table["depth"].max()) & (table["control"] == "")]
+    full = full.drop_duplicates("sample").set_index("sample")
+    if lacking := set(table["sample"]) - set(full.index):
+        raise ValueError(f"{len(lacking)} samples have no row of the full model: measure depth L")
+    table["same"] = table["output"] == table["sample"].map(full["output"])
+    table["diverges"] = [
+        _divergence(words(a), words(b))
+        for a, b in zip(table["sample"].map(full["output"]), table["output"], strict=True)
+    ]
+    out = []
+    groups = ["mode", "control", "depth", "task", "kind", "style"]
+    for _, rows in table.groupby(groups, sort=False, dropna=False):
+        out.append(_with_distances(rows, full.loc[rows["sample"]]))
+    return pd.concat(out).sort_index()
+
+
+def _with_distances(rows: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
+    """Own and chance distances of one condition and format; ``full`` holds the same samples."""
+    others = full["image"].to_numpy()[:, None] != rows["image"].to_numpy()[None, :]
+    found = {}
+    for name, matrix in (
+        ("edit", _edits(full["chain"], rows["chain"])),
+        ("steps", _pairwise(full["chain"], rows["chain"], lambda a, b: 1 - step_agreement(a, b))),
+        ("flip", full["answer"].to_numpy()[:, None] != rows["answer"].to_numpy()[None, :]),
+    ):
+        found[name] = np.diagonal(matrix).astype(float)
+        count = others.sum(1)
+        total = np.where(others, matrix, 0.0).sum(1)
+        found[f"{name}_chance"] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return rows.assign(**found)
+
+
+def _divergence(a: Sequence[str], b: Sequence[str]) -> float:
+    """How many words two texts begin with in common; NaN where they are equal."""
+    if a == b:
+        return float("nan")
+    pairs = enumerate(zip(a, b, strict=False))
+    return float(next((i for i, (x, y) in pairs if x != y), min(len(a), len(b))))
+
+
+def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
+    """Normalised edit distances over words, (len(one), len(two)).
+
+    Every word becomes one character, because strings are compared much faster than lists.
+    """
+    letters: dict[str, str] = {}
+    coded = [
+        [
+            "".join(letters.setdefault(w, chr(0x10000 + len(letters))) for w in words(t))
+            for t in side
+        ]
+        for side in (one, two)
+    ]
+    return cdist(*coded, scorer=Levenshtein.normalized_distance, dtype=np.float64)
+
+
+def _pairwise(
+    one: Sequence[str], two: Sequence[str], distance: Callable[[str, str], float]
+) -> np.ndarray:
+    """All distances, each pair of texts worked out once."""
+    known: dict[tuple[str, str], float] = {}
+    out = np.empty((len(one), len(two)))
+    for i, a in enumerate(one):
+        for j, b in enumerate(two):
+            if (a, b) not in known:
+                known[a, b] = distance(a, b)
+            out[i, j] = known[a, b]
+    return out

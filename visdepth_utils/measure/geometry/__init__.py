@@ -1,0 +1,1 @@
+"""Entropy, intrinsic dimension, curvature and similarity of hidden states, layer by layer."""

@@ -1,0 +1,241 @@
+"""The paper's interventions as rows for ``rerun``: truncation at a depth, states of another layer.
+
+Depth d (0..L): layers 0..d-1 see image tokens, layers d.. do not. Layers are 0..L-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING
+
+import torch
+
+from visdepth_utils.measure.patching.prefill import Index, Prefill
+from visdepth_utils.measure.patching.rows import Rows
+
+if TYPE_CHECKING:
+    from visdepth_utils.models.encoding import Encoded
+    from visdepth_utils.models.vlm import VLM
+
+MODES = ("remove", "renumber", "freeze")
+"""remove: rows gone, positions kept; renumber: rows gone, positions closed up; freeze: rows keep
+their state and stay readable.
+"""
+
+
+def check_depths(vlm: VLM, depths: str | Sequence[int], mode: str = "remove") -> list[int]:
+    """Turn what the user asked for into depths, in order.
+
+    Args:
+        vlm: The model.
+        depths: ``"all"`` or numbers in 0..L.
+        mode: One of MODES.
+
+    Returns:
+        Sorted depths without repeats.
+
+    Raises:
+        ValueError: Unknown mode, no depths, one outside 0..L, or one that this mode cannot cut at.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} is unknown: use {', '.join(MODES)}")
+    last = vlm.n_layers
+    first = len(vlm.injection_layers) if mode == "freeze" else 0
+    if isinstance(depths, str):
+        if depths != "all":
+            raise ValueError(f"depths {depths!r}: use 'all' or a list of numbers in 0..{last}")
+        return list(range(first, last + 1))
+    if not isinstance(depths, Iterable):
+        raise ValueError(f"depths {depths!r}: use 'all' or a list of numbers in 0..{last}")
+    depths = list(depths)
+    for d in depths:
+        number = isinstance(d, Real) and not isinstance(d, bool)
+        if not number or not 0 <= d <= last or int(d) != d:
+            raise ValueError(f"depth {d!r} is not in 0..{last}, the depths of {vlm.name}")
+    chosen = sorted({int(d) for d in depths})
+    if not chosen:
+        raise ValueError("no depths given: use 'all' or a list with at least one number")
+    if chosen[0] < first:
+        raise ValueError(
+            f"depth {chosen[0]} lies inside the layers 0..{first - 1} after which {vlm.name} adds "
+            f"visual features again (DeepStack); frozen rows would lose them: use {first}..{last}"
+        )
+    return chosen
+
+
+def image_spans(enc: Encoded) -> torch.Tensor:
+    """Bool (B, S): from the first image token of a sample to its end.
+
+    Raises:
+        ValueError: Names a sample without an image, or one that ends with it.
+    """
+    last = enc.is_image[:, -1]
+    if last.any():
+        ends = int(last.nonzero()[0])
+        name = enc.samples[ends].id if enc.samples else f"number {ends}"
+        raise ValueError(
+            f"sample {name!r} ends with an image token, where its answer is read "
+            "off: it cannot be removed or replaced; use a chat template with text after the image"
+        )
+    has = enc.is_image.any(-1)
+    if not has.all():
+        blind = int((~has).nonzero()[0])
+        name = enc.samples[blind].id if enc.samples else f"number {blind}"
+        raise ValueError(
+            f"sample {name!r} has no image tokens: there is nothing to remove or replace; "
+            "give samples with images"
+        )
+    return enc.is_image.long().cumsum(1) > 0
+
+
+def reached(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
+    """Bool (B, S): tokens whose states can change when those of ``changed`` (B, S) do."""
+    attended = enc.inputs["attention_mask"].bool()
+    return attended & (changed.long().cumsum(1) > 0) if vlm.family.causal_prefix else attended
+
+
+def rerun(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
+    """Tokens that a substitution runs again, bool (B, S): those reached, or all of them.
+
+    Where little stands before the change and nothing is padded, running that little again as well
+    costs less than attention with a mask: whole sequences take the faster causal kernel.
+    """
+    moved, attended = reached(vlm, enc, changed), enc.inputs["attention_mask"].bool()
+    before = int((attended & ~moved).sum())
+    return attended if attended.all() and 8 * before <= int(moved.sum()) else moved
+
+
+def kept_for_truncation(vlm: VLM, enc: Encoded, mode: str) -> torch.Tensor:
+    """Tokens whose states a prefill must keep for ``truncation``, bool (B, S)."""
+    image_spans(enc)
+    moved = reached(vlm, enc, enc.is_image)
+    return moved if mode == "freeze" else moved & ~enc.is_image
+
+
+def truncation(pre: Prefill, depths: Sequence[int], mode: str = "remove") -> Rows:
+    """One row per depth.
+
+    Args:
+        pre: The plain pass, made with ``kept_for_truncation``.
+        depths: In order, from ``check_depths``.
+        mode: One of MODES.
+
+    Returns:
+        The rows.
+    """
+    enc = pre.enc
+    may_move = reached(pre.vlm, enc, enc.is_image)
+    moved = Index.of(may_move & ~enc.is_image)
+    images = Index.of(enc.is_image) if mode == "freeze" else None
+    closed = None
+    if mode == "renumber":
+        left = pre.attended & ~enc.is_image
+        rank = left.long().cumsum(1) - left.long()
+        closed = rank + first_positions(pre.positions, pre.attended)
+    return Rows(
+        starts=list(depths),
+        moved=moved,
+        context=Index.of(pre.attended & ~may_move),
+        initial=lambda row: pre.state(depths[row], moved),
+        frozen=images,
+        frozen_state=None if images is None else lambda row: pre.state(depths[row], images),
+        closed=closed,
+    )
+
+
+def first_positions(positions: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """Position id of each sample's first token, (B, 1): 0, or 1 where a family counts from there.
+
+    Args:
+        positions: (..., B or 1, S), as the rotary embedding took them.
+        attended: bool (B, S).
+    """
+    one_axis = positions.reshape(-1, *positions.shape[-2:])[0].expand_as(attended)
+    return one_axis.gather(1, attended.long().argmax(1, keepdim=True))
+
+
+def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
+    """Tokens that a substitution replaces, bool (B, S): the image, or text after it has begun.
+
+    Text before the image cannot have seen it; its states stay. Special tokens that follow text
+    count as text here, because the answer is read off at one of them (the end of a chat template);
+    those that belong to an image (row breaks, end of vision) are of neither kind.
+
+    Raises:
+        ValueError: Unknown modality, or a sample without such tokens.
+    """
+    if modality not in ("image", "text"):
+        raise ValueError(f"modality {modality!r} is unknown: use 'image' or 'text'")
+    spans = image_spans(enc)
+    if modality == "image":
+        return enc.is_image
+    at = torch.arange(1, spans.shape[1] + 1, device=spans.device)
+    last_text, last_image = ((at * kind).cummax(1).values for kind in (enc.is_text, enc.is_image))
+    follows_text = last_text > last_image
+    chosen = enc.inputs["attention_mask"].bool() & spans & ~enc.is_image & follows_text
+    if not chosen.any(-1).all():
+        raise ValueError("a sample has no text after its image: there is nothing to replace")
+    return chosen
+
+
+def check_layers(vlm: VLM, layers: Sequence[int], modality: str) -> list[int]:
+    """Layers at which states of ``modality`` can be replaced.
+
+    Raises:
+        ValueError: None given, one outside 0..L-1, or image states below the last layer after which
+            the family adds visual features again: they would be added twice.
+    """
+    chosen = sorted({int(layer) for layer in layers})
+    last = vlm.n_layers - 1
+    if not chosen:
+        raise ValueError(f"no layers given: use some of 0..{last}")
+    if wrong := [layer for layer in chosen if not 0 <= layer <= last]:
+        raise ValueError(f"layer {wrong[0]} is not in 0..{last}, the layers of {vlm.name}")
+    injected = len(vlm.injection_layers) - 1
+    if modality == "image" and chosen[0] <= injected:
+        raise ValueError(
+            f"{vlm.name} adds visual features after layers 0..{injected} (DeepStack): image states "
+            f"put in at layer {chosen[0]} would get them twice; use layers {injected + 1}..{last}"
+        )
+    return chosen
+
+
+def substitution(
+    pre: Prefill,
+    layers: Sequence[int],
+    states: Sequence[torch.Tensor],
+    modality: str,
+) -> Rows:
+    """One row per (layer, states): these states take the place of the plain ones there.
+
+    Args:
+        pre: The plain pass; must have kept every token that ``rerun`` names.
+        layers: Layer of each row, not decreasing.
+        states: (B, n, D) of each row, for the n tokens of ``Index.of(replaceable(...))``.
+        modality: ``"image"`` or ``"text"``.
+
+    Returns:
+        The rows.
+    """
+    chosen = replaceable(pre.enc, modality)
+    may_move = rerun(pre.vlm, pre.enc, chosen)
+    moved = Index.of(may_move)
+    target = Index.of(chosen)
+    # Where in the moved tokens each replaced one stands.
+    slots = may_move.long().cumsum(1) - 1 + len(moved) - may_move.sum(1, keepdim=True)
+    slots = slots.clamp(min=0).gather(1, target.at)
+
+    def initial(row: int) -> torch.Tensor:
+        state = pre.state(layers[row], moved).clone()
+        for b in range(len(state)):
+            here = target.valid[b]
+            state[b, slots[b][here]] = states[row][b][here]
+        return state
+
+    return Rows(
+        starts=list(layers),
+        moved=moved,
+        context=Index.of(pre.attended & ~may_move),
+        initial=initial,
+    )

@@ -1,0 +1,235 @@
+"""Run part of a pass again: many rows that leave one plain pass, each at its own layer.
+
+A row is one "what if": the same samples, with some states replaced or some keys gone from layer
+``start`` on. Below that layer it *is* the plain pass. From there on only its changed tokens run;
+what came before them in the sequence is read from the plain pass's keys and values. At layer l one
+call serves all rows that have started, so weights are read once per layer, not once per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from visdepth_utils.measure.patching.layercall import Splice, keys_of, run_layer
+from visdepth_utils.measure.patching.prefill import Index, Prefill
+from visdepth_utils.measure.patching.rows import Rows, angles_for, positions_for, row_mask
+from visdepth_utils.models.parts import head
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """The outcome of a replay.
+
+    Attributes:
+        rows: What was run.
+        states: (B, R, T', D), the last T' of the moved tokens after the last layer.
+        keys: Per layer (B, n, H, M + T, head size) of the n rows started by then, frozen tokens
+            first; empty list if not kept.
+        values: As ``keys``.
+    """
+
+    rows: Rows
+    states: torch.Tensor
+    keys: list[torch.Tensor | None] = field(default_factory=list)
+    values: list[torch.Tensor | None] = field(default_factory=list)
+
+
+@torch.no_grad()
+def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> Replayed:
+    """Run the moved tokens of all rows through the layers above their starts.
+
+    Args:
+        pre: The plain pass; the moved tokens' states must have been kept.
+        rows: The variants.
+        keep_cache: Keep the new keys and values; decoding needs them.
+        tail: How many of the last tokens are wanted after the last layer. Of the others that layer
+            needs keys and values only, so nothing else of it is computed for them.
+
+    Returns:
+        States after the last layer, for every row.
+
+    Raises:
+        ValueError: If ``starts`` decrease.
+    """
+    starts = list(rows.starts)
+    if starts != sorted(starts):
+        raise ValueError(f"starts {starts} decrease: sort the rows by layer")
+    n_samples, width = rows.moved.at.shape
+    n_layers = pre.vlm.n_layers
+    hidden: torch.Tensor | None = None
+    frozen: torch.Tensor | None = None
+    out = Replayed(rows, torch.empty(0))
+    for layer in range(n_layers + 1):
+        new = [row for row, start in enumerate(starts) if start == layer]
+        if new:
+            short = tail if layer == n_layers else width
+            hidden = _append(hidden, [rows.initial(row)[:, -short:] for row in new])
+            if rows.frozen is not None:
+                frozen = _append(frozen, [rows.frozen_state(row) for row in new])
+        if layer == n_layers:
+            break
+        if hidden is None:
+            out.keys.append(None)
+            out.values.append(None)
+            continue
+        still = None if frozen is None else _frozen_keys(pre, rows, layer, frozen)
+        wanted = min(tail, width) if layer == n_layers - 1 else width
+        hidden, own = _layer(pre, rows, layer, hidden, still, wanted)
+        added = pre.addition(layer, rows.moved)
+        if added is not None:
+            hidden = hidden + added[:, None]
+        if keep_cache:
+            for kept, new, old in zip(
+                (out.keys, out.values), own, still or (None, None), strict=True
+            ):
+                old = None if old is None else old.unflatten(0, (n_samples, -1))
+                kept.append(new if old is None else torch.cat([old, new], 3))
+    return Replayed(rows, hidden, out.keys, out.values)
+
+
+def next_logits(pre: Prefill, done: Replayed) -> torch.Tensor:
+    """fp32 (B, R, V) at the last token; a row that never starts gets the plain pass's own."""
+    logits = head(pre.vlm, done.states[:, :, -1])
+    plain = torch.tensor(
+        [start == pre.vlm.n_layers for start in done.rows.starts], device=logits.device
+    )
+    return torch.where(plain[None, :, None], pre.logits[:, None], logits)
+
+
+def _layer(
+    pre: Prefill,
+    rows: Rows,
+    layer: int,
+    hidden: torch.Tensor,
+    still: tuple[torch.Tensor, torch.Tensor] | None,
+    wanted: int,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """One layer on the moved tokens (B, n, T, D) of n rows.
+
+    Where many keys of the plain pass are read by few tokens, several rows stand side by side on the
+    sequence axis and share one copy of those keys; a mask keeps the rows apart.
+
+    Returns:
+        States (B, n, wanted, D) of the last tokens; keys and values (B, n, H, T, head size) of all.
+    """
+    n_samples, n, width = hidden.shape[:3]
+    n_context = len(rows.context)
+    most = 1 if still is not None else max(1, n_context // (2 * width))
+    groups = -(-n // most)
+    side = -(-n // groups)  # rows side by side; the last group may be filled up with empty ones
+    filled = groups * side - n
+    packed = torch.nn.functional.pad(hidden, (0, 0, 0, 0, 0, filled)) if filled else hidden
+    packed = packed.reshape(n_samples * groups, side * width, -1)
+    before = _context(pre, rows, layer, groups, still)
+    places = _places(pre, layer, rows.moved, groups, rows.closed, side)
+    mask = row_mask(pre, rows, layer)
+    if wanted == width:
+        cache = Splice(*before)
+        apart = (
+            None
+            if _just_causal(pre, rows, layer)
+            else _repeat(_apart(mask, side, n_context), groups)
+        )
+        after = run_layer(pre, layer, packed, mask=apart, **places, cache=cache)
+        own = cache.new
+    else:
+        own = keys_of(pre, layer, packed, places)
+        # The last tokens' keys come twice, from both calls; those of the second are not read.
+        cache = Splice(*(_joined(old, new) for old, new in zip(before, own, strict=True)))
+        apart = _apart(mask[:, -wanted:], side, n_context)
+        apart = torch.nn.functional.pad(apart, (0, side * wanted))
+        last = Index(rows.moved.at[:, -wanted:], rows.moved.valid[:, -wanted:])
+        after = run_layer(
+            pre,
+            layer,
+            packed.unflatten(1, (side, width))[:, :, -wanted:].flatten(1, 2),
+            mask=_repeat(apart, groups),
+            **_places(pre, layer, last, groups, rows.closed, side),
+            cache=cache,
+        )
+    states = after.reshape(n_samples, groups * side, wanted, -1)[:, :n]
+    keys, values = (
+        part.unflatten(2, (side, width)).transpose(1, 2).unflatten(0, (n_samples, groups))
+        for part in own
+    )
+    return states, (keys.flatten(1, 2)[:, :n], values.flatten(1, 2)[:, :n])
+
+
+def _apart(mask: torch.Tensor, side: int, n_context: int) -> torch.Tensor:
+    """A row's mask (B, q, C + T) for ``side`` rows: the context is shared, other rows are not read.
+
+    Returns:
+        Bool (B, side * q, C + side * T).
+    """
+    if side == 1:
+        return mask
+    shared, own = mask[..., :n_context], mask[..., n_context:]
+    same = torch.eye(side, dtype=torch.bool, device=mask.device)
+    blocks = own[:, None, :, None, :] & same[None, :, None, :, None]
+    return torch.cat([shared.repeat(1, side, 1), blocks.flatten(3, 4).flatten(1, 2)], 2)
+
+
+def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    return new if old is None else torch.cat([old, new], 2)
+
+
+def _just_causal(pre: Prefill, rows: Rows, layer: int) -> bool:
+    """Whether whole unpadded sequences run again in a layer that the model runs without a mask.
+
+    Attention has a faster kernel for that.
+    """
+    alone = not len(rows.context) and rows.frozen is None and rows.closed is None
+    whole = len(rows.moved) == pre.attended.shape[1] and bool(pre.attended.all())
+    return alone and whole and pre.causal[layer]
+
+
+def _append(stack: torch.Tensor | None, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(B, n, T, D) and m times (B, T, D) -> (B, n + m, T, D), copied once."""
+    more = [row[:, None] for row in rows]
+    return torch.cat(more if stack is None else [stack, *more], 1)
+
+
+def _repeat(values: torch.Tensor, n: int) -> torch.Tensor:
+    """(B, ...) -> (B * n, ...), every sample n times in a row, without a copy where possible."""
+    return values[:, None].expand(-1, n, *values.shape[1:]).flatten(0, 1)
+
+
+def _places(
+    pre: Prefill, layer: int, tokens: Index, n: int, closed: torch.Tensor | None, side: int = 1
+) -> dict[str, Any]:
+    """Where tokens stand, for n times ``side`` rows of each sample: ``angles``, ``positions``."""
+    positions = positions_for(pre, tokens, closed)
+    angles = angles_for(pre, layer, tokens, closed)
+    return {
+        "angles": tuple(_repeat(part.repeat(1, side, 1), n) for part in angles),
+        "positions": None if positions is None else _repeat(positions.repeat(1, side), n),
+    }
+
+
+def _context(
+    pre: Prefill,
+    rows: Rows,
+    layer: int,
+    n: int,
+    still: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Keys and values that n rows read besides their own: plain context, then frozen tokens."""
+    parts = []
+    for which, plain in enumerate((pre.keys[layer], pre.values[layer])):
+        found = [_repeat(rows.context.take(plain, 2), n)] if len(rows.context) else []
+        if still is not None:
+            found.append(still[which])
+        parts.append(torch.cat(found, 2) if found else None)
+    return parts[0], parts[1]
+
+
+def _frozen_keys(
+    pre: Prefill, rows: Rows, layer: int, frozen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values that this layer makes of frozen states (B, n, M, D)."""
+    places = _places(pre, layer, rows.frozen, frozen.shape[1], None)
+    return keys_of(pre, layer, frozen.flatten(0, 1), places)

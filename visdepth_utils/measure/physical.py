@@ -1,0 +1,172 @@
+"""Truncation that really drops the image rows, so that its time and memory can be measured.
+
+The sweeps ask "what if" and compute every depth at once; they save nothing. Here the rows leave the
+hidden states and the KV cache at the cut, in the prefill and while decoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from visdepth_utils.measure.interventions import edited
+from visdepth_utils.measure.patching.branches import check_depths, image_spans
+from visdepth_utils.models.parts import (
+    check_rope,
+    mask_for,
+    refuse_unmaskable,
+    scores,
+    window,
+)
+
+if TYPE_CHECKING:
+    from visdepth_utils.models.encoding import Encoded
+    from visdepth_utils.models.vlm import VLM
+
+
+@contextlib.contextmanager
+def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
+    """From layer ``depth`` on, image rows leave the hidden states and the KV cache, positions kept.
+
+    Less is computed and stored, so time and memory can be measured. Decode with ``greedy``: the
+    model's own ``generate`` supposes that all layers hold equally many keys.
+
+    Args:
+        vlm: The model.
+        enc: Samples whose image tokens stand at the same places, without padding (one sample does).
+        depth: In 0..L.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: See ``check_depths``, or samples that differ in where their image tokens stand.
+    """
+    refuse_unmaskable(vlm)
+    image_spans(enc)
+    check_depths(vlm, [depth])
+    keep = (~enc.is_image[0]).nonzero()[:, 0]
+    n = enc.is_image.shape[1]
+    if bool((enc.is_image != enc.is_image[0]).any()) or not enc.inputs["attention_mask"].all():
+        raise ValueError(
+            "rows can be dropped only where image tokens stand at the same places in all samples, "
+            "without padding: run one sample at a time"
+        )
+
+    def edit(layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        if layer < depth:
+            return hidden
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length(layer)
+        if past == 0:
+            if hidden.shape[1] == n:
+                hidden = hidden[:, keep]
+            cos, sin = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = (cos[..., keep, :], sin[..., keep, :])
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = kwargs["position_ids"][..., keep]
+            if kwargs.get("attention_mask") is not None:
+                kwargs["attention_mask"] = kwargs["attention_mask"][:, :, keep][..., keep]
+            return hidden
+        # What the decoder passes fits its first layer's length, not this one's.
+        later = torch.arange(n, n + past + hidden.shape[1] - len(keep), device=hidden.device)
+        keys = torch.cat([keep, later])
+        queries = later[-hidden.shape[1] :]
+        allowed = queries[:, None] >= keys
+        size = window(vlm, layer)
+        if size is not None:
+            allowed &= queries[:, None] - keys < size
+        allowed = allowed.expand(len(hidden), -1, -1)
+        kwargs["attention_mask"] = None if allowed.all() else mask_for(vlm, allowed, hidden.dtype)
+        return hidden
+
+    def fewer_features(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        # DeepStack adds features to image rows after the first layers: not to rows that are gone.
+        if kwargs.get("deepstack_visual_embeds") is not None:
+            features = list(kwargs["deepstack_visual_embeds"])[:depth]
+            kwargs = {**kwargs, "deepstack_visual_embeds": features}
+        return args, kwargs
+
+    decoder = vlm.model.get_decoder()
+    handle = decoder.register_forward_pre_hook(fewer_features, with_kwargs=True)
+    try:
+        with edited(vlm, edit):
+            yield
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def greedy(
+    vlm: VLM, enc: Encoded, depth: int, max_new_tokens: int, stop: Sequence[int] = ()
+) -> tuple[list[int], torch.Tensor, DynamicCache]:
+    """Answer one sample with the image gone from layer ``depth`` on.
+
+    Args:
+        vlm: The model.
+        enc: One sample.
+        depth: In 0..L.
+        max_new_tokens: Budget of the answer.
+        stop: Ids that end it.
+
+    Returns:
+        Token ids with the one that ended them, fp32 logits (V,) of the first, and the cache.
+
+    Raises:
+        ValueError: More than one sample, or see ``truncated_physically``.
+    """
+    if len(enc.is_image) != 1:
+        raise ValueError(f"{len(enc.is_image)} samples: rows are dropped one sample at a time")
+    check_rope(vlm, enc, max_new_tokens)
+    embed = vlm.model.get_input_embeddings()
+    cache = DynamicCache()  # without a config: sliding layers must keep all keys
+    positions: list[torch.Tensor] = []
+
+    def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+    with truncated_physically(vlm, enc, depth):
+        handle = vlm.model.get_decoder().rotary_emb.register_forward_pre_hook(
+            rotary, with_kwargs=True
+        )
+        try:
+            out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        finally:
+            handle.remove()
+        first = out.logits[0, -1].float()
+        ids = [int(first.argmax())]
+        while ids[-1] not in stop and len(ids) < max_new_tokens:
+            token = embed(torch.tensor([ids[-1:]], device=vlm.device))
+            logits = decoder_step(vlm, token, positions[0][..., -1:] + len(ids), cache)
+            ids.append(int(logits.argmax()))
+    return ids, first, cache
+
+
+def decoder_step(
+    vlm: VLM, embedded: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Run the decoder and its head on embedded tokens, the vision tower apart.
+
+    Args:
+        vlm: The model.
+        embedded: (1, T, D), what goes into layer 0.
+        positions: Position ids (..., 1, T).
+        cache: Of the tokens before; grows by T.
+
+    Returns:
+        Logits (V,) of the last token.
+    """
+    out = vlm.model.get_decoder()(
+        inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    return scores(vlm, out.last_hidden_state[0, -1])
+
+
+def held_bytes(cache: DynamicCache) -> int:
+    """Bytes of memory that the keys and values of all layers occupy."""
+    parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    return sum(part.untyped_storage().nbytes() for part in parts)

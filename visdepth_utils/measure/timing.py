@@ -1,0 +1,172 @@
+"""Time and memory by depth, measured with the image rows really dropped.
+
+Only the decoder is timed: the vision tower costs the same at every depth (``tower_share`` tells how
+much). What the rows hold does not matter for time, so any number of image tokens can be tried on
+any decoder, a model's own included. Times of one machine say little on another; what is compared
+are ratios to the whole model in the same repetition, all depths in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import DynamicCache
+
+from visdepth_utils.measure.patching.branches import check_depths
+from visdepth_utils.measure.physical import decoder_step, held_bytes, truncated_physically
+from visdepth_utils.models.encoding import Encoded
+
+if TYPE_CHECKING:
+    from visdepth_utils.data.samples import Sample
+    from visdepth_utils.models.vlm import VLM
+
+__all__ = ["rows_of", "time_by_depth", "tower_share"]
+
+
+def rows_of(vlm: VLM, image_tokens: int, other_tokens: int) -> Encoded:
+    """One prompt of so many rows, half of the others before the image; it holds no tokens.
+
+    Raises:
+        ValueError: No image token, or fewer than two others (one must stand behind the image).
+    """
+    if image_tokens < 1 or other_tokens < 2:
+        raise ValueError(
+            f"{image_tokens} image and {other_tokens} other tokens: give at least 1 and 2"
+        )
+    is_image = torch.zeros(1, image_tokens + other_tokens, dtype=torch.bool, device=vlm.device)
+    is_image[:, other_tokens // 2 : other_tokens // 2 + image_tokens] = True
+    mask = torch.ones_like(is_image, dtype=torch.long)
+    return Encoded({"attention_mask": mask}, is_image, ~is_image, ())
+
+
+def time_by_depth(
+    vlm: VLM,
+    image_tokens: int,
+    other_tokens: int,
+    depths: str | Sequence[int] = "all",
+    *,
+    repeats: int = 9,
+    new_tokens: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> pd.DataFrame:
+    """Time prefill and decoding of one prompt at each depth, rows really dropped.
+
+    Each repetition runs every depth once and the whole model twice, in an order drawn anew. Before
+    the first, the smallest depth and the whole model run once without being counted.
+
+    Args:
+        vlm: Whose decoder is timed.
+        image_tokens: Rows that are dropped.
+        other_tokens: Rows that stay, half of them before the image.
+        depths: ``"all"`` or numbers in 0..L; L is always run.
+        repeats: Repetitions.
+        new_tokens: Steps of decoding.
+        seed: Of the rows and the order.
+        progress: Called with (done, total, label).
+
+    Returns:
+        One row per repetition and depth: ``decoder, image_tokens, other_tokens, repetition, depth,
+        again`` (the second run of the whole model), ``prefill_s`` (decoder and head, seconds),
+        ``decode_s`` (a step, median over new_tokens), ``kv_bytes`` (held after the prefill),
+        ``device, dtype, threads``.
+
+    Raises:
+        ValueError: See ``rows_of`` and ``check_depths``; fewer than one repetition or new token.
+    """
+    if repeats < 1 or new_tokens < 1:
+        raise ValueError(f"{repeats} repetitions of {new_tokens} tokens: give at least 1 of each")
+    enc = rows_of(vlm, image_tokens, other_tokens)
+    asked = sorted({*check_depths(vlm, depths), vlm.n_layers})
+    runs = [(depth, False) for depth in asked] + [(vlm.n_layers, True)]
+    embed, rng = vlm.model.get_input_embeddings(), np.random.default_rng(seed)
+    ids = torch.from_numpy(rng.integers(0, embed.weight.shape[0], enc.is_image.shape[1]))
+    with torch.no_grad():
+        embedded = embed(ids.to(vlm.device))[None]
+    facts = {
+        "decoder": vlm.name,
+        "image_tokens": image_tokens,
+        "other_tokens": other_tokens,
+        "device": _device_name(vlm.device),
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    for depth in {asked[0], vlm.n_layers}:
+        _once(vlm, enc, embedded, depth, 1)
+    rows = []
+    for repetition in range(repeats):
+        for i in rng.permutation(len(runs)):
+            depth, again = runs[i]
+            found = _once(vlm, enc, embedded, depth, new_tokens)
+            rows.append({"repetition": repetition, "depth": depth, "again": again, **found})
+        if progress:
+            progress(repetition + 1, repeats, f"{image_tokens} image tokens")
+    return pd.DataFrame(rows).assign(**facts).sort_values(["repetition", "depth", "again"])
+
+
+@torch.no_grad()
+def _once(
+    vlm: VLM, enc: Encoded, embedded: torch.Tensor, depth: int, new_tokens: int
+) -> dict[str, Any]:
+    """One prefill and some steps behind it."""
+    cache, n = DynamicCache(), embedded.shape[1]
+    places = torch.arange(n + new_tokens, device=vlm.device)[None]
+    steps = []
+    with truncated_physically(vlm, enc, depth):
+        start = _now(vlm.device)
+        decoder_step(vlm, embedded, places[:, :n], cache)
+        prefill = _now(vlm.device) - start
+        held = held_bytes(cache)
+        for k in range(new_tokens):
+            start = _now(vlm.device)
+            decoder_step(vlm, embedded[:, -1:], places[:, n + k : n + k + 1], cache)
+            steps.append(_now(vlm.device) - start)
+    return {"prefill_s": prefill, "decode_s": statistics.median(steps), "kv_bytes": held}
+
+
+@torch.no_grad()
+def tower_share(vlm: VLM, sample: Sample, repeats: int = 5) -> float:
+    """Share of a whole prefill that passes before the decoder starts: vision tower and projector.
+
+    Args:
+        vlm: The model.
+        sample: With an image, whose own number of tokens counts.
+        repeats: Runs; the median is returned.
+
+    Returns:
+        A number in 0..1. It is saved by no depth.
+    """
+    enc, started = vlm.encode([sample]), []
+
+    def before(*_args: Any) -> None:
+        started.append(_now(vlm.device))
+
+    handle = vlm.model.get_decoder().register_forward_pre_hook(before)
+    shares = []
+    try:
+        for _ in range(repeats + 1):
+            start = _now(vlm.device)
+            vlm.model(**enc.inputs, use_cache=True, logits_to_keep=1)
+            shares.append((started[-1] - start) / (_now(vlm.device) - start))
+    finally:
+        handle.remove()
+    return statistics.median(shares[1:])
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

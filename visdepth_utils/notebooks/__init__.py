@@ -1,0 +1,1 @@
+"""Notebooks without a browser: executing one, scheduling all, and `make reproduce`."""

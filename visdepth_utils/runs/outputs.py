@@ -1,0 +1,125 @@
+"""Outputs by depth, kept by a notebook for the explorer of report.html."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from visdepth_utils.common.files import rows_text, write_text
+from visdepth_utils.data.samples import Sample
+
+MAX_SAMPLES = 12
+MAX_BYTES = 300_000  # of a file; later samples are left out
+SIDE = 320  # pixels; larger pictures are made smaller
+_MAX_PNG = 20_000  # bytes; a picture with more is kept as JPEG
+_NEEDED = {"sample", "task", "style", "mode", "depth", "output", "correct"}
+_DIVERGENCE = {
+    "kl_tokens": "mean divergence of the answer's tokens from the full model's, both reading the "
+    "expected text, in nats",
+    "kl": "divergence of the first answer token from the full model's, in nats",
+    "kl_chain": "mean divergence of the chain's tokens from the full model's, both reading the "
+    "full model's text, in nats",
+}
+
+
+def keep_outputs(
+    folder: Path,
+    table: pd.DataFrame,
+    samples: Sequence[Sample],
+    tokens: pd.DataFrame | None = None,
+    limit: int = MAX_SAMPLES,
+) -> list[Path]:
+    """Write the outputs of the first samples of each task and style, at every depth measured.
+
+    Args:
+        folder: Of the run.
+        table: ``truncation_sweep`` or ``reasoning_sweep`` in one mode, all tasks together or one;
+            rows of controls are left out. The largest depth is the full model's.
+        samples: Where prompts and pictures come from; samples the table lacks do not matter.
+        tokens: ``token_kl`` of the same samples and mode: its mean over an answer's tokens is shown
+            in place of the first token's divergence, which says little about a long text.
+        limit: Samples per task and style, the first ones of the table: none is picked by hand.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: If a column is missing, modes are mixed, or a sample of the table is not among
+            the samples.
+    """
+    if missing := _NEEDED - set(table.columns):
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"table lacks column(s) {names}: pass what truncation_sweep returns")
+    modes = {*table["mode"], *(() if tokens is None else tokens["mode"])}
+    if len(modes) > 1:
+        raise ValueError(f"modes {', '.join(sorted(modes))} are mixed: pass the rows of one")
+    if tokens is not None:
+        by = ["task", "sample", "depth"]
+        table = table.join(tokens.groupby(by)["kl"].mean().rename("kl_tokens"), on=by)
+    if "control" in table:
+        table = table[table["control"] == ""]
+    known = {(sample.task, sample.id): sample for sample in samples}  # ids are unique in a task
+    files = []
+    for (task, style), rows in table.groupby(["task", "style"], sort=False):
+        chosen, size = [], 0
+        for name in rows["sample"].drop_duplicates().head(limit):
+            if (task, name) not in known:
+                raise ValueError(f"sample {name!r} of task {task!r} is not among the samples given")
+            one = _sample(known[task, name], rows[rows["sample"] == name].sort_values("depth"))
+            size += len(json.dumps(one))
+            if chosen and size > MAX_BYTES:
+                break
+            chosen.append(one)
+        entry = {
+            "task": task,
+            "style": style,
+            "mode": rows["mode"].iloc[0],
+            "divergence": _DIVERGENCE.get(_column(rows), ""),
+            "measured": int(rows["sample"].nunique()),
+            "samples": chosen,
+        }
+        file = folder / "explorer" / f"{task}-{style}.json"
+        write_text(file, rows_text([entry]))
+        files.append(file)
+    return files
+
+
+def _column(rows: pd.DataFrame) -> str:
+    """The column with the divergence, or nothing."""
+    return next((name for name in _DIVERGENCE if name in rows), "")
+
+
+def _sample(sample: Sample, rows: pd.DataFrame) -> dict[str, Any]:
+    """One sample with its outputs, plain values only."""
+    column = _column(rows)
+    kept = rows[["depth", "output", "correct"]].assign(kl=rows[column] if column else None)
+    return {
+        "sample": sample.id,
+        "prompt": sample.prompt,
+        "reference": sample.reference,
+        "pictures": [_picture(image) for image in sample.images],
+        "rows": json.loads(kept.to_json(orient="values", double_precision=6)),
+    }
+
+
+def _picture(image: Image.Image) -> dict[str, Any]:
+    """A picture as data URI, with its width in pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((SIDE, SIDE))
+    kind, data = "png", _encoded(small, "png", optimize=True)
+    if len(data) > _MAX_PNG:
+        kind, data = "jpeg", _encoded(small, "jpeg", quality=80)
+    text = base64.b64encode(data).decode("ascii")
+    return {"uri": f"data:image/{kind};base64,{text}", "width": small.width}
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

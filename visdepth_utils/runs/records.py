@@ -1,0 +1,247 @@
+"""claims.json and provenance.json of a run, read and written: what they must look like is here.
+
+Both are plain files in a folder that people copy, merge and edit. Whoever shows or compares runs
+may rely on names being text and numbers being numbers, whatever happened to the file.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from visdepth_utils.claims.verdict import VERDICTS
+from visdepth_utils.common.files import locked, rows_text, write_text
+
+__all__ = [
+    "annotate",
+    "as_entry",
+    "checked_claims",
+    "checked_provenance",
+    "edit_claims",
+    "is_number",
+    "read_claims",
+    "read_provenance",
+]
+
+_TEXTS = ("statement", "reason", "notebook", "source", "effect_label", "control_label")
+_NUMBERS = ("effect", "control_effect", "n_images", "p")
+_TABLES = ("details", "controls")
+_LARGE = 1e300  # JSON holds whole numbers that are too large for a float
+_PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks")
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """The verdicts recorded in a run.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of claims.json, empty without the file.
+
+    Raises:
+        ValueError: If the file is not what ``Run.record`` writes.
+    """
+    file = folder / "claims.json"
+    if not file.exists():
+        return []
+    try:
+        return checked_claims(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What is known about where a run's numbers come from.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Entries of provenance.json, empty if there is none.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / "provenance.json"
+    if not file.exists():
+        return {}
+    try:
+        return checked_provenance(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def as_entry(verdict: Any) -> dict[str, Any]:
+    """A verdict as claims.json holds it.
+
+    Args:
+        verdict: A ``Verdict``, or a dictionary with the same entries.
+
+    Returns:
+        Values that JSON can hold.
+
+    Raises:
+        ValueError: If claim, model or a known verdict is missing.
+    """
+    entry = _plain(_as_dict(verdict))
+    for name in ("claim", "model"):
+        if not entry.get(name):
+            raise ValueError(f"verdict without {name!r}: claims.json is filed by it")
+    if entry.get("verdict") not in VERDICTS:
+        raise ValueError(
+            f"unknown verdict {entry.get('verdict')!r}: must be one of {', '.join(VERDICTS)}"
+        )
+    return entry
+
+
+def edit_claims(
+    folder: Path, keep: Callable[[dict[str, Any]], bool], new: dict[str, Any] | None = None
+) -> None:
+    """Filter claims.json and add an entry, as one step for other processes.
+
+    Args:
+        folder: Of the run.
+        keep: Which of the entries stay.
+        new: One more.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / "claims.json"
+    with locked(file):
+        entries = [old for old in read_claims(folder) if keep(old)] + ([new] if new else [])
+        entries.sort(key=lambda item: (item["claim"], item["model"]))
+        write_text(file, rows_text(entries))
+
+
+def annotate(folder: Path, **facts: Any) -> None:
+    """Change entries of provenance.json; dictionaries are merged into those already there.
+
+    Args:
+        folder: Of the run.
+        **facts: Entries.
+    """
+    file = folder / "provenance.json"
+    with locked(file):
+        entries = read_provenance(folder)
+        for name, value in facts.items():
+            old = entries.get(name)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            entries[name] = {**old, **value} if both else value
+        entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
+
+
+def checked_claims(text: str) -> list[dict[str, Any]]:
+    """Parse claims.json.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The entries.
+
+    Raises:
+        ValueError: It is not what ``Run.record`` writes; says what is wrong.
+    """
+    entries = _parsed(text)
+    if not isinstance(entries, list):
+        raise ValueError("it holds no list")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"entry {number} is no object")
+        if lacking := {"claim", "model", "verdict"} - set(entry):
+            raise ValueError(f"entry {number} lacks {', '.join(sorted(lacking))}")
+        if entry["verdict"] not in VERDICTS:
+            raise ValueError(f"entry {number} has the verdict {entry['verdict']!r:.60}")
+        for name in ("claim", "model"):
+            _need(entry[name] and isinstance(entry[name], str), name, number, "text")
+        for name in _TEXTS:
+            _need(isinstance(entry.get(name), str | None), name, number, "text")
+        for name in _NUMBERS:
+            _need(_is_number(entry.get(name)), name, number, "a number")
+        bounds = entry.get("ci")
+        pair = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
+        _need(bounds is None or bounds == [] or pair, "ci", number, "two numbers")
+        _need(isinstance(entry.get("thresholds"), dict | None), "thresholds", number, "an object")
+        for name in _TABLES:
+            rows = entry.get(name)
+            fine = isinstance(rows, list | None) and all(
+                isinstance(row, dict) for row in rows or ()
+            )
+            _need(fine, name, number, "a list of objects")
+    return entries
+
+
+def checked_provenance(text: str) -> dict[str, Any]:
+    """Parse provenance.json.
+
+    Args:
+        text: Of the file.
+
+    Returns:
+        The entries.
+
+    Raises:
+        ValueError: It is not what ``annotate`` writes; says what is wrong.
+    """
+    facts = _parsed(text)
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no object")
+    for name in _PARTS:
+        if not isinstance(facts.get(name), dict | None):
+            raise ValueError(f"its {name} is no object")
+    for name, ran in (facts.get("notebooks") or {}).items():
+        if not isinstance(ran, dict) or not isinstance(ran.get("settings"), dict | None):
+            raise ValueError(f"what it says of notebook {name!r:.60} is no object")
+    return facts
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _need(fine: Any, name: str, number: int, kind: str) -> None:
+    if not fine:
+        raise ValueError(f"{name} of entry {number} is not {kind}")
+
+
+def _parsed(text: str) -> Any:
+    """JSON without NaN and infinity, which no file of ours holds; however deeply nested."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it holds {constant}")
+
+
+def _as_dict(verdict: Any) -> dict[str, Any]:
+    """Whatever a verdict comes as, as a dictionary."""
+    if hasattr(verdict, "to_dict"):
+        return verdict.to_dict()
+    return asdict(verdict) if is_dataclass(verdict) else dict(verdict)
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON can hold: numpy as numbers, NaN and infinity as None, paths as text."""
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -53,7 +53,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: house mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -145,6 +145,9 @@ notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PY) -m visdepth_utils notebooks
+
+house: $(STAMP) ## lines, modules and imports of the package beside their goals, and its contracts
+	@$(PY) -m tools.house
 
 lint: $(STAMP) ## ruff check and ruff format --check, notebooks included
 	@$(PY) -m ruff check --quiet .

@@ -67,9 +67,19 @@ def grid_table(
     parts = []
 
     def add(
-        modality: str, donor: int, layer: int, control: str, kl: np.ndarray, correct: np.ndarray
+        modality: str,
+        source_layer: int,
+        layer: int,
+        control: str,
+        kl: np.ndarray,
+        correct: np.ndarray,
     ) -> None:
-        rows = {"modality": modality, "donor": donor, "layer": layer, "control": control}
+        rows = {
+            "modality": modality,
+            "source_layer": source_layer,
+            "layer": layer,
+            "control": control,
+        }
         rows |= {"kl": kl, "correct": correct.astype(float), "rescaled": False}
         names = {"sample": [f"s{i}" for i in range(n)], "image": [f"i{i}" for i in range(n)]}
         parts.append(pd.DataFrame(names | rows))
@@ -80,16 +90,16 @@ def grid_table(
         for modality in ("image", "text"):
             add(modality, layer, layer, "", np.zeros(n), plain)
         add("image", layer, layer, "other image", strange, guess if read else plain)
-        for donor in LAYERS:
-            if donor == layer:
+        for source_layer in LAYERS:
+            if source_layer == layer:
                 continue
             for (modality, control), shape in zip(KINDS, (image, text, noise), strict=True):
                 if shape is None:
                     continue
-                index, loss = shape(abs(donor - layer))
+                index, loss = shape(abs(source_layer - layer))
                 size = 3.0 if read or modality == "text" else 0.002
                 kl = (1 - index) * size * level * np.exp(rng.normal(0, spread, n))
                 lucky = unlucky if concentrated else rng.random(n)
                 lost = lucky < (loss if read or modality == "text" else 0)
-                add(modality, donor, layer, control, kl, plain & ~lost)
+                add(modality, source_layer, layer, control, kl, plain & ~lost)
     return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,7 @@
 """Every bad input of the catalogue: exit 2, one line with the input and the mend, nothing lost.
 
 The cases are tables, in ``commands``, ``models``, ``records`` and ``calls``. Bad rows of data are
-in ``unit/test_bad_rows.py``, damaged tables of the cache in ``test_fuzz_files.py``, parameters
+in ``data/test_bad_rows.py``, damaged tables of the cache in ``test_fuzz_files.py``, parameters
 through papermill and make in ``test_bad_parameters.py``.
 """
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.bad_input import calls, commands, models, records
 from tests.bad_input.box import Box, Case
-from tests.unit.test_bad_rows import CHARTS, LINES, RAW
+from tests.data.test_bad_rows import CHARTS, LINES, RAW
 from visdepth_utils import __main__ as command
 
 PARTS = {

@@ -45,7 +45,7 @@ from visdepth_utils.measure.interventions import substituted, truncated  # noqa:
 from visdepth_utils.measure.patching.branches import kept_for_truncation, replaceable, truncation  # noqa: E402
 from visdepth_utils.measure.patching.prefill import Index, prefill  # noqa: E402
 from visdepth_utils.measure.truncation import kl_divergence  # noqa: E402
-from visdepth_utils.models.encoding import followed  # noqa: E402
+from visdepth_utils.models.encoding import append_tokens  # noqa: E402
 from visdepth_utils.models.vlm import VLM  # noqa: E402
 
 BEFORE, AFTER = 35, 40
@@ -93,9 +93,9 @@ def grid_loop(vlm: VLM, sample: tiny.Sample, modality: str, layers: list[int]) -
     index = Index.of(where)
     out = []
     for layer in layers:
-        for donor in layers:
+        for source_layer in layers:
             states = torch.zeros(*where.shape, vlm.hidden_size)
-            states[where] = pre.state(donor, index)[index.valid]
+            states[where] = pre.state(source_layer, index)[index.valid]
             with substituted(vlm, enc, layer, where, states), torch.no_grad():
                 logits = vlm.model(**enc.inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
             out.append(float(kl_divergence(pre.logits[0], logits)))
@@ -166,7 +166,7 @@ def bench_reasoning(vlm: VLM, sample: tiny.Sample, tokens: int, repeats: int) ->
         enc = vlm.encode([sample])
         depths = range(vlm.n_layers + 1)
         said = [physical.greedy(vlm, enc, d, tokens)[0] for d in depths]
-        along = followed(vlm, enc, [said[-1]])
+        along = append_tokens(vlm, enc, [said[-1]])
         changed, full = [], None
         for depth in reversed(depths):
             with truncated(vlm, along, depth), torch.no_grad():
@@ -202,7 +202,7 @@ def bench_grid(vlm: VLM, sample: tiny.Sample, stride: int, repeats: int) -> None
             found["loop"] = grid_loop(vlm, sample, modality, layers)
 
         times = alternately([loop, sweep], repeats)
-        table = found["sweep"].sort_values(["layer", "donor"])
+        table = found["sweep"].sort_values(["layer", "source_layer"])
         gap = np.abs(np.array(found["loop"]) - table["kl"].to_numpy()).max()
         assert gap < 1e-4, f"{modality}: divergences differ by {gap}"
         line(f"{modality} states, {len(layers)}x{len(layers)} pairs: loop / sweep", times, goal)

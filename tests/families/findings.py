@@ -27,7 +27,7 @@ from visdepth_utils.measure.patching.branches import MODES, check_depths, replac
 from visdepth_utils.measure.recovery import adapted, distill
 from visdepth_utils.measure.truncation import kl_divergence
 from visdepth_utils.models.encoding import Encoded
-from visdepth_utils.models.generation import spoken, stop_ids
+from visdepth_utils.models.generation import decode_answers, stop_ids
 from visdepth_utils.models.hooks import capture
 from visdepth_utils.models.vlm import VLM
 
@@ -200,18 +200,18 @@ def grid(name: str) -> Finding:
     for modality in ("image", "text"):
         table = substitution_grid(
             vlm, SAMPLES, modality=modality, controls=(), max_new_tokens=2
-        ).set_index(["sample", "donor", "layer"])
+        ).set_index(["sample", "source_layer", "layer"])
         for each in SAMPLES[:2]:
             one = vlm.encode([each])
             inputs, where = naive.layer_inputs(vlm, one), replaceable(one, modality)[0]
             full = naive.run(vlm, one)[-1]
-            for donor, layer in table.loc[each.id].index:
-                logits_of = partial(_substituted, vlm, layer, where, inputs[donor])
-                row = table.loc[(each.id, donor, layer)]
+            for source_layer, layer in table.loc[each.id].index:
+                logits_of = partial(_substituted, vlm, layer, where, inputs[source_layer])
+                row = table.loc[(each.id, source_layer, layer)]
                 said, first = _answer(vlm, logits_of, one, 2)
-                at = (modality, each.id, donor, layer)
+                at = (modality, each.id, source_layer, layer)
                 assert abs(row["kl"] - float(kl_divergence(full, first))) <= CLOSE, at
-                assert row["output"] == spoken(vlm, [said])[0], at
+                assert row["output"] == decode_answers(vlm, [said])[0], at
         assert table["kl"].max() > 0.01
         if modality == "image" and (first_layer := table.index.get_level_values("layer").min()):
             note = f"image states from layer {first_layer} on"
@@ -225,7 +225,7 @@ def generation(name: str) -> Finding:
     assert batched == [vlm.generate([each], STEPS)[0] for each in SAMPLES]
     for answer, one in zip(batched, alone(vlm), strict=True):
         said, _ = _answer(vlm, lambda enc: naive.run(vlm, enc)[-1], one, STEPS)
-        assert answer == spoken(vlm, [said])[0]
+        assert answer == decode_answers(vlm, [said])[0]
     return Finding(EXACT)
 
 

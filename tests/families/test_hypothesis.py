@@ -85,11 +85,13 @@ def test_substitution_equals_a_naive_run(case: tuple, modality: str, data: st.Da
     chosen = sorted(data.draw(st.sets(pairs, min_size=1, max_size=4)))
     where = replaceable(enc, modality)
     pre = prefill(vlm, enc, rerun(vlm, enc, where))
-    states = [pre.state(donor, Index.of(where)) for _, donor in chosen]
+    states = [pre.state(source_layer, Index.of(where)) for _, source_layer in chosen]
     rows = substitution(pre, [layer for layer, _ in chosen], states, modality)
     logits = next_logits(pre, replay(pre, rows))
     i = data.draw(st.integers(0, len(chosen) - 1))
-    layer, donor = chosen[i]
+    layer, source_layer = chosen[i]
     own = replaceable(alone, modality)[0]
-    expected = naive.substitute(vlm, alone, layer, own, naive.layer_inputs(vlm, alone)[donor])
+    expected = naive.substitute(
+        vlm, alone, layer, own, naive.layer_inputs(vlm, alone)[source_layer]
+    )
     assert apart(expected[-1], logits[b, i]) <= CLOSE

@@ -22,7 +22,7 @@ def layers_of(vlm, modality):
 
 
 def grid(vlm, enc, modality, steps=0):
-    """Pairs (layer, donor), logits (B, pairs, V), and greedy tokens if asked for."""
+    """Pairs (layer, source_layer), logits (B, pairs, V), and greedy tokens if asked for."""
     where = replaceable(enc, modality)
     pre = prefill(vlm, enc, rerun(vlm, enc, where))
     target = Index.of(where)
@@ -45,13 +45,17 @@ def test_all_pairs_at_once_equal_one_run_per_pair(name, modality):
         alone = batch(name, [prompt], [b])
         states = naive.layer_inputs(vlm, alone)
         where = replaceable(alone, modality)[0]
-        for i, (layer, donor) in enumerate(pairs):
-            expected = naive.substitute(vlm, alone, layer, where, states[donor])[-1]
-            assert apart(together[b, i], expected) <= CLOSE, (b, layer, donor)
+        for i, (layer, source_layer) in enumerate(pairs):
+            expected = naive.substitute(vlm, alone, layer, where, states[source_layer])[-1]
+            assert apart(together[b, i], expected) <= CLOSE, (b, layer, source_layer)
             gap = apart(together[b, i], usual[b])
-            if layer == donor:
+            if layer == source_layer:
                 assert gap <= CLOSE  # a layer's own states are the identity
-    last = [i for i, (layer, donor) in enumerate(pairs) if donor == pairs[-1][1] - 1 == layer - 1]
+    last = [
+        i
+        for i, (layer, source_layer) in enumerate(pairs)
+        if source_layer == pairs[-1][1] - 1 == layer - 1
+    ]
     moved = float((together[:, last] - usual[:, None]).abs().max())
     assert moved > (FEELS if modality == "text" else 0)
     assert apart(together, usual[:, None]) > FEELS
@@ -66,13 +70,13 @@ def test_hooks_give_the_same_and_own_states_change_no_bit(name, modality):
     where = replaceable(enc, modality)
     pre = prefill(vlm, enc, rerun(vlm, enc, where))
     index = Index.of(where)
-    for i, (layer, donor) in enumerate(pairs):
+    for i, (layer, source_layer) in enumerate(pairs):
         states = torch.zeros(*where.shape, vlm.hidden_size)
-        states[where] = pre.state(donor, index)[index.valid]
+        states[where] = pre.state(source_layer, index)[index.valid]
         with substituted(vlm, enc, layer, where, states):
             found = plain(vlm, enc)
-        assert apart(found, together[:, i]) <= CLOSE, (layer, donor)
-        if layer == donor:
+        assert apart(found, together[:, i]) <= CLOSE, (layer, source_layer)
+        if layer == source_layer:
             assert torch.equal(found, plain(vlm, enc))
 
 
@@ -82,18 +86,18 @@ def test_answers_after_a_substitution(name, modality):
     """New tokens read plain keys below the layer and the new ones from it on."""
     vlm, prompts = tiny_model(name), prompts_of(name)[:2]
     pairs, _, found = grid(vlm, batch(name, prompts), modality, STEPS)
-    some = [i for i, (layer, donor) in enumerate(pairs) if layer + donor in (3, 4, 7)]
+    some = [i for i, (layer, source_layer) in enumerate(pairs) if layer + source_layer in (3, 4, 7)]
     for b, prompt in enumerate(prompts):
         alone = batch(name, [prompt], [b])
         states = naive.layer_inputs(vlm, alone)
         where = replaceable(alone, modality)[0]
         for i in some:
-            layer, donor = pairs[i]
+            layer, source_layer = pairs[i]
 
-            def logits_of(enc, layer=layer, donor=donor, states=states, where=where):
+            def logits_of(enc, layer=layer, source_layer=source_layer, states=states, where=where):
                 more = enc.is_image.shape[1] - len(where)
                 here = torch.cat([where, torch.zeros(more, dtype=torch.bool)])
-                full = torch.cat([states[donor], torch.zeros(more, vlm.hidden_size)])
+                full = torch.cat([states[source_layer], torch.zeros(more, vlm.hidden_size)])
                 return naive.substitute(vlm, enc, layer, here, full)
 
             assert found[b][i] == naive.answer(logits_of, alone, name, STEPS), pairs[i]

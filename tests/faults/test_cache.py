@@ -16,7 +16,7 @@ import pytest
 from tests import tiny
 from visdepth_utils import __main__ as command
 from visdepth_utils.common import files
-from visdepth_utils.common.files import WriteError, alone, atomic, locked, write_text
+from visdepth_utils.common.files import WriteError, atomic, locked, run_lock, write_text
 from visdepth_utils.runs import cache, measuring_code, pruning
 from visdepth_utils.runs.cache import content_hash
 from visdepth_utils.runs.run import Run, open_run
@@ -152,11 +152,11 @@ def test_a_clock_that_jumps_changes_nothing(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_one_run_at_a_time_and_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    with alone(tmp_path):  # noqa: SIM117
+    with run_lock(tmp_path):  # noqa: SIM117
         with pytest.raises(ValueError, match=rf"in use by another run \(process {os.getpid()}\)"):
-            with alone(tmp_path):
+            with run_lock(tmp_path):
                 pass
-    with alone(tmp_path):
+    with run_lock(tmp_path):
         pass
 
 
@@ -212,7 +212,7 @@ def test_pruning_deletes_what_no_run_reads_again(
     assert command.main(["cache", str(run.folder)]) == 0
     assert "outdated; --prune deletes them" in capsys.readouterr().out
     assert (tables / ".a.parquet.1.tmp").exists()
-    with alone(run.folder):
+    with run_lock(run.folder):
         assert command.main(["cache", str(run.folder), "--prune"]) == 2
     assert "is in use by another run" in capsys.readouterr().err
     assert command.main(["cache", str(run.folder), "--prune"]) == 0

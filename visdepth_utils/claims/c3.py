@@ -22,11 +22,11 @@ from visdepth_utils.claims.interchange import (
     per_image,
     rows_of,
 )
-from visdepth_utils.claims.interval import Bounded, Resampled, no_more, require, said
+from visdepth_utils.claims.interval import Interval, Resampled, no_more, require, said
 
-Part = tuple[Bounded, Bounded]  # score lost, interchange index
+Part = tuple[Interval, Interval]  # score lost, interchange index
 NAN = float("nan")
-COLUMNS = {"image", "modality", "donor", "layer", "control", "kl", "correct"}
+COLUMNS = {"image", "modality", "source_layer", "layer", "control", "kl", "correct"}
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     depth = int(own["layer"].max()) + 1
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN}
     found |= {"thresholds": thresholds(spec, depth), "n_images": 0}
-    if (own["donor"] == own["layer"]).all():
+    if (own["source_layer"] == own["layer"]).all():
         return found | said("not testable", f"no pairs with rescaled={spec['rescaled']} in table")
     cells = matrices(spec, table, own)
     asked, images = own["image"].nunique(), complete(cells)
@@ -128,7 +128,7 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     return {
         "early": spec["early"],
         "early_layer": early_layer(spec, depth),
-        "donors": spec["donors"],
+        "source_layers": spec["source_layers"],
         "rescaled": spec["rescaled"],
         "min_images": spec["common"]["min_images"],
         "min_images_for_no_loss": spec["min_images"],
@@ -160,7 +160,7 @@ def _rivals(margins: Spec, drawn: Resampled) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _sensitive(other: Bounded, margins: Spec) -> dict[str, str] | None:
+def _sensitive(other: Interval, margins: Spec) -> dict[str, str] | None:
     """Could these pairs have shown a loss? Another picture's states must cost a lot there."""
     least = margins["other_loss"]["value"]
     if other.low > least:
@@ -219,7 +219,7 @@ def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
 def _details(
     margins: Spec,
     drawn: Resampled,
-    able: Bounded,
+    able: Interval,
     parts: dict[str, Part],
     gaps: dict[str, Pairs],
 ) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from visdepth_utils.claims.interval import (
-    Bounded,
+    Interval,
     Resampled,
     no_more,
     require,
@@ -114,11 +114,11 @@ def _resampled(frames: dict[str, pd.DataFrame], tasks: list[str], common: Spec) 
     )
 
 
-def _kept(drawn: Resampled, task: str, column: str = "area") -> Bounded:
+def _kept(drawn: Resampled, task: str, column: str = "area") -> Interval:
     return drawn.bounded(lambda m: share_kept(m, [task], column))
 
 
-def _tokens(drawn: Resampled, used: dict[str, list[str]]) -> Bounded | None:
+def _tokens(drawn: Resampled, used: dict[str, list[str]]) -> Interval | None:
     """Divergence per answer token: generation minus single-token tasks."""
     if any(f"{task} kl" not in drawn.means for tasks in used.values() for task in tasks):
         return None
@@ -129,7 +129,7 @@ def _tokens(drawn: Resampled, used: dict[str, list[str]]) -> Bounded | None:
     return drawn.bounded(lambda m: mean(m, used["multi"]) - mean(m, used["single"]))
 
 
-def _controls(spec: Spec, states: dict[str, tuple[str, Bounded, Bounded | None]]) -> pd.DataFrame:
+def _controls(spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]]) -> pd.DataFrame:
     """One row per task: what another picture brings, as a share of what its own one does."""
     most, rows = spec["margins"]["other_share"]["value"], []
     for task, (_, _, other) in states.items():
@@ -140,7 +140,7 @@ def _controls(spec: Spec, states: dict[str, tuple[str, Bounded, Bounded | None]]
     return pd.DataFrame(rows)
 
 
-def _pattern(contrast: Bounded, spec: Spec) -> dict[str, str] | None:
+def _pattern(contrast: Interval, spec: Spec) -> dict[str, str] | None:
     """A verdict where single-token answers do not keep more; None where they do."""
     least = spec["margins"]["contrast"]["value"]
     if contrast.value <= 0:
@@ -157,9 +157,9 @@ def _pattern(contrast: Bounded, spec: Spec) -> dict[str, str] | None:
 
 
 def _attribution(
-    states: dict[str, tuple[str, Bounded, Bounded | None]],
+    states: dict[str, tuple[str, Interval, Interval | None]],
     used: dict[str, list[str]],
-    tokens: Bounded | None,
+    tokens: Interval | None,
     expected: tuple[float, float] | None,
 ) -> dict[str, str]:
     """The tasks differ: is it the picture, and is it more than length?"""
@@ -191,9 +191,9 @@ def _attribution(
 def _details(
     spec: Spec,
     draws: dict[str, Resampled],
-    states: dict[str, tuple[str, Bounded, Bounded | None]],
-    contrast: Bounded | None,
-    tokens: Bounded | None,
+    states: dict[str, tuple[str, Interval, Interval | None]],
+    contrast: Interval | None,
+    tokens: Interval | None,
     expected: tuple[float, float] | None,
 ) -> pd.DataFrame:
     """One row per part of the claim, for the reader."""
@@ -218,6 +218,6 @@ def _details(
         label = "positive" if tokens.lo > 0 else "not above 0"
         rows.append(tokens.row("nats per token: text minus single-token", label, 0))
     for name, share in zip(("expected from length alone", "seen"), expected or (), strict=False):
-        only = Bounded(share, NAN, NAN, NAN, NAN)
+        only = Interval(share, NAN, NAN, NAN, NAN)
         rows.append(only.row(f"texts that change: {name}", "reported only"))
     return pd.DataFrame(rows)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.interval import (
-    Bounded,
+    Interval,
     Resampled,
     as_much,
     beside,
@@ -164,7 +164,7 @@ def _difference(m: dict[str, Any], spec: Spec, control: str) -> Any:
     return _corrected(m, spec["chain"], control, chance) - _corrected(m, "flip", control, chance)
 
 
-def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Bounded]) -> pd.DataFrame:
+def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Interval]) -> pd.DataFrame:
     """One row per control: its own difference, and the effect minus it."""
     rows = []
     for name, contrast in contrasts.items():
@@ -192,7 +192,7 @@ def _unread(spec: Spec, drawn: Resampled) -> str:
     return ""
 
 
-def _pattern(spec: Spec, drawn: Resampled, effect: Bounded) -> dict[str, str] | None:
+def _pattern(spec: Spec, drawn: Resampled, effect: Interval) -> dict[str, str] | None:
     """A verdict where chains do not move more; None where they do."""
     margins = spec["margins"]
     again = f"{spec['chain']}|run again"
@@ -211,7 +211,7 @@ def _pattern(spec: Spec, drawn: Resampled, effect: Bounded) -> dict[str, str] | 
 
 
 def _attribution(
-    drawn: Resampled, chain: str, contrasts: dict[str, Bounded], tokens: Bounded | None
+    drawn: Resampled, chain: str, contrasts: dict[str, Interval], tokens: Interval | None
 ) -> dict[str, str]:
     """Chains move further: is it the depth, and is it more than their length?"""
     there = "chains move further than answers, but"
@@ -238,8 +238,8 @@ def _details(
     spec: Spec,
     drawn: Resampled,
     depths: list[int],
-    effect: Bounded,
-    tokens: Bounded | None,
+    effect: Interval,
+    tokens: Interval | None,
     rows: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per part of the claim, and the naive numbers beside them."""
@@ -271,5 +271,5 @@ def _details(
         "naive: answers that change, full chain given": 1 - below["answer_kept"].mean(),
     }
     for name, value in naive.items():
-        out.append(Bounded(float(value), NAN, NAN, NAN, NAN).row(name, "reported only"))
+        out.append(Interval(float(value), NAN, NAN, NAN, NAN).row(name, "reported only"))
     return pd.DataFrame(out)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.interval import (
-    Bounded,
+    Interval,
     Resampled,
     as_much,
     beside,
@@ -40,7 +40,7 @@ def cut_depth(spec: Spec, n_layers: int) -> int:
     return round(n_layers * int(top) / int(bottom))
 
 
-def lost(spec: Spec, table: pd.DataFrame) -> dict[str, Bounded]:
+def lost(spec: Spec, table: pd.DataFrame) -> dict[str, Interval]:
     """What the cut costs, per task, before anything is trained.
 
     Args:
@@ -119,7 +119,9 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     return found | _answer(spec, own, effect, contrast)
 
 
-def _answer(spec: Spec, own: Bounded, effect: Bounded, contrast: Bounded | None) -> dict[str, str]:
+def _answer(
+    spec: Spec, own: Interval, effect: Interval, contrast: Interval | None
+) -> dict[str, str]:
     """The verdict where the cut costs something in both tasks."""
     least = spec["margins"]["recovered"]["value"]
     yes, no = (spec["tasks"][name] + "s" for name in ("recovers", "does not"))
@@ -180,7 +182,7 @@ def _share(m: dict[str, Any], task: str, state: str = "recovered") -> Any:
 
 
 def _details(
-    spec: Spec, drawn: Resampled, frames: dict[str, pd.DataFrame], gaps: dict[str, Bounded]
+    spec: Spec, drawn: Resampled, frames: dict[str, pd.DataFrame], gaps: dict[str, Interval]
 ) -> pd.DataFrame:
     """One row per part of the claim, for the reader."""
     rows, least = [], spec["margins"]["recovered"]["value"]

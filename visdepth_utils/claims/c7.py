@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.interval import (
-    Bounded,
+    Interval,
     Resampled,
     by_image_and,
     require,
@@ -89,7 +89,7 @@ def _by_style(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _answer(
-    spec: Spec, states: dict[str, tuple[str, Bounded, Bounded | None]], contrast: Bounded
+    spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]], contrast: Interval
 ) -> dict[str, str]:
     """The verdict of two styles that both use the picture."""
     least = spec["margins"]["contrast"]["value"]
@@ -109,7 +109,7 @@ def _answer(
     return said("supported", f"{long} keep more of what the picture brings than {short}")
 
 
-def _controls(spec: Spec, states: dict[str, tuple[str, Bounded, Bounded | None]]) -> pd.DataFrame:
+def _controls(spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]]) -> pd.DataFrame:
     """One row per style: what another picture brings, as a share of what its own one does."""
     most, rows = spec["margins"]["other_share"]["value"], []
     for style, (_, _, other) in states.items():
@@ -123,8 +123,8 @@ def _controls(spec: Spec, states: dict[str, tuple[str, Bounded, Bounded | None]]
 def _details(
     spec: Spec,
     drawn: Resampled,
-    states: dict[str, tuple[str, Bounded, Bounded | None]],
-    contrast: Bounded,
+    states: dict[str, tuple[str, Interval, Interval | None]],
+    contrast: Interval,
     sweep: pd.DataFrame,
     frames: dict[str, pd.DataFrame],
     beside: list[str],
@@ -159,7 +159,7 @@ def _equal_compute(spec: Spec, sweep: pd.DataFrame) -> dict[str, Any]:
     cost = sweep.groupby(["task", "depth"])["token_layers"].mean()
     within = cost[long][cost[long] <= cost[short][last]]
     if within.empty:
-        none = Bounded(NAN, NAN, NAN, NAN, NAN)
+        none = Interval(NAN, NAN, NAN, NAN, NAN)
         return none.row(f"{long} costs more than {short} at every depth", "reported only")
     cut = int(within.index.max())
     scores = {

@@ -8,7 +8,7 @@ import pandas as pd
 from visdepth_utils.claims.interval import by_image_and
 
 Spec = dict[str, Any]
-Pairs = list[tuple[int, int]]  # (donor, layer)
+Pairs = list[tuple[int, int]]  # (source_layer, layer)
 RIVALS = {"text states": ("text", ""), "noise of the same size": ("image", "noise")}
 """Control -> (modality, control) of its rows."""
 
@@ -22,28 +22,33 @@ def rows_of(spec: Spec, table: pd.DataFrame, modality: str, control: str) -> pd.
     """Rows of one kind; plain rows and controls have no scaled form and always count."""
     rows = table[(table["modality"] == modality) & (table["control"] == control)]
     if "rescaled" in rows and control == "":
-        rows = rows[(rows["donor"] == rows["layer"]) | (rows["rescaled"] == spec["rescaled"])]
+        rows = rows[
+            (rows["source_layer"] == rows["layer"]) | (rows["rescaled"] == spec["rescaled"])
+        ]
     return rows
 
 
 def matrices(spec: Spec, table: pd.DataFrame, own: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Everything as (images x pairs) or, for plain rows and another picture, (images x layers)."""
-    apart = own["donor"] != own["layer"]
+    apart = own["source_layer"] != own["layer"]
     other = rows_of(spec, table, "image", "other image")
-    for rows, name in ((own[~apart], "donor = layer and no control"), (other, "'other image'")):
+    for rows, name in (
+        (own[~apart], "source_layer = layer and no control"),
+        (other, "'other image'"),
+    ):
         if rows.empty:
             raise ValueError(f"table has no rows with {name}: measure with all controls")
     kinds = {"image": own[apart]}
     for name, (modality, control) in RIVALS.items():
         rows = rows_of(spec, table, modality, control)
-        kinds[name] = rows[rows["donor"] != rows["layer"]]
+        kinds[name] = rows[rows["source_layer"] != rows["layer"]]
     out = {}
     for value in ("kl", "correct"):
         out[f"plain {value}"] = by_image_and(own[~apart], ["layer"], value)
         out[f"other {value}"] = by_image_and(other, ["layer"], value)
         for name, rows in kinds.items():
             if not rows.empty:
-                out[f"{name} {value}"] = by_image_and(rows, ["donor", "layer"], value)
+                out[f"{name} {value}"] = by_image_and(rows, ["source_layer", "layer"], value)
     return out
 
 
@@ -58,7 +63,7 @@ def complete(cells: dict[str, pd.DataFrame]) -> pd.Index:
 
 def pairs_of(spec: Spec, wide: pd.DataFrame, depth: int) -> Pairs:
     """Pairs with both layers stabilised, in the direction that the entry names."""
-    early, both = early_layer(spec, depth), spec["donors"] == "both"
+    early, both = early_layer(spec, depth), spec["source_layers"] == "both"
     pairs = [(a, b) for a, b in wide.columns if min(a, b) >= early and (both or a < b)]
     if not pairs:
         raise ValueError(f"table has no pair of layers from {early} on: measure with a low stride")

@@ -42,7 +42,7 @@ def aside(row: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Bounded:
+class Interval:
     """An estimate, its two-sided interval, and its one-sided bounds.
 
     Attributes:
@@ -103,7 +103,7 @@ def beside(value: float, margin: float, digits: int = 2) -> str:
     return (told or texts)[0]
 
 
-def as_much(control: Bounded, contrast: Bounded) -> str:
+def as_much(control: Interval, contrast: Interval) -> str:
     """Whether a control shows an effect as much as the model does.
 
     Args:
@@ -148,14 +148,14 @@ class Resampled:
         draws = {name: found.distribution[:, i] for i, name in enumerate(names)}
         return cls(means, draws, common["level"])
 
-    def bounded(self, function: Callable[[dict[str, Any]], Any]) -> Bounded:
+    def bounded(self, function: Callable[[dict[str, Any]], Any]) -> Interval:
         """Bounds of a function of the means; it gets a dictionary of numbers or of (B,) arrays."""
         with np.errstate(invalid="ignore", divide="ignore"):
             value, draws = float(function(self.means)), np.asarray(function(self.draws), float)
         tails = [(1 - self.level) / 2, (1 + self.level) / 2, 1 - self.level, self.level]
         if not np.isfinite(draws).all():  # a resample without an answer: no bound is honest
-            return Bounded(value, *[float("nan")] * 4)
-        return Bounded(value, *(float(q) for q in np.quantile(draws, tails)))
+            return Interval(value, *[float("nan")] * 4)
+        return Interval(value, *(float(q) for q in np.quantile(draws, tails)))
 
 
 def by_image_and(rows: pd.DataFrame, columns: list[str], value: str) -> pd.DataFrame:
@@ -163,7 +163,7 @@ def by_image_and(rows: pd.DataFrame, columns: list[str], value: str) -> pd.DataF
 
     Args:
         rows: Tidy table with ``image``, the columns and the value.
-        columns: What becomes the columns, e.g. ``["donor", "layer"]``.
+        columns: What becomes the columns, e.g. ``["source_layer", "layer"]``.
         value: Which numbers.
 
     Returns:

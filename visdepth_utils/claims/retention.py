@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.claims.interval import Bounded, Resampled, beside, by_image_and, require
+from visdepth_utils.claims.interval import Interval, Resampled, beside, by_image_and, require
 
 Spec = dict[str, Any]
 SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}
@@ -84,7 +84,7 @@ def tokens_of(rows: pd.DataFrame, task: str, images: pd.Index) -> pd.DataFrame:
     return pd.DataFrame(means).reindex(images)
 
 
-def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Bounded, Bounded | None]:
+def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Interval, Interval | None]:
     """Whether a task says anything: a gain by the picture, and by this picture only.
 
     Returns:

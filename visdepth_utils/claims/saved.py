@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.claims.interval import Bounded
+from visdepth_utils.claims.interval import Interval
 from visdepth_utils.claims.retention import Spec
 from visdepth_utils.claims.savings import Recommendation, median_bounds, ratios_by_repetition
 
 NAN = float("nan")
-State = tuple[str, Bounded, Bounded | None]
+State = tuple[str, Interval, Interval | None]
 """Whether a task counts, its gain by the picture, the share of it that another picture brings."""
 
 
@@ -65,25 +65,25 @@ def details_of(
         rows.append(gain.row(f"{task}: gain by the picture", label, margins["gain"]["value"]))
     if advice is None:
         return pd.DataFrame(rows)
-    depth = Bounded(advice.depth, advice.lo, advice.hi, NAN, NAN)
+    depth = Interval(advice.depth, advice.lo, advice.hi, NAN, NAN)
     rows.append(depth.row("recommended depth", "all tasks that count"))
     for row in advice.losses[advice.losses["depth"] == advice.depth].itertuples():
-        loss = Bounded(row.loss, row.low, row.high, row.low, row.high)
+        loss = Interval(row.loss, row.low, row.high, row.low, row.high)
         rows.append(loss.row(f"{row.task}: loss there", "90% interval", margins["loss"]["value"]))
     if times is None:
         return pd.DataFrame(rows)
     bounds, most = bounds_of(spec, times), margins["time_ratio"]["value"]
     pays = max((d for d, (low, _) in bounds.items() if low <= most), default=NAN)
     rows.append(
-        Bounded(pays, *[NAN] * 4).row("deepest cut that may save enough", "reported only", most)
+        Interval(pays, *[NAN] * 4).row("deepest cut that may save enough", "reported only", most)
     )
     if advice.depth in bounds:
         median = float(np.median(prefill_of(times, advice.depth)))
-        own = Bounded(median, *bounds[advice.depth], NAN, NAN)
+        own = Interval(median, *bounds[advice.depth], NAN, NAN)
         rows.append(own.row("prefill: median ratio there", "bounds of the median", most))
     for name, margin in (("prefill", "time_ratio"), ("decode", None), ("kv", "kv_ratio")):
         own = times[(times["depth"] == advice.depth) & ~times["again"]][f"{name}_ratio"]
-        bounded = Bounded(float(own.median()), float(own.min()), float(own.max()), NAN, NAN)
+        bounded = Interval(float(own.median()), float(own.min()), float(own.max()), NAN, NAN)
         value = margins[margin]["value"] if margin else NAN
         rows.append(bounded.row(f"{name}: ratio there", "range of repetitions", value))
     return pd.DataFrame(rows)

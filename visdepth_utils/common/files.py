@@ -200,7 +200,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Refuse a second run in the same folder; the system lifts the lock of one that was killed.
 
     Args:

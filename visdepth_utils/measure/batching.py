@@ -1,6 +1,6 @@
 """Work through samples in blocks of as many rows as memory holds; halve and go on when it does not.
 
-A row is one variant of one sample (a depth, a donor layer). Results do not depend on how rows are
+A row is one variant of one sample (a depth, a source layer). Results do not depend on how rows are
 grouped, beyond rounding.
 """
 

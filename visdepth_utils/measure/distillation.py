@@ -17,7 +17,7 @@ from visdepth_utils.common.errors import first_line
 from visdepth_utils.common.files import atomic
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.truncation import truncation_sweep
-from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.encoding import append_tokens
 
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
@@ -177,7 +177,7 @@ def answer_loss(
         A scalar, with its graph.
     """
     said = [targets[sample.id] for sample in samples]
-    enc = followed(vlm, vlm.encode(samples), said)
+    enc = append_tokens(vlm, vlm.encode(samples), said)
     longest = max(len(ids) for ids in said)
     cut = contextlib.nullcontext()
     if depth < vlm.n_layers:

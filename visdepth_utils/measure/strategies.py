@@ -19,7 +19,7 @@ from visdepth_utils.data.tasks import samples_and_budget
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.recovery import adapted
 from visdepth_utils.measure.scores import score
-from visdepth_utils.models.generation import generated, spoken
+from visdepth_utils.models.generation import decode_answers, generated
 
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
@@ -128,7 +128,7 @@ def _generate(
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     with torch.random.fork_rng(devices), cut:
         torch.manual_seed(seed)
-        return spoken(vlm, generated(vlm, enc, budget, **options).tolist())
+        return decode_answers(vlm, generated(vlm, enc, budget, **options).tolist())
 
 
 def _row(sample: Sample, depth: int, strategy: str, seed: int, text: str) -> dict[str, Any]:

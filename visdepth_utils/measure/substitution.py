@@ -1,8 +1,8 @@
 """Interchangeability: the states of one layer put in at another, for all pairs of layers.
 
-For each pair (donor a, layer b) the chosen tokens' states going into layer b are replaced by the
-same tokens' states going into layer a, and everything from b on is computed again. Donors stand
-side by side, below b nothing is run twice.
+For each pair (source layer a, layer b) the chosen tokens' states going into layer b are replaced by
+the same tokens' states going into layer a, and everything from b on is computed again. The source
+layers run side by side, and below b nothing is run twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from visdepth_utils.measure.patching.rerun import next_logits, replay
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import similarity
 from visdepth_utils.measure.truncation import kl_divergence
-from visdepth_utils.models.generation import spoken, stop_ids
+from visdepth_utils.models.generation import decode_answers, stop_ids
 
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
@@ -39,7 +39,7 @@ COLUMNS = (
     "image",
     "task",
     "modality",
-    "donor",
+    "source_layer",
     "layer",
     "control",
     "rescaled",
@@ -57,7 +57,7 @@ class Spec:
     """One row to be run: what is put in at ``layer``."""
 
     layer: int
-    donor: int
+    source_layer: int
     control: str = ""
     rescaled: bool = False
 
@@ -90,9 +90,9 @@ def substitution_grid(
         layers: Donors and layers, of 0..L-1; None for all that can take part.
         stride: Take every stride-th of them, counted back from the last.
         controls: For image states, of ``"other image"`` (the states going into b when another
-            sample's picture, at the same size, is in the prompt; one row per layer, donor = layer)
-            and ``"noise"`` (own states plus a random vector as long as the difference between donor
-            and own, token by token).
+            sample's picture, at the same size, is in the prompt; one row per layer, with itself as source)
+            and ``"noise"`` (own states plus a random vector as long as the difference between the
+            source layer's and the own, token by token).
         rescale: Rows without, with, or both: replaced states scaled to the length of the own ones,
             token by token (the residual stream grows with depth).
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
@@ -103,11 +103,11 @@ def substitution_grid(
         progress: Called with (done, total, label).
 
     Returns:
-        One row per sample and pair: ``sample, image, task, modality, donor, layer, control,
+        One row per sample and pair: ``sample, image, task, modality, source_layer, layer, control,
         rescaled, kl`` (KL(plain || substituted) of the next token in nats), ``same_top1, output,
-        same, similarity`` (0..1, to the plain output), ``correct`` (0..1). Rows with donor = layer
-        and no control are the plain model: one layer's are run as a check that putting back a
-        layer's own states changes nothing, another layer for each block of samples.
+        same, similarity`` (0..1, to the plain output), ``correct`` (0..1). Rows at source layer
+        = layer without control are the plain model: one layer's are run as a check that putting
+        back a layer's own states changes nothing, another layer for each block of samples.
 
     Raises:
         ValueError: Unknown modality or control, layers out of range or below the last DeepStack
@@ -145,12 +145,12 @@ def pairs(layers: Sequence[int], controls: Sequence[str], rescale: Sequence[bool
         out.append(Spec(layer, layer))
         if "other image" in controls:
             out.append(Spec(layer, layer, "other image"))
-        for donor in layers:
-            if donor == layer:
+        for source_layer in layers:
+            if source_layer == layer:
                 continue
-            out += [Spec(layer, donor, rescaled=scaled) for scaled in rescale]
+            out += [Spec(layer, source_layer, rescaled=scaled) for scaled in rescale]
             if "noise" in controls:
-                out.append(Spec(layer, donor, "noise"))
+                out.append(Spec(layer, source_layer, "noise"))
     return out
 
 
@@ -184,7 +184,7 @@ def _block(
         top = logits.argmax(-1) == pre.logits.argmax(-1)[:, None]
         said = greedy(pre, done, logits, budget, stop_ids(vlm)) if budget else None
         for b in range(len(samples)):
-            texts = spoken(vlm, said[b]) if said else [None] * len(part)
+            texts = decode_answers(vlm, said[b]) if said else [None] * len(part)
             for i, (spec, text) in enumerate(zip(part, texts, strict=True)):
                 outcome = {"kl": float(kl[b, i]), "same_top1": bool(top[b, i]), "output": text}
                 found[b][spec] = outcome
@@ -195,7 +195,7 @@ def _block(
             "image": sample.image_id,
             "task": sample.task,
             "modality": modality,
-            "donor": spec.donor,
+            "source_layer": spec.source_layer,
             "layer": spec.layer,
             "control": spec.control,
             "rescaled": spec.rescaled,
@@ -208,7 +208,7 @@ def _block(
 
 def _run(specs: Sequence[Spec], number: int, n_layers: int) -> list[Spec]:
     """The rows that are run: own states at one layer, as a check, and the plain model."""
-    own = [spec for spec in specs if spec.donor == spec.layer and not spec.control]
+    own = [spec for spec in specs if spec.source_layer == spec.layer and not spec.control]
     checked = own[number % len(own)]
     others = [spec for spec in specs if spec not in own or spec == checked]
     return [*others, Spec(n_layers, n_layers)]
@@ -225,14 +225,14 @@ def _states(
     own = pre.state(spec.layer, target)
     if spec.control == "other image":
         return strange.state(spec.layer, Index.of(strange.enc.is_image))
-    donor = pre.state(spec.donor, target)
+    source_layer = pre.state(spec.source_layer, target)
     if spec.control == "noise":
-        size = (donor - own).float().norm(dim=-1, keepdim=True)
+        size = (source_layer - own).float().norm(dim=-1, keepdim=True)
         return own + (noise * size).to(own.dtype)
     if spec.rescaled:
-        norms = [state.float().norm(dim=-1, keepdim=True) for state in (own, donor)]
-        return donor * (norms[0] / norms[1].clamp(min=1e-12)).to(donor.dtype)
-    return donor
+        norms = [state.float().norm(dim=-1, keepdim=True) for state in (own, source_layer)]
+        return source_layer * (norms[0] / norms[1].clamp(min=1e-12)).to(source_layer.dtype)
+    return source_layer
 
 
 def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -> torch.Tensor:
@@ -270,7 +270,7 @@ def _scored(
     if not generated:
         return found.assign(same=np.nan, similarity=np.nan, correct=np.nan)[list(COLUMNS)]
     by_id = {sample.id: sample for sample in samples}
-    plain = found[(found["donor"] == found["layer"]) & (found["control"] == "")]
+    plain = found[(found["source_layer"] == found["layer"]) & (found["control"] == "")]
     base = found["sample"].map(plain.drop_duplicates("sample").set_index("sample")["output"])
     pairs_said = list(zip(found["output"], base, strict=True))
     distinct = list(dict.fromkeys(pairs_said))  # most outputs are alike: compare each pair once

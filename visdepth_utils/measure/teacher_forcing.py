@@ -19,7 +19,7 @@ from visdepth_utils.measure.patching.branches import check_depths, kept_for_trun
 from visdepth_utils.measure.patching.prefill import Prefill, prefill
 from visdepth_utils.measure.patching.rerun import replay
 from visdepth_utils.measure.truncation import kl_divergence
-from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.encoding import append_tokens
 from visdepth_utils.models.parts import head
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def read_along(
         if vlm.family.causal_prefix:
             return enc, lengths
         answers = [enc.inputs["input_ids"][b, -n:].tolist() for b, n in enumerate(lengths)]
-    return followed(vlm, vlm.encode(samples), answers), [len(ids) for ids in answers]
+    return append_tokens(vlm, vlm.encode(samples), answers), [len(ids) for ids in answers]
 
 
 def _forced(

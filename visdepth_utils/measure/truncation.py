@@ -23,7 +23,7 @@ from visdepth_utils.measure.patching.prefill import prefill
 from visdepth_utils.measure.patching.rerun import next_logits, replay
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import text_scores
-from visdepth_utils.models.generation import spoken, stop_ids, without_end
+from visdepth_utils.models.generation import decode_answers, stop_ids, without_end
 
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
@@ -142,7 +142,7 @@ def _masked(
         kl = kl_divergence(pre.logits[:, None], logits).tolist()
         said = greedy(pre, done, logits, budget, stop) if budget else None
         for b, sample in enumerate(samples):
-            texts = spoken(vlm, said[b]) if said else [None] * len(part)
+            texts = decode_answers(vlm, said[b]) if said else [None] * len(part)
             tokens = said[b] if said else [[]] * len(part)
             for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
                 found[b].append(_row(sample, depth, text, *without_end(ids, stop), value))
@@ -160,7 +160,7 @@ def _physical(
         runs = {d: physical.greedy(vlm, enc, d, max(budget, 1), stop)[:2] for d in depths}
         full = runs[vlm.n_layers][1]
         for depth, (ids, logits) in runs.items():
-            text = spoken(vlm, [ids])[0] if budget else None
+            text = decode_answers(vlm, [ids])[0] if budget else None
             value = float(kl_divergence(full, logits))
             said = without_end(ids if budget else [], stop)
             out.append(_row(sample, depth, text, *said, value))

@@ -176,7 +176,7 @@ def _bad_picture(vlm: VLM, sample: Sample, row: Sequence[Image.Image], why: str)
     )
 
 
-def followed(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
+def append_tokens(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
     """Append token ids to encoded prompts, as if the model had generated them.
 
     A decoded answer does not always encode to its own tokens again; this needs no text.
@@ -232,7 +232,7 @@ def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
 
     A reference within the prompt's text would be part of that prefix.
     """
-    return followed(vlm, encode(vlm, samples), reference_ids(vlm, samples))
+    return append_tokens(vlm, encode(vlm, samples), reference_ids(vlm, samples))
 
 
 def reference_ids(vlm: VLM, samples: Sequence[Sample]) -> list[list[int]]:

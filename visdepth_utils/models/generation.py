@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["generated", "spoken", "stop_ids", "without_end"]
+__all__ = ["generated", "decode_answers", "stop_ids", "without_end"]
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def without_end(ids: Sequence[int], stop: Sequence[int]) -> tuple[list[int], int
     return list(ids[:at]), ids[at] if at < len(ids) else None
 
 
-def spoken(vlm: VLM, ids: Sequence[Sequence[int]]) -> list[str]:
+def decode_answers(vlm: VLM, ids: Sequence[Sequence[int]]) -> list[str]:
     """Token ids of answers as texts: before the end, no special tokens; see ``VLM.thinking``."""
     stop = stop_ids(vlm)
     said = [without_end(row, stop)[0] for row in ids]

@@ -14,7 +14,7 @@ from visdepth_utils.common.thinking import thinking_marks
 from visdepth_utils.data.samples import Sample
 from visdepth_utils.models.encoding import Encoded, encode
 from visdepth_utils.models.families import Family
-from visdepth_utils.models.generation import generated, spoken
+from visdepth_utils.models.generation import decode_answers, generated
 from visdepth_utils.models.parts import check_rope
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class VLM:
         answers: list[str] = []
         for start in range(0, len(samples), batch_size):
             enc = self.encode(samples[start : start + batch_size])
-            answers += spoken(self, generated(self, enc, max_new_tokens).tolist())
+            answers += decode_answers(self, generated(self, enc, max_new_tokens).tolist())
             if progress:
                 progress(len(answers), len(samples), "generate")
         return answers

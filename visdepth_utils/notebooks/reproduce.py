@@ -14,7 +14,8 @@ from typing import Any
 import nbformat
 
 from visdepth_utils.claims.registry import CLAIMS_FILE, load_claims, not_testable
-from visdepth_utils.common.files import REPO, alone, write_text
+from visdepth_utils.common import cells
+from visdepth_utils.common.files import REPO, run_lock, write_text
 from visdepth_utils.common.progress import duration
 from visdepth_utils.data.tasks import EMBEDDED, missing_tasks
 from visdepth_utils.models.checkpoints import model_name
@@ -91,7 +92,7 @@ def reproduce(
     settings = check_early(chosen, where, jobs)
     sources = [source.absolute() for source in ordered_notebooks(notebooks)]
     for source in sources:
-        execute.default_parameters(source)  # a damaged one ends here, not after hours
+        cells.default_parameters(source)  # a damaged one ends here, not after hours
     execute.use_own_kernel()
     folder = run_folder(settings, where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
@@ -110,7 +111,7 @@ def reproduce(
         finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
         told, status, new = partial(say, stream), 1, _missing(folder)
         try:
-            with alone(folder):
+            with run_lock(folder):
                 status = plan.dry_run(run, sources, settings["n_samples"], finished, told)
         finally:
             if status and new:  # refused: as if it had not been asked for
@@ -120,7 +121,7 @@ def reproduce(
                         parent.rmdir()
         return status
     footprint.refuse_early(run, sources)
-    with alone(folder), executor.serving():
+    with run_lock(folder), executor.serving():
         if other:
             say(stream, f"the data in {settings['source']} changed: all of the run is made again")
             run.begin_anew()
@@ -217,7 +218,7 @@ def _run_all(
     for number, source in enumerate(sources, 1):
         if source.stem in lacking:
             continue
-        alone = bool(execute.tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
+        alone = bool(cells.tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
         works[alone].append(partial(run_one, number, source, jobs > 1 and not alone))
     schedule.run_together(works[False], jobs)
     schedule.run_together(works[True], 1)
@@ -266,7 +267,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -
 
     Data without the task that a notebook needs is no failure: its claims are not testable.
     """
-    defaults = execute.default_parameters(source)
+    defaults = cells.default_parameters(source)
     unknown = sorted(set(parameters) - set(defaults))
     if unknown:
         names = ", ".join(unknown)
@@ -321,7 +322,7 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
         "versions": provenance.versions(),
     }
-    if schedule.READS_VERDICTS in execute.tags(source):
+    if schedule.READS_VERDICTS in cells.tags(source):
         found = all_verdicts(run.folder.parent, like=run.settings).drop(columns=["run", "date"])
         parts["verdicts"] = found[found["claim"] != "C9"].to_csv(index=False)
     return hashlib.sha256(cache.canonical(parts).encode()).hexdigest()

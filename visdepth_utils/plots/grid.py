@@ -18,27 +18,27 @@ from visdepth_utils.plots.style import COLOURS, CONTROL_GREYS, PANEL_INCHES, fin
 
 __all__ = ["gap_curves", "substitution_maps"]
 
-GRID = {"image", "modality", "donor", "layer", "control", "kl", "similarity", "correct"}
+GRID = {"image", "modality", "source_layer", "layer", "control", "kl", "similarity", "correct"}
 
 
 def substitution_maps(grid: pd.DataFrame) -> Figure:
-    """Heat maps of donor by layer: divergence of the next token, and score lost.
+    """Heat maps of source layer by layer: divergence of the next token, and score lost.
 
     Args:
         grid: ``substitution_grid`` of image states, of text states or of both, rows unscaled.
 
     Returns:
         The figure: one column of panels per kind of state (image, text, noise), the score only
-        where answers were generated. Dots mark donor = layer, the plain model. The colours end at
-        what another picture's states do, where that was measured; its row stands on top of the
-        image panel.
+        where answers were generated. Dots mark the plain model (source layer = layer).
+        The colours end at what another picture's states do, where that was measured; its row
+        stands on top of the image panel.
 
     Raises:
         ValueError: If a column is missing, or there are no rows without rescaling.
     """
     plain = _unscaled(grid)
     kinds = [(name, rows) for name, rows in _kinds(plain).items() if len(rows)]
-    base = plain[(plain["donor"] == plain["layer"]) & (plain["control"] == "")]
+    base = plain[(plain["source_layer"] == plain["layer"]) & (plain["control"] == "")]
     base_score = base.drop_duplicates(["image", "sample"])["correct"].astype(float).mean()
     other = plain[plain["control"] == "other image"].groupby("layer")[["kl", "correct"]].mean()
     values = {"kl": "divergence of the next token (nats)"}
@@ -58,7 +58,7 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
                 row_on_top = strip if name == "image states" else strip * np.nan
                 _map(ax, table, row_on_top, top if top > 0 else 1.0, last, label)
                 ax.set_title(name if value == "kl" else "")
-                ax.set_ylabel("donor: states of layer" if ax is row[0] else "")
+                ax.set_ylabel("source layer" if ax is row[0] else "")
                 ax.set_xlabel("put in at layer" if row is axes[-1] else "")
         fig.tight_layout()
         plt.close(fig)
@@ -80,7 +80,7 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
         ValueError: If a column is missing, or there are no rows without rescaling.
     """
     plain = _unscaled(grid)
-    plain = plain.assign(gap=(plain["donor"] - plain["layer"]).abs())
+    plain = plain.assign(gap=(plain["source_layer"] - plain["layer"]).abs())
     styles = {
         "image states": (COLOURS["image"], "o", False),
         "text states": (COLOURS["text"], "s", False),
@@ -121,7 +121,7 @@ def _unscaled(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kinds(grid: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows by what was put in; the plain model (donor = layer) is in all of them."""
+    """Rows by what was put in; the plain model (source_layer = layer) is in all of them."""
     own, noise = grid["control"] == "", grid["control"] == "noise"
     image, text = (grid["modality"] == name for name in ("image", "text"))
     return {
@@ -135,7 +135,7 @@ def _table(rows: pd.DataFrame, value: str, plain: float, layers: list[int]) -> n
     """Donor x layer; NaN where a pair was not run (noise has no diagonal)."""
     column = "kl" if value == "kl" else "correct"
     rows = rows.assign(**{column: rows[column].astype(float)})
-    wide = rows.pivot_table(index="donor", columns="layer", values=column, aggfunc="mean")
+    wide = rows.pivot_table(index="source_layer", columns="layer", values=column, aggfunc="mean")
     wide = wide.reindex(index=layers, columns=layers)
     return wide if value == "kl" else plain - wide
 
@@ -143,11 +143,11 @@ def _table(rows: pd.DataFrame, value: str, plain: float, layers: list[int]) -> n
 def _map(
     ax: Axes, table: pd.DataFrame, strip: pd.Series, top: float, bar: bool, label: str
 ) -> None:
-    """One heat map, lowest donor at the bottom, another picture as a row of its own on top.
+    """One heat map, lowest source_layer at the bottom, another picture as a row of its own on top.
 
     The row is left empty where it means nothing, so that all maps have the same rows.
     """
-    own = [(len(table) - 1 - i, i) for i in range(len(table))]  # donor = layer: the plain model
+    own = [(len(table) - 1 - i, i) for i in range(len(table))]  # the plain model
     table, offset = table.iloc[::-1], bool(len(strip))
     if len(strip):
         name = "another\npicture" if strip.notna().any() else ""

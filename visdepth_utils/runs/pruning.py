@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.common.files import REPO, alone, explained
+from visdepth_utils.common.files import REPO, explained, run_lock
 from visdepth_utils.runs import cache as stepcache
 from visdepth_utils.runs import measuring_code, provenance
 from visdepth_utils.runs.settings import results_folder
@@ -46,7 +46,7 @@ def show_cache(name: str | None, prune: bool = False) -> str:
         outdated = table[~table["state"].isin(KEPT)]
         freed += int(outdated["bytes"].sum())
         if prune and len(outdated):
-            with alone(folder):
+            with run_lock(folder):
                 for file in outdated["file"]:
                     with explained(file):
                         file.unlink(missing_ok=True)

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from visdepth_utils.common.files import atomic
 from visdepth_utils.common.progress import Progress, progress_line
 from visdepth_utils.data.records import locate_source
+from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
 from visdepth_utils.runs.outputs import keep_outputs
 from visdepth_utils.runs.records import annotate, as_entry, edit_claims, read_provenance
 from visdepth_utils.runs.selection import keep_selection
 from visdepth_utils.runs.settings import (
-    TEMPLATE_DATE,
     Settings,
     check_injected,
     check_settings,

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from visdepth_utils.measure.geometry.layer_geometry import tables, token_geometry
-from visdepth_utils.models.encoding import Encoded, followed, reference_ids
+from visdepth_utils.models.encoding import Encoded, append_tokens, reference_ids
 from visdepth_utils.models.generation import generated, stop_ids, without_end
 from visdepth_utils.models.prompts import non_text_ids
 
@@ -184,7 +184,7 @@ def _read(
     if lacking := [sample.id for sample in samples if sample.id not in known]:
         raise ValueError(f"sample {lacking[0]!r} has no answer: make them with own_answers")
     ids = [[int(token) for token in known[sample.id]] for sample in samples]
-    enc = followed(vlm, vlm.encode(samples), ids)
+    enc = append_tokens(vlm, vlm.encode(samples), ids)
     said = torch.zeros_like(enc.is_text)
     for b, answer in enumerate(ids):
         said[b, -len(answer) :] = True

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from tests import tiny
 from visdepth_utils import load_vlm, truncation_sweep
 from visdepth_utils.measure.strategies import STRATEGIES, decode
-from visdepth_utils.models.generation import generated, spoken, stop_ids, without_end
+from visdepth_utils.models.generation import decode_answers, generated, stop_ids, without_end
 from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(i, words=3 + i) for i in range(2)]
@@ -98,7 +98,9 @@ def test_no_field_of_a_checkpoint_changes_greedy(
         enc = llava.encode(SAMPLES)
         greedy = GenerationConfig(max_new_tokens=BUDGET, do_sample=False, num_beams=1)
         ids = llava.model.generate(**enc.inputs, generation_config=greedy)
-        assert spoken(llava, ids[:, enc.inputs["input_ids"].shape[1] :].tolist()) != expected
+        assert (
+            decode_answers(llava, ids[:, enc.inputs["input_ids"].shape[1] :].tolist()) != expected
+        )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

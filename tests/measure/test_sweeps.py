@@ -136,21 +136,21 @@ def test_grid_equals_one_hooked_run_per_pair(vlm: VLM, modality: str) -> None:
             out = vlm.model(**enc.inputs, output_hidden_states=True, use_cache=False)
         hidden, plain = out.hidden_states, out.logits[:, -1]
         for row in own[own["sample"] == sample.id].itertuples():
-            states = hidden[row.donor]
+            states = hidden[row.source_layer]
             if row.rescaled:
                 states = states * hidden[row.layer].norm(dim=-1, keepdim=True)
-                states = states / hidden[row.donor].norm(dim=-1, keepdim=True)
+                states = states / hidden[row.source_layer].norm(dim=-1, keepdim=True)
             with substituted(vlm, enc, row.layer, where, states):
                 logits = last_logits(vlm, enc)
                 said = vlm.generate([sample], 4)[0]
             assert row.kl == pytest.approx(float(kl_divergence(plain, logits)), abs=1e-5)
             assert row.same_top1 == (int(logits.argmax()) == int(plain.argmax()))
             assert row.output == said
-            if row.donor == row.layer:
+            if row.source_layer == row.layer:
                 assert row.kl < 1e-6
                 assert row.same
                 assert row.similarity == 1
-    assert table.loc[own.index[own["donor"] != own["layer"]], "kl"].gt(1e-6).any()
+    assert table.loc[own.index[own["source_layer"] != own["layer"]], "kl"].gt(1e-6).any()
 
 
 def test_controls_put_in_what_they_say(llava: VLM) -> None:
@@ -178,10 +178,10 @@ def test_noise_is_as_long_as_what_it_stands_for(llava: VLM) -> None:
     pre = substitution.prefill(llava, enc, substitution.rerun(llava, enc, enc.is_image))
     target = substitution.Index.of(enc.is_image)
     noise = substitution._directions(SAMPLES, target, llava, 0)
-    own, donor = pre.state(2, target), pre.state(0, target)
+    own, source_layer = pre.state(2, target), pre.state(0, target)
     got = substitution._states(pre, target, Spec(2, 0, "noise"), None, noise)
-    assert torch.allclose((got - own).norm(dim=-1), (donor - own).norm(dim=-1), rtol=1e-4)
-    assert float(torch.cosine_similarity(got - own, donor - own, dim=-1).abs().max()) < 0.9
+    assert torch.allclose((got - own).norm(dim=-1), (source_layer - own).norm(dim=-1), rtol=1e-4)
+    assert float(torch.cosine_similarity(got - own, source_layer - own, dim=-1).abs().max()) < 0.9
 
 
 def test_text_before_the_image_is_not_replaced(llava: VLM) -> None:

@@ -31,17 +31,19 @@ def grid_table(images=N, answers=True, kinds=(("image", ""), ("text", ""), ("ima
         for layer in LAYERS:
             rows.append((i, "image", layer, layer, "other image", 4.0, 0.25, 0.0))
             for modality, control in kinds:
-                for donor in LAYERS:
-                    gap = abs(donor - layer)
+                for source_layer in LAYERS:
+                    gap = abs(source_layer - layer)
                     if control == "noise" and not gap:
                         continue
                     size = 10 if modality == "text" else 1
                     kl = size * 10**gap / 1000 if gap else 0.0
-                    rows.append((i, modality, donor, layer, control, kl, 1 - gap / 8, gap < 4))
-    names = ["image", "modality", "donor", "layer", "control", "kl", "similarity", "correct"]
+                    rows.append(
+                        (i, modality, source_layer, layer, control, kl, 1 - gap / 8, gap < 4)
+                    )
+    names = ["image", "modality", "source_layer", "layer", "control", "kl", "similarity", "correct"]
     table = pd.DataFrame(rows, columns=names)
     table["sample"] = table["image"].map("s{}".format)
-    worse = table[(table["control"] == "") & (table["donor"] != table["layer"])]
+    worse = table[(table["control"] == "") & (table["source_layer"] != table["layer"])]
     table = pd.concat([table.assign(rescaled=False), worse.assign(rescaled=True, kl=99.0)])
     return table if answers else table.assign(similarity=np.nan, correct=np.nan)
 
@@ -156,7 +158,7 @@ def test_maps_hold_the_means_of_unscaled_rows():
     ]
     cells = image.collections[0].get_array().reshape(4, 3)
     assert cells[0].tolist() == [4, 4, 4]  # another picture, a row of its own on top
-    assert cells[1].tolist() == [10, 0.1, 0]  # donor 5 at layers 1, 3, 5
+    assert cells[1].tolist() == [10, 0.1, 0]  # source_layer 5 at layers 1, 3, 5
     assert cells[3].tolist() == [0, 0.1, 10]
     assert [t.get_text() for t in image.get_yticklabels()][1:] == ["5", "3", "1"]
     assert text.collections[0].get_array().reshape(4, 3)[1].tolist() == [100, 1, 0]
@@ -306,7 +308,7 @@ def test_modes_are_told_apart():
 @pytest.mark.parametrize(
     ("draw", "table", "column"),
     [
-        (substitution_maps, grid_table, "donor"),
+        (substitution_maps, grid_table, "source_layer"),
         (gap_curves, grid_table, "kl"),
         (retention_curves, sweep_table, "correct"),
         (modes_compared, sweep_table, "implementation"),

@@ -71,17 +71,17 @@ def test_gaps_are_split_in_thirds_and_directions_can_be_told_apart():
     measures = "\n".join(verdict("C3", table).details["measure"])
     assert "large gaps (6 to 8 layers)" in measures
     assert "small gaps (2 to 2 layers)" in measures
-    backward = (table["donor"] > table["layer"]) & (table["modality"] == "image")
+    backward = (table["source_layer"] > table["layer"]) & (table["modality"] == "image")
     table.loc[backward & (table["control"] == ""), ["kl", "correct"]] = [3.0, 0.0]
     assert verdict("C3", table).verdict == "not supported"
     found = sensitivity("C3", table).set_index("variant")["verdict"]
-    assert found["donors from earlier layers only"] == "supported"
+    assert found["source layers from earlier layers only"] == "supported"
     assert found["rescaled to the length of the own states"] == "not testable"
 
 
 def test_rescaled_rows_count_only_where_they_are_asked_for():
     table = simulate()
-    apart = (table["donor"] != table["layer"]) & (table["control"] == "")
+    apart = (table["source_layer"] != table["layer"]) & (table["control"] == "")
     worse = table[apart].assign(rescaled=True, kl=5.0, correct=0.0)
     both = pd.concat([table, worse], ignore_index=True)
     assert verdict("C3", both).effect == verdict("C3", table).effect
@@ -114,8 +114,11 @@ def test_missing_values():
         (lambda t: t.drop(columns="kl"), "lacks column.*kl"),
         (lambda t: t[t["modality"] == "text"], "no image states"),
         (lambda t: t[t["control"] != "other image"], "'other image'"),
-        (lambda t: t[(t["donor"] != t["layer"]) | (t["control"] != "")], "donor = layer"),
-        (lambda t: t[t["donor"].isin([1, 11]) & t["layer"].isin([1, 11])], "low stride"),
+        (
+            lambda t: t[(t["source_layer"] != t["layer"]) | (t["control"] != "")],
+            "source_layer = layer",
+        ),
+        (lambda t: t[t["source_layer"].isin([1, 11]) & t["layer"].isin([1, 11])], "low stride"),
     ],
 )
 def test_bad_tables_are_refused_by_name(change, message):
@@ -125,7 +128,7 @@ def test_bad_tables_are_refused_by_name(change, message):
 
 def test_shallow_decoders_and_inexact_interventions_are_not_testable():
     table = simulate()
-    shallow = verdict("C3", table[(table["layer"] <= 3) & (table["donor"] <= 3)])
+    shallow = verdict("C3", table[(table["layer"] <= 3) & (table["source_layer"] <= 3)])
     assert shallow.verdict == "not testable"
     assert "4 decoder layers" in shallow.reason
     inexact = table.assign(kl=table["kl"] + 0.05)
@@ -175,7 +178,7 @@ def test_every_number_of_the_rule_is_in_the_record():
 def other_costs(share):
     """Interchangeable, and another picture behind the first layer costs this share of the score."""
     table = simulate(spread=0.1)
-    plain = table[(table["donor"] == table["layer"]) & (table["control"] == "")]
+    plain = table[(table["source_layer"] == table["layer"]) & (table["control"] == "")]
     right = plain.groupby("image")["correct"].first()
     deep = (table["control"] == "other image") & (table["layer"] > 1)
     lost = set(right[right == 1].index[: round(share * len(right))])

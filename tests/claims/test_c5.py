@@ -8,7 +8,7 @@ import pytest
 
 from calibration.chained import DEPTHS
 from calibration.chained import chains_table as simulate
-from visdepth_utils.claims.interval import Bounded, as_much
+from visdepth_utils.claims.interval import Interval, as_much
 from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 from visdepth_utils.measure.chains import compare
 
@@ -74,7 +74,7 @@ def test_a_shift_that_does_the_same_is_weaker():
     ],
 )
 def test_a_control_shows_what_it_has_itself(control, contrast, shows):
-    own, over = (Bounded(0.0, lo, hi, lo, hi) for lo, hi in (control, contrast))
+    own, over = (Interval(0.0, lo, hi, lo, hi) for lo, hi in (control, contrast))
     assert as_much(own, over) == shows
 
 

@@ -12,7 +12,7 @@ from visdepth_utils.measure import distillation
 from visdepth_utils.measure.distillation import Distillation, answer_loss
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.recovery import adapted, distill
-from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.encoding import append_tokens
 from visdepth_utils.models.generation import stop_ids
 from visdepth_utils.models.vlm import VLM
 
@@ -75,7 +75,7 @@ def test_only_the_decoder_is_adapted(vlm, tmp_path):
 
 def test_no_gradient_flows_through_image_tokens_behind_the_cut(vlm):
     said = {sample.id: [7, 9, 11] for sample in SAMPLES}
-    enc = followed(vlm, vlm.encode(SAMPLES), [said[s.id] for s in SAMPLES])
+    enc = append_tokens(vlm, vlm.encode(SAMPLES), [said[s.id] for s in SAMPLES])
     for depth in (0, 1, vlm.n_layers):
         inputs: dict[int, torch.Tensor] = {}
 
@@ -115,7 +115,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(vlm):
     total = count = 0.0
     for sample in SAMPLES:
         ids = said[sample.id]
-        enc = followed(vlm, vlm.encode([sample]), [ids])
+        enc = append_tokens(vlm, vlm.encode([sample]), [ids])
         with truncated(vlm, enc, 1), torch.no_grad():
             out = vlm.model(**enc.inputs, use_cache=False).logits[0, -len(ids) - 1 : -1]
         total -= float(out.log_softmax(-1)[range(len(ids)), ids].sum())

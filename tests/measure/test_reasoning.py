@@ -14,7 +14,7 @@ from visdepth_utils.measure.patching.prefill import prefill
 from visdepth_utils.measure.reasoning import one_pixel, reasoning_sweep, token_parts
 from visdepth_utils.measure.teacher_forcing import plain_tail, read_along, token_kl
 from visdepth_utils.measure.truncation import truncation_sweep
-from visdepth_utils.models.encoding import followed
+from visdepth_utils.models.encoding import append_tokens
 from visdepth_utils.models.vlm import VLM
 from visdepth_utils.plots.reasoning import (
     chains_page,
@@ -99,16 +99,16 @@ def test_a_greedy_output_read_again_is_its_own_prediction(vlm):
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
     for b, sample in enumerate(samples):
         assert plain_tail(pre, b, lengths[b]).argmax(-1).tolist() == said[sample.id]
-        alone = followed(vlm, vlm.encode([sample]), [said[sample.id]])
+        alone = append_tokens(vlm, vlm.encode([sample]), [said[sample.id]])
         with torch.no_grad():
             logits = vlm.model(**alone.inputs, use_cache=False).logits[0, -lengths[b] - 1 : -1]
         assert float((plain_tail(pre, b, lengths[b]) - logits).abs().max()) < 1e-5
         assert alone.is_text[0, -lengths[b] :].tolist() == enc.is_text[b, -lengths[b] :].tolist()
         assert not alone.is_image[0, -lengths[b] :].any()
     with pytest.raises(ValueError, match="its answer has no token"):
-        followed(vlm, vlm.encode(SAMPLES[:1]), [[]])
+        append_tokens(vlm, vlm.encode(SAMPLES[:1]), [[]])
     with pytest.raises(ValueError, match="2 answers for 1 rows"):
-        followed(vlm, vlm.encode(SAMPLES[:1]), [[1], [2]])
+        append_tokens(vlm, vlm.encode(SAMPLES[:1]), [[1], [2]])
     with pytest.raises(ValueError, match="1 token_ids for 7 samples"):
         token_kl(vlm, SAMPLES, token_ids=[[1]])
 
@@ -137,7 +137,7 @@ def test_forced_columns_equal_one_hooked_run_per_depth(vlm, mode, answers_named)
         if word not in full.split()[1:]:
             continue  # it begins with the word, or does not hold it: no chain
         tokens = said[sample.id]
-        enc, n = followed(vlm, vlm.encode([sample]), [tokens]), len(tokens)
+        enc, n = append_tokens(vlm, vlm.encode([sample]), [tokens]), len(tokens)
         parts = np.array(token_parts(vlm.tokenizer, tokens))
         measured |= set(parts)
         with torch.no_grad():

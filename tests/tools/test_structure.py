@@ -1,4 +1,4 @@
-"""The package's layers: what measures stands on nothing that judges, shows or runs notebooks."""
+"""The package's folders, one above the other, and code that stands in strings."""
 
 import ast
 import re
@@ -7,63 +7,38 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import grimp
 import nbformat
 import pytest
+from importlinter.cli import lint_imports
 
 import visdepth_utils
-from visdepth_utils.runs.measuring_code import NOT_MEASURING
+from tools.house import GOALS, house
 
 HOME = Path(visdepth_utils.__file__).parent
-JUDGES_OR_SHOWS = {"calibration", "claims", "plots", "preflight", "report", "rules", "verdicts"}
 MODULES = sorted(HOME.rglob("*.py"))
 
 
-def imports(file: Path, everywhere: bool) -> Iterator[str]:
-    """Our modules that a file imports, ``a.b`` for visdepth_utils.a.b; without those for types.
-
-    Args:
-        file: The source.
-        everywhere: Also those inside functions, which are loaded when called.
-    """
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    nodes = list(ast.walk(tree)) if everywhere else tree.body
-    typing = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and id(node) not in typing:
-            home, _, inside = (node.module or "").partition(".")
-            if home == "visdepth_utils":
-                for alias in node.names:
-                    deeper = (HOME / inside.replace(".", "/") / f"{alias.name}.py").exists()
-                    yield ".".join(filter(None, (inside, alias.name if deeper else "")))
+def test_folders_import_from_those_below_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HOME.parent)
+    assert lint_imports(no_cache=True) == 0, capsys.readouterr().out
+    assert "2 kept, 0 broken" in capsys.readouterr().out
 
 
-def measures(file: Path) -> bool:
-    """Whether a change of this file has tables measured again."""
-    return file.relative_to(HOME).with_suffix("").parts[0] not in NOT_MEASURING
+def test_the_contract_sees_imports_inside_functions() -> None:
+    graph = grimp.build_graph("visdepth_utils", exclude_type_checking_imports=True)
+    assert "visdepth_utils.runs.ray_shards" in graph.find_modules_directly_imported_by(
+        "visdepth_utils.runs.executor"
+    )
 
 
-@pytest.mark.parametrize("file", [f for f in MODULES if measures(f)], ids=lambda f: f.stem)
-def test_what_measures_stands_on_nothing_that_judges_or_shows(file: Path) -> None:
-    found = {name.split(".")[0] for name in imports(file, everywhere=True)}
-    assert not found & JUDGES_OR_SHOWS
-
-
-def test_modules_load_in_layers_without_a_circle() -> None:
-    names = {
-        ".".join(file.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__"): file
-        for file in MODULES
-    }
-    left = {name: set(imports(file, everywhere=False)) & set(names) for name, file in names.items()}
-    assert sum(map(len, left.values())) > 200  # the arrows were seen at all
-    while left:
-        free = {name for name, needs in left.items() if not needs & set(left)}
-        assert free, f"these import one another: {sorted(left)}"
-        left = {name: needs for name, needs in left.items() if name not in free}
+def test_there_is_no_circle_and_few_imports_back_up() -> None:
+    measured = house()
+    assert measured["circles"] == GOALS["circles"]
+    assert measured["imports back up"] <= GOALS["imports back up"]
+    assert measured["levels"] > 5  # the imports were seen at all
 
 
 def test_a_package_says_what_its_modules_are_for() -> None:
@@ -121,9 +96,12 @@ def lacking(nodes: list[ast.stmt]) -> Iterator[str]:
 
 def test_whatever_code_in_a_text_imports_is_there() -> None:
     found = [(place, node) for place, text in texts() for node in code_in_text(text)]
-    assert {"preflight/pilot.py", "Makefile", "README.md", "01_image_tokens_stabilise.ipynb"} <= {
-        place for place, _ in found
-    }
+    assert {
+        "runs/estimate/pilot.py",
+        "Makefile",
+        "README.md",
+        "01_image_tokens_stabilise.ipynb",
+    } <= {place for place, _ in found}
     assert {place: gone for place, node in found for gone in lacking([node])} == {}
 
 

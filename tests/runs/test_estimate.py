@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_reproduce import MEASURE, OPEN, write
+from tests.notebooks.test_reproduce import MEASURE, OPEN, write
 from visdepth_utils import __main__ as command
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.cells import default_parameters

@@ -87,12 +87,12 @@ def substitution_grid(
         vlm: The model.
         task: A task, or samples, each with an image.
         modality: ``"image"`` or ``"text"``: whose states are replaced.
-        layers: Donors and layers, of 0..L-1; None for all that can take part.
+        layers: Source layers and layers, of 0..L-1; None for all that can take part.
         stride: Take every stride-th of them, counted back from the last.
         controls: For image states, of ``"other image"`` (the states going into b when another
-            sample's picture, at the same size, is in the prompt; one row per layer, with itself as source)
-            and ``"noise"`` (own states plus a random vector as long as the difference between the
-            source layer's and the own, token by token).
+            sample's picture, at the same size, is in the prompt; one row per layer, its own
+            source) and ``"noise"`` (own states plus a random vector as long as the difference
+            between the source layer's and the own, token by token).
         rescale: Rows without, with, or both: replaced states scaled to the length of the own ones,
             token by token (the residual stream grows with depth).
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.

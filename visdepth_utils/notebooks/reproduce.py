@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 
 from visdepth_utils.claims.registry import CLAIMS_FILE, load_claims, not_testable
-from visdepth_utils.common import cells
+from visdepth_utils.common.cells import default_parameters, tags
 from visdepth_utils.common.files import REPO, run_lock, write_text
 from visdepth_utils.common.progress import duration
 from visdepth_utils.data.tasks import EMBEDDED, missing_tasks
@@ -92,7 +92,7 @@ def reproduce(
     settings = check_early(chosen, where, jobs)
     sources = [source.absolute() for source in ordered_notebooks(notebooks)]
     for source in sources:
-        cells.default_parameters(source)  # a damaged one ends here, not after hours
+        default_parameters(source)  # a damaged one ends here, not after hours
     execute.use_own_kernel()
     folder = run_folder(settings, where)
     provenance.model_identity(settings["model"])  # a wrong model ends here, not in each notebook
@@ -218,7 +218,7 @@ def _run_all(
     for number, source in enumerate(sources, 1):
         if source.stem in lacking:
             continue
-        alone = bool(cells.tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
+        alone = bool(tags(source) & {schedule.ALONE, schedule.READS_VERDICTS})
         works[alone].append(partial(run_one, number, source, jobs > 1 and not alone))
     schedule.run_together(works[False], jobs)
     schedule.run_together(works[True], 1)
@@ -267,7 +267,7 @@ def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -
 
     Data without the task that a notebook needs is no failure: its claims are not testable.
     """
-    defaults = cells.default_parameters(source)
+    defaults = default_parameters(source)
     unknown = sorted(set(parameters) - set(defaults))
     if unknown:
         names = ", ".join(unknown)
@@ -322,7 +322,7 @@ def _inputs(run: Run, source: Path, parameters: dict[str, Any]) -> str:
         "claims": hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest(),
         "versions": provenance.versions(),
     }
-    if schedule.READS_VERDICTS in cells.tags(source):
+    if schedule.READS_VERDICTS in tags(source):
         found = all_verdicts(run.folder.parent, like=run.settings).drop(columns=["run", "date"])
         parts["verdicts"] = found[found["claim"] != "C9"].to_csv(index=False)
     return hashlib.sha256(cache.canonical(parts).encode()).hexdigest()

@@ -1,5 +1,7 @@
 """reasoning_sweep on tiny models: equal to one hooked run per depth, and to known token parts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -56,6 +58,20 @@ def test_token_parts_of_known_outputs(text, parts):
     assert found == [{"c": "chain", "a": "answer", "-": ""}[p] for p in parts.split()]
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("so the answer is 2", "c c c c c"),
+        ("the answer is 2 </think> the answer is 3", "c c c c c c - - a"),
+    ],
+)
+def test_thinking_that_the_prompt_opened_is_chain_until_it_is_closed(text, parts):
+    tokenizer = Words(text)
+    found = token_parts(tokenizer, list(range(len(tokenizer.words))), "<think>")
+    assert found == [{"c": "chain", "a": "answer", "-": ""}[p] for p in parts.split()]
+    assert (scores.stated("<think>" + text)[0] == "") == ("answer" not in found)
+
+
 def test_one_pixel_shifts_to_the_right():
     sample = tiny.sample(0)
     before, after = (np.asarray(s.images[0]) for s in (sample, one_pixel(sample)))
@@ -81,6 +97,17 @@ def answers_named(monkeypatch):
         return word
 
     return name_it
+
+
+def test_an_answer_within_opened_thinking_is_not_counted(llava, answers_named, monkeypatch):
+    template = llava.processor.chat_template
+    monkeypatch.setattr(llava.processor, "chat_template", template + "<think>")
+    vlm = replace(llava)  # nothing remembered of its template
+    answers_named(vlm)
+    with pytest.warns(UserWarning, match="thinks before it answers"):
+        table = reasoning_sweep(vlm, SAMPLES, depths=[0], max_new_tokens=8, controls=())
+    assert table["output"].str.startswith("<think>").all()
+    assert table["n_answer"].isna().all() and table["n_chain"].gt(2).any()
 
 
 def said_by(vlm, budget):

@@ -1,5 +1,7 @@
 """Groups of tokens for C2: what each holds, that nothing moves, that numbers are the plain ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,15 @@ def test_own_answers_are_what_generate_says(request, task, name):
     assert found["sample"].tolist() == [s.id for s in task.samples]
     assert all(1 <= len(ids) <= 6 for ids in found["ids"])
     assert not any(set(ids[1:]) & set(stop_ids(vlm)) for ids in found["ids"])
+
+
+def test_own_answers_say_that_the_prompt_opened_thinking(llava, task, monkeypatch):
+    template = llava.processor.chat_template
+    monkeypatch.setattr(llava.processor, "chat_template", template + "<think>")
+    vlm = replace(llava)  # nothing remembered of its template
+    found = own_answers(vlm, task)["output"]
+    assert found.str.startswith("<think>").all()
+    assert found.tolist() == vlm.generate(task.samples, task.max_new_tokens)
 
 
 def test_an_answer_that_ends_at_once_is_the_token_that_ends_it(llava, task, monkeypatch):

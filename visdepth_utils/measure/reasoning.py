@@ -133,19 +133,22 @@ def one_pixel(sample: Sample) -> Sample:
     return replace(sample, images=tuple(shifted))
 
 
-def token_parts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_parts(tokenizer: Any, ids: Sequence[int], opened: str = "") -> list[str]:
     """Say of each token of an output whether it is of the chain or of the final answer.
 
     Args:
         tokenizer: Of the model.
         ids: The output's tokens.
+        opened: The mark of thinking that the prompt leaves open, see ``VLM.thinking``.
 
     Returns:
         ``"chain"`` before what names the answer (see ``scoring.answer_span``), ``"answer"`` behind
         it (everything, where nothing does), ``""`` for tokens that add no letter or digit (marks,
         end of text) and for the words "answer is" themselves.
     """
-    prefixes = [tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(len(ids) + 1)]
+    prefixes = [
+        opened + tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(len(ids) + 1)
+    ]
     start, end, _ = answer_span(prefixes[-1])
     out = []
     for before, after in zip(prefixes, prefixes[1:], strict=False):
@@ -241,8 +244,8 @@ def _by_part(vlm: VLM, tokens: pd.DataFrame) -> pd.DataFrame:
     """Means over the tokens of chain and answer, one row per sample, depth and control."""
     whole = tokens[(tokens["control"] == "") & (tokens["depth"] == vlm.n_layers)]
     parts = {
-        name: token_parts(vlm.tokenizer, rows.sort_values("token")["token_id"].tolist())
-        for name, rows in whole.groupby("sample", sort=False)
+        name: token_parts(vlm.tokenizer, rows["token_id"].tolist(), vlm.thinking[0])
+        for name, rows in whole.sort_values("token").groupby("sample", sort=False)
     }
     ends = {name: "chain" in part for name, part in parts.items()}
     tokens = tokens.assign(

@@ -18,7 +18,7 @@ import torch
 
 from visdepth_utils.measure.geometry.layer_geometry import tables, token_geometry
 from visdepth_utils.models.encoding import Encoded, append_tokens, reference_ids
-from visdepth_utils.models.generation import generated, stop_ids, without_end
+from visdepth_utils.models.generation import decode_answers, generated, stop_ids, without_end
 from visdepth_utils.models.prompts import non_text_ids
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def own_answers(
             part, generated(vlm, vlm.encode(part), task.max_new_tokens).tolist(), strict=True
         ):
             ids = without_end(new, stop)[0] or new[:1]
-            text = vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            (text,) = decode_answers(vlm, [new])
             rows.append({"sample": sample.id, "ids": ids, "output": text})
         if progress:
             progress(len(rows), len(samples), "own output")

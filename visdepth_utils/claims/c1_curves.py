@@ -49,14 +49,30 @@ def by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     return image_layer_matrix(rows, metric)
 
 
+def without_last(spec: Spec, curve: pd.DataFrame) -> pd.DataFrame:
+    """The curve without its last ``drop_last`` states: many decoders jump in the last layers."""
+    return curve.iloc[:, : curve.shape[1] - spec["drop_last"]]
+
+
+def margin_of(spec: Spec, metric: Spec, curve: pd.DataFrame) -> float:
+    """What still counts as settled, on the scale of the curve.
+
+    Absolute as the metric says, or ``relative_margin`` of the range of its mean over depth.
+    """
+    if spec["relative_margin"] is not None:
+        means = curve.mean()
+        return float(spec["relative_margin"] * (means.max() - means.min()))
+    return math.log(metric["margin"]) if metric["scale"] == "log" else float(metric["margin"])
+
+
 def parts_of(spec: Spec, curves: Curves, depth: int) -> dict[str, Part]:
     """Every measure under the same resamples of images."""
     common, out = spec["common"], {}
     for name, metric in spec["metrics"].items():
-        margin = metric["margin"]
+        curve = without_last(spec, curves[name])
         out[name] = settling(
-            curves[name],
-            margin=math.log(margin) if metric["scale"] == "log" else float(margin),
+            curve,
+            margin=margin_of(spec, metric, curve),
             early=early_layer(spec, depth),
             fall=metric["pattern"] == "compresses",
             level=common["level"],

@@ -86,7 +86,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         contrast = drawn.bounded(
             lambda m: share_kept(m, used["single"]) - share_kept(m, used["multi"])
         )
-        tokens = _tokens(drawn, used)
+        tokens = _tokens(spec, drawn, used)
         found |= {"effect": contrast.value, "ci": (contrast.lo, contrast.hi)}
     expected = None
     if tokens is not None:
@@ -118,13 +118,15 @@ def _kept(drawn: Resampled, task: str, column: str = "area") -> Interval:
     return drawn.bounded(lambda m: share_kept(m, [task], column))
 
 
-def _tokens(drawn: Resampled, used: dict[str, list[str]]) -> Interval | None:
-    """Divergence per answer token: generation minus single-token tasks."""
-    if any(f"{task} kl" not in drawn.means for tasks in used.values() for task in tasks):
+def _tokens(spec: Spec, drawn: Resampled, used: dict[str, list[str]]) -> Interval | None:
+    """Divergence per answer token, in nats or as a share of depth 0: text minus single tokens."""
+    share = spec["per_token"]["scale"] == "share of depth 0"
+    below = "kl blind" if share else "kl tokens"
+    if any(f"{task} {below}" not in drawn.means for tasks in used.values() for task in tasks):
         return None
 
     def mean(m: dict[str, Any], tasks: list[str]) -> Any:
-        return sum(m[f"{t} kl"] for t in tasks) / len(tasks)
+        return sum(m[f"{t} kl"] / m[f"{t} {below}"] for t in tasks) / len(tasks)
 
     return drawn.bounded(lambda m: mean(m, used["multi"]) - mean(m, used["single"]))
 
@@ -206,7 +208,8 @@ def _details(
             rows.append(_kept(own, task).row(f"{task}: kept, mean over depth"))
             rows.append(_kept(own, task, "half").row(f"{task}: kept at half the depth"))
         if f"{task} kl" in own.means:
-            rows.append(own.bounded(lambda m, t=task: m[f"{t} kl"]).row(f"{task}: nats per token"))
+            nats = own.bounded(lambda m, t=task: m[f"{t} kl"] / m[f"{t} kl tokens"])
+            rows.append(nats.row(f"{task}: nats per token"))
         if f"{task} kl blind" in own.means:
             share = own.bounded(lambda m, t=task: m[f"{t} kl"] / m[f"{t} kl blind"])
             rows.append(share.row(f"{task}: nats per token, share of depth 0"))
@@ -216,7 +219,9 @@ def _details(
         rows.append(contrast.row("kept: single-token minus text", label, least))
     if tokens is not None:
         label = "positive" if tokens.lo > 0 else "not above 0"
-        rows.append(tokens.row("nats per token: text minus single-token", label, 0))
+        scale = spec["per_token"]["scale"]
+        what = "nats per token" if scale == "nats" else f"nats per token, {scale}"
+        rows.append(tokens.row(f"{what}: text minus single-token", label, 0))
     for name, share in zip(("expected from length alone", "seen"), expected or (), strict=False):
         only = Interval(share, NAN, NAN, NAN, NAN)
         rows.append(only.row(f"texts that change: {name}", "reported only"))

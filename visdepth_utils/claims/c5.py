@@ -85,7 +85,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         share = beside(100 * ends, 100 * margins["ends"]["value"], 0)
         why = f"the full model names a final answer in {share}% of its outputs only"
         return found | said("not testable", why)
-    if spec["chance"] not in {"others", *rows["control"]}:
+    if spec["chance"] not in {"others", "depth 0", *rows["control"]}:
         return found | said("not testable", f"table has no rows of control {spec['chance']!r}")
     asked = _per_image(spec, rows)
     whole = asked.dropna(subset=[c for c in asked if "|" in c])
@@ -142,6 +142,7 @@ def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
 def _corrected(m: dict[str, Any], name: str, at: Any, chance: str = "others") -> Any:
     """Distance over chance; 0 where nothing changes, also if chance is 0 as well."""
     below = f"{name}_chance|{at}" if chance == "others" else f"{name}|{chance}"
+    below = f"{name}|0" if chance == "depth 0" else below
     top, chance = np.asarray(m[f"{name}|{at}"]), np.asarray(m[below])
     return np.where(top == 0, 0.0, top / np.where(chance == 0, np.nan, chance))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.claims.c1_curves import margin_of, without_last
 from visdepth_utils.claims.interchange import early_layer
 from visdepth_utils.claims.interval import noted
 from visdepth_utils.claims.late import UNCLEAR, Late, late
@@ -57,11 +58,11 @@ def parts_of(spec: Spec, text: Curves, image: Curves, images: pd.Index, depth: i
     """Every measure under the same resamples of images."""
     common, out = spec["common"], {}
     for name, metric in spec["metrics"].items():
-        margin = metric["margin"]
+        words, pixels = (without_last(spec, c[name].loc[images]) for c in (text, image))
         out[name] = late(
-            text[name].loc[images],
-            image[name].loc[images],
-            margin=math.log(margin) if metric["scale"] == "log" else float(margin),
+            words,
+            pixels,
+            margin=margin_of(spec, metric, words),
             early=early_layer(spec, depth),
             depth=depth,
             level=common["level"],

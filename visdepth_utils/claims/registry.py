@@ -29,6 +29,7 @@ __all__ = [
     "not_testable",
     "sensitivity",
     "verdict",
+    "verdict_by",
 ]
 
 CLAIMS_FILE = Path(__file__).resolve().parents[2] / "data" / "claims.yaml"
@@ -135,7 +136,7 @@ def verdict(
         ValueError: Unknown claim, or a table that lacks a column, a metric or the same images.
     """
     entry = claim_entry(claim, path)
-    found = _decide(claim, entry, table, control, model)
+    found = verdict_by(claim, entry, table, control, model)
     if found.verdict == "supported" and p_value:
         found = replace(found, p=_smallest_alpha(claim, entry, table, control))
     return found
@@ -205,7 +206,7 @@ def sensitivity(
     cases += [(name, entry, *tables) for name, tables in (measured or {}).items()]
     rows = []
     for name, *case in cases:
-        v = _decide(claim, *case, "")
+        v = verdict_by(claim, *case, "")
         row = {
             "variant": name,
             "verdict": v.verdict,
@@ -227,7 +228,7 @@ def _smallest_alpha(
 
     def holds(alpha: float) -> bool:
         spec = {**entry, "common": {**common, "level": 1 - alpha}}
-        return _decide(claim, spec, table, control, "").verdict == "supported"
+        return verdict_by(claim, spec, table, control, "").verdict == "supported"
 
     low, high = 2 / common["resamples"], 1 - common["level"]
     if holds(low):
@@ -238,14 +239,28 @@ def _smallest_alpha(
     return high
 
 
-def _decide(
+def verdict_by(
     claim: str,
     spec: dict[str, Any],
     table: pd.DataFrame,
-    control: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
-    model: str,
+    control: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+    model: str = "",
 ) -> Verdict:
-    """Apply the claim's rule under one set of thresholds."""
+    """Apply a claim's rule under an entry that need not be the registered one.
+
+    Args:
+        claim: Identifier.
+        spec: As ``claim_entry`` returns it, changed or not.
+        table: As for ``verdict``.
+        control: As for ``verdict``.
+        model: Name for the record.
+
+    Returns:
+        The verdict, without p value.
+
+    Raises:
+        ValueError: As ``verdict``.
+    """
     if control is None:
         controls: dict[str, pd.DataFrame] = {}
     elif isinstance(control, pd.DataFrame):

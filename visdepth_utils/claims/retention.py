@@ -53,16 +53,21 @@ def scores_of(spec: Spec, rows: pd.DataFrame, conditions: pd.DataFrame, task: st
     return pd.DataFrame(out)
 
 
-def tokens_of(rows: pd.DataFrame, task: str, images: pd.Index) -> pd.DataFrame:
+def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd.DataFrame:
     """Divergence per answer token, averaged over depths below the last, by image.
 
     Args:
+        spec: Entry of claims.yaml; ``per_token.tokens`` "all", or "content" for those that the
+            picture moves: by ``per_token.reads`` nats or more at depth 0, where it is gone.
         rows: ``token_kl`` of one mode and task.
         task: Name of the task.
         images: Of the sweep.
 
     Returns:
-        Columns ``kl`` and, where depth 0 was measured, ``kl blind`` (at depth 0).
+        Columns ``kl``, ``kl tokens`` (what to divide it by for nats per token) and, where depth 0
+        was measured, ``kl blind`` (at depth 0). Of all tokens, samples are averaged, and ``kl
+        tokens`` is 1; of content tokens there are sums over tokens, so that an image without any
+        counts as nothing and is not lost.
 
     Raises:
         ValueError: If images of the sweep are missing.
@@ -72,15 +77,30 @@ def tokens_of(rows: pd.DataFrame, task: str, images: pd.Index) -> pd.DataFrame:
             f"token_kl lacks {len(lacking)} of {len(images)} images of task {task!r}: "
             "measure it on the samples of the sweep"
         )
+    if content := spec["per_token"]["tokens"] == "content":
+        first = rows[rows["depth"] == 0].set_index(["sample", "token"])["kl"]
+        if first.empty:
+            return pd.DataFrame(index=images)
+        kept = first.index[first >= spec["per_token"]["reads"]]
+        rows = rows[pd.MultiIndex.from_frame(rows[["sample", "token"]]).isin(kept)]
     means = {}
     for name, part in (
         ("kl", rows[rows["depth"] < rows["depth"].max()]),
         ("kl blind", rows[rows["depth"] == 0]),
     ):
-        if len(part):
+        if content:
+            summed = part.groupby("image", sort=False)["kl"].sum(min_count=1)
+            depths = max(part["depth"].nunique(), 1)
+            means[name] = summed.reindex(images, fill_value=0.0) / depths
+            if name == "kl":
+                sizes = part.groupby("image", sort=False).size() / depths
+                means["kl tokens"] = sizes.reindex(images, fill_value=0.0)
+        elif len(part):
             by_sample = part.groupby(["image", "sample"], sort=False)["kl"]
             filled = by_sample.mean().where(by_sample.count() == by_sample.size())
             means[name] = filled.groupby("image").agg(lambda x: x.mean(skipna=False))
+    if not content:
+        means["kl tokens"] = pd.Series(1.0, images)
     return pd.DataFrame(means).reindex(images)
 
 
@@ -171,5 +191,5 @@ def columns_of(
         out[task] = scores_of(spec, sweep[sweep["task"] == task], conditions, task)
         own = tokens if tokens is None else tokens[tokens["task"] == task]
         if own is not None and len(own):
-            out[task] = out[task].join(tokens_of(own, task, out[task].index))
+            out[task] = out[task].join(tokens_of(spec, own, task, out[task].index))
     return out

@@ -65,7 +65,8 @@ def test_figures_go_to_the_claim_of_their_notebook(tmp_path: Path) -> None:
     assert found["C4"]["settings"] == [("n_samples", "96")]
     registered = load_claims()["claims"]
     assert found["C4"]["title"] == registered["C4"]["title"]
-    assert not found["C4"]["quoted"]
+    assert found["C4"]["quoted"]
+    assert "quote" not in registered["C6"]  # no sentence of the authors is known
     assert found["C5"]["quoted"]
     assert found["C5"]["words"] == registered["C5"]["quote"]
     assert found["C5"]["verdicts"] == []

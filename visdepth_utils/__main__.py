@@ -86,7 +86,7 @@ def _dispatch(argv: list[str]) -> int:
         chosen = {"jobs": options.jobs, "dry": options.dry}
         return reproduce(given, options.out, options.notebooks, **chosen)
     if options.command == "cache":
-        from visdepth_utils.runs.pruning import show_cache
+        from visdepth_utils.runs.cache import show_cache
 
         say(sys.stdout, show_cache(options.run, options.prune))
         return 0
@@ -119,7 +119,7 @@ def _on_runs(options: argparse.Namespace) -> int:
 
         say(sys.stdout, comparison_text(*folders))
     else:
-        from visdepth_utils.runs.replication import record
+        from visdepth_utils.runs.records import record
 
         say(sys.stdout, f"kept in data/runs/{record(*folders).name}")
     return 0

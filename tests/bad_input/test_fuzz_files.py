@@ -15,8 +15,7 @@ from visdepth_utils.report.compare import comparison_text
 from visdepth_utils.report.page import write_report
 from visdepth_utils.report.verdict_table import verdict_text
 from visdepth_utils.runs import cache
-from visdepth_utils.runs.records import read_claims, read_provenance
-from visdepth_utils.runs.replication import all_verdicts
+from visdepth_utils.runs.records import all_verdicts, read_claims, read_provenance
 
 QUICK = settings(
     max_examples=150,

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from visdepth_utils import load_task, load_vlm, truncation_sweep
-from visdepth_utils.runs import provenance, ray_pool
+from visdepth_utils.runs import provenance, ray_executor
 from visdepth_utils.runs.run import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def measure() -> dict[str, float]:
         return pd.DataFrame({"sample": [sample.id for sample in block]})
 
     found = {}
-    with ray_pool.serving():
+    with ray_executor.serving():
         for actors in (None, 1, 2):
             label = f"{actors} workers" if actors else "local"
             found[label] = N / timed("real", actors, task.samples, real, SIZE)

@@ -17,7 +17,7 @@ from tests import tiny
 from visdepth_utils import __main__ as command
 from visdepth_utils.common import files
 from visdepth_utils.common.files import WriteError, atomic, locked, run_lock, write_text
-from visdepth_utils.runs import cache, measuring_code, pruning
+from visdepth_utils.runs import cache, measuring_code
 from visdepth_utils.runs.cache import content_hash
 from visdepth_utils.runs.run import Run, open_run
 
@@ -194,12 +194,12 @@ def test_pruning_deletes_what_no_run_reads_again(
     (gone / "config.json").unlink()
     (tables / "foreign-000000000000.parquet").write_bytes(b"no table")
     (tables / f"x.parquet{cache.DAMAGED}").write_bytes(b"x")
-    for name, age in ((".a.parquet.1.tmp", 2 * pruning.STALE_S), (".b.parquet.2.tmp", 0)):
+    for name, age in ((".a.parquet.1.tmp", 2 * cache.STALE_S), (".b.parquet.2.tmp", 0)):
         (tables / name).touch()
         os.utime(tables / name, (time.time() - age,) * 2)
     (tables / "notes.txt").write_text("mine")
-    pruning._model.cache_clear()
-    states = {file.name.partition("-")[0]: state for file, state, _ in pruning.entries(run.folder)}
+    cache._model_hashes.cache_clear()
+    states = {file.name.partition("-")[0]: state for file, state, _ in cache.entries(run.folder)}
     assert states == {
         "current": "current",
         "x": "current",

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from tests import tiny
 from visdepth_utils import token_kl, truncation_sweep
 from visdepth_utils.models.vlm import VLM
-from visdepth_utils.runs import measuring_code, ray_pool
+from visdepth_utils.runs import measuring_code, ray_executor
 from visdepth_utils.runs.records import read_provenance
 from visdepth_utils.runs.run import Run, open_run
 
@@ -33,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
     made.add_node(**NODE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", made.address)
-        with ray_pool.serving():
+        with ray_executor.serving():
             yield made
     made.shutdown()
 

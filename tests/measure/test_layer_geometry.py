@@ -22,7 +22,7 @@ from visdepth_utils.measure.geometry.gram import draws
 from visdepth_utils.measure.geometry.layer_geometry import COLUMNS, METRICS, layer_geometry
 from visdepth_utils.models.hooks import capture
 from visdepth_utils.models.vlm import VLM
-from visdepth_utils.runs.estimate.footprint import free_memory
+from visdepth_utils.runs.estimate.plan import free_memory
 
 
 def long_samples(n: int) -> list:

@@ -117,18 +117,18 @@ def test_bad_options_are_named_in_one_line(
 def test_a_ray_that_cannot_be_had_is_one_line(
     address: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.runs import ray_pool
+    from visdepth_utils.runs import ray_executor
 
     def fails(**_options: object) -> None:
         raise Exception("The current node timed out\nand a page more")
 
-    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_pool.ray, "init", fails)
+    monkeypatch.setattr(ray_executor.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_executor.ray, "init", fails)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=message) as caught:
-        ray_pool.connect()
+        ray_executor.connect()
     assert "\n" not in str(caught.value)
 
 
@@ -144,11 +144,11 @@ def test_a_ray_that_cannot_be_had_is_one_line(
 def test_an_address_is_probed_before_ray_tries_it_for_long(
     answer: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.runs import ray_pool
+    from visdepth_utils.runs import ray_executor
 
     tried: list[str] = []
-    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_pool.ray, "init", lambda address, **_: tried.append(address))
+    monkeypatch.setattr(ray_executor.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_executor.ray, "init", lambda address, **_: tried.append(address))
     monkeypatch.setattr(engine, "PROBE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "127.0.0.1:{1}".format(*server.getsockname())
@@ -167,9 +167,9 @@ def test_an_address_is_probed_before_ray_tries_it_for_long(
         if message:
             expected = rf"no Ray at RAY_ADDRESS='{address}' \({message}\): start it"
             with pytest.raises(ValueError, match=expected):
-                ray_pool.connect()
+                ray_executor.connect()
         else:
-            ray_pool.connect()
+            ray_executor.connect()
     assert tried == ([] if message else [address])
 
 
@@ -177,21 +177,21 @@ def test_an_address_is_probed_before_ray_tries_it_for_long(
 def test_a_worker_that_a_local_ray_can_never_start_is_refused(
     asked: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from visdepth_utils.runs import ray_pool
+    from visdepth_utils.runs import ray_executor
 
     ended: list[bool] = []
-    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_pool.ray, "init", lambda **_: None)
-    monkeypatch.setattr(ray_pool.ray, "shutdown", lambda: ended.append(True))
-    monkeypatch.setattr(ray_pool.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_executor.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_executor.ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray_executor.ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray_executor.ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("VISDEPTH_RAY", json.dumps(asked))
     (name,) = asked
     with pytest.raises(ValueError, match=f"asks for {name}={asked[name]} for each worker, this"):
-        ray_pool.connect()
+        ray_executor.connect()
     assert ended == [True]
     monkeypatch.setenv("VISDEPTH_RAY", '{"num_cpus": 2, "num_actors": 8, "num_gpus": 0}')
-    ray_pool.connect()
+    ray_executor.connect()
 
 
 def test_options_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

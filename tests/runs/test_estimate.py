@@ -23,19 +23,21 @@ from visdepth_utils.common.cells import default_parameters
 from visdepth_utils.measure.adapters import SHIPPED
 from visdepth_utils.models.vlm import VLM
 from visdepth_utils.notebooks.reproduce import ordered_notebooks, reproduce
-from visdepth_utils.runs.estimate import estimates, footprint, pilot, plan, probes
-from visdepth_utils.runs.estimate.estimates import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
+from visdepth_utils.runs.estimate import pilot, plan
+from visdepth_utils.runs.estimate.plan import NOTEBOOK_DISK, OVERHEAD, check, copies, estimate
 from visdepth_utils.runs.estimate.steps import (
     BESIDE_SAMPLES,
+    BLOCKS,
     DECODED,
     NOTEBOOKS,
     PHYSICAL_SAMPLES,
     REFERENCE_COUNTS,
     REFERENCE_DEPTHS,
     REFERENCE_REPEATS,
+    Size,
+    Step,
     steps_of,
 )
-from visdepth_utils.runs.estimate.workload import BLOCKS, Size, Step
 from visdepth_utils.runs.run import Run
 from visdepth_utils.runs.settings import check_settings
 
@@ -123,13 +125,13 @@ def test_an_estimate_is_the_sum_by_hand() -> None:
     seconds = OVERHEAD * 4 + 3 + 2 * 5 + (2 * 3 * 2.0 + 2 * 70 * 0.5) + 3 * 200 * 1.5
     assert table.loc["01_a", "minutes"] == pytest.approx(seconds / 60)
     # The process, the model and a decoder drawn beside one that is read, and a block of 32.
-    held = 4e8 + estimates.FIGURES_MEMORY + 3e9 + 7e6 + 32 * 1e6
+    held = 4e8 + plan.FIGURES_MEMORY + 3e9 + 7e6 + 32 * 1e6
     assert table.loc["01_a", "memory_gb"] == pytest.approx(held / 1e9)
     assert table.loc["01_a", "note"] == "of it 15 min 00 s to train 3 adapters"
     disk = NOTEBOOK_DISK + (6 * 100 + 140 * 10) + 3 * 1e6
     assert table.loc["01_a", "disk_mb"] == pytest.approx(disk / 1e6)
     assert table.loc["02_b", "minutes"] == pytest.approx(OVERHEAD * 4 / 60)
-    held = 4e8 + estimates.FIGURES_MEMORY
+    held = 4e8 + plan.FIGURES_MEMORY
     assert table.loc["02_b", "memory_gb"] == pytest.approx(held / 1e9)
 
 
@@ -220,12 +222,12 @@ def test_a_pilot_that_ran_out_of_memory_is_a_refusal_too() -> None:
 
 def test_weights_are_counted_from_the_headers_of_their_files(llava: VLM, llava_path: Path) -> None:
     count = sum(p.numel() for p in llava.model.parameters())
-    assert footprint.weights_bytes(llava_path, "auto", "cpu") == 4 * count
-    assert footprint.weights_bytes(llava_path, "bfloat16", "cpu") == 2 * count
-    assert footprint.weights_bytes(llava_path, "auto", "cuda") == 4 * count  # as in the file
+    assert plan.weights_bytes(llava_path, "auto", "cpu") == 4 * count
+    assert plan.weights_bytes(llava_path, "bfloat16", "cpu") == 2 * count
+    assert plan.weights_bytes(llava_path, "auto", "cuda") == 4 * count  # as in the file
     base = ROOT / "data" / "minivlm" / "base"
-    in_file = footprint.weights_bytes(base, "auto", "cuda")
-    assert footprint.weights_bytes(base, "auto", "cpu") == 2 * in_file  # stored in bfloat16
+    in_file = plan.weights_bytes(base, "auto", "cuda")
+    assert plan.weights_bytes(base, "auto", "cpu") == 2 * in_file  # stored in bfloat16
 
 
 def run_of(model: Path | str, folder: Path, **chosen: object) -> Run:
@@ -237,17 +239,17 @@ def run_of(model: Path | str, folder: Path, **chosen: object) -> Run:
 
 def test_a_run_whose_weights_cannot_fit_is_refused_at_once(tmp_path, monkeypatch) -> None:
     run = run_of("data/minivlm/base", tmp_path / "run")
-    footprint.refuse_early(run, SOURCES)
-    monkeypatch.setattr(footprint, "free_memory", lambda device: 5e8 + 60e6)
+    plan.refuse_early(run, SOURCES)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 5e8 + 60e6)
     with pytest.raises(
         ValueError, match=r"untrained controls takes 0\.6 GB of memory on cpu, 0\.6"
     ):
-        footprint.refuse_early(run, SOURCES)  # three copies of 27.5 MB are 82 MB
-    monkeypatch.setattr(footprint, "free_memory", lambda device: 5e8 + 90e6)
-    footprint.refuse_early(run, SOURCES)
-    monkeypatch.setattr(footprint, "free_disk", lambda folder: 1e6)
+        plan.refuse_early(run, SOURCES)  # three copies of 27.5 MB are 82 MB
+    monkeypatch.setattr(plan, "free_memory", lambda device: 5e8 + 90e6)
+    plan.refuse_early(run, SOURCES)
+    monkeypatch.setattr(plan, "free_disk", lambda folder: 1e6)
     with pytest.raises(ValueError, match="writes 10 MB, 1 MB are free"):
-        footprint.refuse_early(run, SOURCES)
+        plan.refuse_early(run, SOURCES)
     assert not run.folder.exists()
 
 
@@ -258,7 +260,7 @@ def test_copies_held_at_once_are_the_model_and_its_largest_control() -> None:
 
 
 def test_a_growing_process_is_seen_to_grow() -> None:
-    with footprint.Peak(torch.device("cpu")) as peak:
+    with pilot.Peak(torch.device("cpu")) as peak:
         block = np.ones(200_000_000 // 8)
         time.sleep(0.1)
         del block
@@ -353,7 +355,7 @@ def test_numbers_that_stand_only_in_notebooks_stand_there() -> None:
     assert all("(0, 1, 2)" in code[number] for number in ("06", "07"))
     assert f"counts, other = ({REFERENCE_COUNTS}, entry['other_tokens'])" in code["08"]
     assert f"'depths': {REFERENCE_DEPTHS}, 'repeats': {REFERENCE_REPEATS}," in code["08"]
-    assert f"'new_tokens': 8 if full else {probes.NEW_TOKENS}" in code["08"]
+    assert f"'new_tokens': 8 if full else {pilot.NEW_TOKENS}" in code["08"]
     assert f"task.samples[:{BESIDE_SAMPLES}]" in code["08"]
     assert f"samples[:{PHYSICAL_SAMPLES}]" in code["04"]
 
@@ -371,8 +373,8 @@ def test_default_samples_are_those_of_the_parameters_cell_and_of_the_claim(sourc
 def test_every_kind_can_be_measured_and_has_a_block() -> None:
     kinds = {step.kind for name in NOTEBOOKS for step in steps_both(name)} - {"load"}
     assert kinds == set(BLOCKS)
-    assert kinds == set(probes.CALLS) | {"time_by_depth", "distill"}
-    assert set(pilot.SIZES) == set(probes.CALLS)
+    assert kinds == set(pilot.CALLS) | {"time_by_depth", "distill"}
+    assert set(pilot.SIZES) == set(pilot.CALLS)
 
 
 def test_training_is_counted_only_where_no_adapter_is_at_hand(tmp_path) -> None:
@@ -417,8 +419,8 @@ def test_the_pilot_finds_the_costs_of_a_clock_that_is_ours(llava: VLM, monkeypat
     def refused(bench, task, options):
         raise ValueError("not this family\nreally")
 
-    monkeypatch.setitem(probes.CALLS, "evaluate", evaluated)
-    monkeypatch.setitem(probes.CALLS, "token_kl", refused)
+    monkeypatch.setitem(pilot.CALLS, "evaluate", evaluated)
+    monkeypatch.setitem(pilot.CALLS, "token_kl", refused)
     asked = [("evaluate", "vqa", PICTURE)] * 2 + [("token_kl", "vqa", ()), ("load", "trained", ())]
     table = pilot.pilot(llava, asked, n=24, load_s=7.0, clock=lambda: now[0])
     found = table[table["kind"] == "evaluate"]
@@ -444,7 +446,7 @@ def test_a_slow_model_is_measured_once_and_never_on_more_samples_than_the_run_ha
         calls.append(len(task))
         now[0] += 30.0 * len(task)
 
-    monkeypatch.setitem(probes.CALLS, "evaluate", slow)
+    monkeypatch.setitem(pilot.CALLS, "evaluate", slow)
     table = pilot.pilot(llava, [("evaluate", "vqa", PICTURE)], n=24, clock=lambda: now[0])
     assert calls == [2]
     assert table.iloc[-1][["call_s", "unit_s"]].tolist() == [0, 30]
@@ -535,7 +537,7 @@ def test_a_refused_dry_run_leaves_no_folder(
     monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known after the pilot
     status, text = dry(llava_path, tmp_path / "there" / "new" / "run")
     assert (status, made_up) == (1, [16]) and "does not fit: " in text
-    monkeypatch.setattr(footprint, "free_memory", lambda device: 2e6)  # known before
+    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known before
     assert dry(llava_path, tmp_path / "there" / "new" / "run")[0] == 1
     assert made_up == [16]
     monkeypatch.undo()
@@ -566,7 +568,7 @@ def test_the_command_line_has_the_switch_and_a_refusal_is_one_line(
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     write(notebooks / "01_second.ipynb", OPEN, MEASURE)
-    monkeypatch.setattr(footprint, "free_disk", lambda folder: 5e5)
+    monkeypatch.setattr(plan, "free_disk", lambda folder: 5e5)
     arguments = ["reproduce", "--model", str(llava_path), "--out", str(tmp_path / "run")]
     status = command.main([*arguments, "--notebooks", str(notebooks)])
     assert status == 2

@@ -12,7 +12,7 @@ from visdepth_utils.claims.c9 import replications
 from visdepth_utils.claims.registry import claim_entry, verdict
 from visdepth_utils.models.untrained import save_untrained
 from visdepth_utils.plots.verdicts import effects_by_model
-from visdepth_utils.runs.replication import RECORDED, all_verdicts, record, side_by_side
+from visdepth_utils.runs.records import RECORDED, all_verdicts, record, side_by_side
 
 
 def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):

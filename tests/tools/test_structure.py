@@ -29,7 +29,7 @@ def test_folders_import_from_those_below_only(
 
 def test_the_contract_sees_imports_inside_functions() -> None:
     graph = grimp.build_graph("visdepth_utils", exclude_type_checking_imports=True)
-    assert "visdepth_utils.runs.ray_shards" in graph.find_modules_directly_imported_by(
+    assert "visdepth_utils.runs.ray_executor" in graph.find_modules_directly_imported_by(
         "visdepth_utils.runs.executor"
     )
 

@@ -24,11 +24,9 @@ from visdepth_utils.notebooks.streams import Indented, Shown, Tagged, say
 from visdepth_utils.report import page
 from visdepth_utils.report.verdict_table import verdict_text
 from visdepth_utils.runs import cache, executor, identity, measuring_code, provenance
-from visdepth_utils.runs.estimate import footprint, plan
-from visdepth_utils.runs.estimate.steps import steps_of
-from visdepth_utils.runs.estimate.workload import Size
-from visdepth_utils.runs.records import annotate
-from visdepth_utils.runs.replication import all_verdicts
+from visdepth_utils.runs.estimate import plan
+from visdepth_utils.runs.estimate.steps import Size, steps_of
+from visdepth_utils.runs.records import all_verdicts, annotate
 from visdepth_utils.runs.run import Run
 from visdepth_utils.runs.settings import DEFAULT_MODEL, check_early, resolved_device, run_folder
 
@@ -120,7 +118,7 @@ def reproduce(
                     for parent in new[1:]:
                         parent.rmdir()
         return status
-    footprint.refuse_early(run, sources)
+    plan.refuse_early(run, sources)
     with run_lock(folder), executor.serving():
         if other:
             say(stream, f"the data in {settings['source']} changed: all of the run is made again")

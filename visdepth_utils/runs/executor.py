@@ -20,9 +20,9 @@ def serving() -> Iterator[None]:
     if chosen_engine() == "local":
         yield
         return
-    from visdepth_utils.runs import ray_pool
+    from visdepth_utils.runs import ray_executor
 
-    with ray_pool.serving():
+    with ray_executor.serving():
         yield
 
 
@@ -48,9 +48,9 @@ def map_shards(
         RuntimeError: Ray only: a shard failed in every attempt, after all others were kept.
     """
     if chosen_engine() == "ray":
-        from visdepth_utils.runs.ray_shards import map_shards as map_on_ray
+        from visdepth_utils.runs import ray_executor
 
-        map_on_ray(name, shards, fn, keep, show, total)
+        ray_executor.map_shards(name, shards, fn, keep, show, total)
         return
     for start, samples in shards:
 

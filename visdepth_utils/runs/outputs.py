@@ -1,17 +1,47 @@
-"""Outputs by depth, kept by a notebook for the explorer of report.html."""
+"""What a run keeps beside its tables: the samples taken, and outputs by depth for report.html.
+
+A table's key holds the content hash of its task; ``selection/<task>-<hash>.json`` says what that
+hash stands for: source, revision, split, prompt, seed, the samples taken and the rows skipped.
+"""
 
 import base64
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image
 
 from visdepth_utils.common.files import rows_text, write_text
 from visdepth_utils.data.samples import Sample
+
+if TYPE_CHECKING:
+    from visdepth_utils.data.tasks import Task
+
+
+def keep_selection(folder: Path, task: "Task") -> dict[str, str]:
+    """Write down what a task was made of.
+
+    Args:
+        folder: Of the run.
+        task: As ``load_task`` returned it.
+
+    Returns:
+        Name of the file, without ending, to what it says in one line.
+    """
+    name = f"{task.name}-{task.content_hash[:12]}"
+    facts = {"task": task.name, "content_hash": task.content_hash, "source": task.source}
+    facts |= {"samples": [sample.id for sample in task.samples], **task.selection}
+    text = json.dumps(facts, indent=1, ensure_ascii=False, default=str)
+    write_text(folder / "selection" / f"{name}.json", text + "\n")
+    shown = [f"{len(task)} samples of {task.source}"]
+    shown += [f"{key} {facts[key]}" for key in ("revision", "split", "subset") if facts.get(key)]
+    if skipped := facts.get("skipped"):
+        shown.append(f"{len(skipped)} bad rows skipped")
+    return {name: ", ".join(shown)}
+
 
 MAX_SAMPLES = 12
 MAX_BYTES = 300_000  # of a file; later samples are left out

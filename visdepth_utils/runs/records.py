@@ -1,30 +1,24 @@
-"""claims.json and provenance.json of a run, read and written: what they must look like is here.
+"""claims.json and provenance.json: read, written and checked; verdicts of all runs side by side.
 
-Both are plain files in a folder that people copy, merge and edit. Whoever shows or compares runs
+Both are plain files in a folder that people copy, merge and edit. Code that shows or compares runs
 may rely on names being text and numbers being numbers, whatever happened to the file.
 """
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.claims.verdict import VERDICTS
-from visdepth_utils.common.files import locked, rows_text, write_text
+import pandas as pd
 
-__all__ = [
-    "annotate",
-    "as_entry",
-    "checked_claims",
-    "checked_provenance",
-    "edit_claims",
-    "is_number",
-    "read_claims",
-    "read_provenance",
-]
+from visdepth_utils.claims.verdict import VERDICTS
+from visdepth_utils.common.files import REPO, atomic, locked, rows_text, write_text
 
 _TEXTS = ("statement", "reason", "notebook", "source", "effect_label", "control_label")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
@@ -245,3 +239,95 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+RECORDED = REPO / "data" / "runs"
+"""Verdicts of runs on the embedded models, kept in the repository."""
+
+COLUMNS = (
+    *("claim", "model", "verdict", "effect", "lo", "hi", "p", "control"),
+    *("images", "run", "date"),
+)
+ALIKE = ("n_samples", "seed", "profile", "dtype")
+
+
+def all_verdicts(
+    results: str | Path,
+    recorded: str | Path = RECORDED,
+    like: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Every verdict there is: of the runs in a results folder, and of those in the repository.
+
+    Args:
+        results: Folder of runs.
+        recorded: Folder of further runs; one that is also in ``results`` is taken from there.
+        like: Settings of the run that compares: only runs on its data are taken, and of several on
+            one model those that share most of its N, seed, profile and dtype.
+
+    Returns:
+        Columns ``claim, model, verdict, effect, lo, hi, p, control, images, run, date``, sorted by
+        claim and model, one row each: of several runs the one that was updated last. ``p`` is there
+        where a claim is supported.
+
+    Raises:
+        ValueError: If a claims.json is damaged.
+    """
+    folders = {f.parent.name: f.parent for f in sorted(Path(recorded).glob("*/claims.json"))}
+    folders |= {f.parent.name: f.parent for f in sorted(Path(results).glob("*/claims.json"))}
+    rows = []
+    for name, folder in folders.items():
+        facts = read_provenance(folder)
+        updated, chosen = str(facts.get("updated", "")), facts.get("settings") or {}
+        if like and chosen.get("source") != like["source"]:
+            continue
+        alike = sum(chosen.get(key) == like[key] for key in ALIKE) if like else 0
+        for entry in read_claims(folder):
+            low, high = entry.get("ci") or (None, None)
+            numbers = (entry.get("effect"), low, high, entry.get("p"), entry.get("control_effect"))
+            named = (entry["claim"], entry["model"], entry["verdict"])
+            rows.append((*named, *numbers, entry.get("n_images"), name, updated, alike))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "alike"])
+    table = table.sort_values(["claim", "model", "alike", "date"]).drop(columns="alike")
+    numbers = ["effect", "lo", "hi", "p", "control"]
+    table[numbers] = table[numbers].astype(float)
+    return table.drop_duplicates(["claim", "model"], keep="last").reset_index(drop=True)
+
+
+def side_by_side(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Claims as rows, models as columns, verdicts as cells.
+
+    Args:
+        verdicts: ``all_verdicts``.
+
+    Returns:
+        The table; a dash where a claim was not run on a model.
+    """
+    wide = verdicts.pivot(index="claim", columns="model", values="verdict").fillna("-")
+    return wide.rename_axis(columns=None)
+
+
+def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
+    """Keep the verdicts of a run in the repository.
+
+    Args:
+        run: Its folder.
+        recorded: Where to.
+
+    Returns:
+        The folder they are in: ``claims.json`` and ``provenance.json``.
+
+    Raises:
+        FileNotFoundError: If the run has none.
+        ValueError: If one is damaged.
+    """
+    run = Path(run)
+    target = Path(recorded) / run.name
+    names = ("claims.json", "provenance.json")
+    for name in names:
+        if not (run / name).is_file():
+            raise FileNotFoundError(f"{run} has no {name}: make one with make reproduce")
+    read_claims(run), read_provenance(run)  # a damaged file would be in everybody's way
+    for name in names:
+        with atomic(target / name) as temporary:
+            shutil.copyfile(run / name, temporary)
+    return target

@@ -14,9 +14,8 @@ from visdepth_utils.common.progress import Progress, progress_line
 from visdepth_utils.data.records import locate_source
 from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
-from visdepth_utils.runs.outputs import keep_outputs
+from visdepth_utils.runs.outputs import keep_outputs, keep_selection
 from visdepth_utils.runs.records import annotate, as_entry, edit_claims, read_provenance
-from visdepth_utils.runs.selection import keep_selection
 from visdepth_utils.runs.settings import (
     Settings,
     check_injected,
@@ -123,7 +122,7 @@ class Run:
             The table.
 
         Raises:
-            ValueError: See ``store.stepcache``.
+            ValueError: See ``cache.step``.
         """
         return cache.step(self.folder / "tables", name, fn, self._full_key(key), say)
 
@@ -209,13 +208,15 @@ class Run:
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
 
     def keep(self, *tasks: Any) -> None:
-        """Keep which samples of which data were taken, see ``store.selection``.
+        """Keep which samples of which data were taken, see ``outputs.keep_selection``.
 
         Args:
             *tasks: As ``load_task`` returns them.
         """
-        found = [keep_selection(self.folder, task) for task in tasks]
-        annotate(self.folder, selection={name: said for one in found for name, said in one.items()})
+        kept: dict[str, str] = {}
+        for task in tasks:
+            kept |= keep_selection(self.folder, task)
+        annotate(self.folder, selection=kept)
 
     def explorer(
         self, table: pd.DataFrame, samples: Sequence[Any], tokens: pd.DataFrame | None = None

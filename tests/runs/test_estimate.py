@@ -522,7 +522,8 @@ def test_a_dry_run_prints_the_table_runs_nothing_and_measures_once(
     text = dry(llava_path, tmp_path / "run", n_samples=2)[1]
     assert "it fits:" in text
     kept = sorted((tmp_path / "run").rglob("*"))
-    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # not that of refuse_early
+    monkeypatch.setattr(plan, "refuse_early", lambda run, sources: None)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known after the pilot
     status, text = dry(llava_path, tmp_path / "run")
     assert status == 1
     assert "does not fit: " in text.splitlines()[-1]
@@ -534,10 +535,12 @@ def test_a_refused_dry_run_leaves_no_folder(
     llava_path: Path, tmp_path: Path, made_up: list[int], monkeypatch
 ) -> None:
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known after the pilot
-    status, text = dry(llava_path, tmp_path / "there" / "new" / "run")
+    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "refuse_early", lambda run, sources: None)  # known after the pilot
+        status, text = dry(llava_path, tmp_path / "there" / "new" / "run")
     assert (status, made_up) == (1, [16]) and "does not fit: " in text
-    monkeypatch.setattr(plan, "free_memory", lambda device: 2e6)  # known before
+    # Known before the pilot.
     assert dry(llava_path, tmp_path / "there" / "new" / "run")[0] == 1
     assert made_up == [16]
     monkeypatch.undo()

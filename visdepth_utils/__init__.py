@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visdepth_utils.claims.registry import verdict
     from visdepth_utils.data.tasks import load_task
+    from visdepth_utils.measure.distillation import Distillation
     from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
+    from visdepth_utils.measure.interventions import substituted, truncated
     from visdepth_utils.measure.reasoning import reasoning_sweep
     from visdepth_utils.measure.recovery import distill
     from visdepth_utils.measure.substitution import substitution_grid
     from visdepth_utils.measure.teacher_forcing import token_kl
     from visdepth_utils.measure.truncation import truncation_sweep
+    from visdepth_utils.models.hooks import capture
     from visdepth_utils.models.load import load_vlm
 
 # Threads that wait for work spin for long by default. Where anything else runs on the machine they
@@ -29,6 +32,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
+    "Distillation": "measure.distillation",
+    "capture": "models.hooks",
+    "substituted": "measure.interventions",
+    "truncated": "measure.interventions",
     "distill": "measure.recovery",
     "load_vlm": "models.load",
     "load_task": "data.tasks",
@@ -41,13 +48,17 @@ _HOME = {
 }
 
 __all__ = [
+    "Distillation",
+    "capture",
     "distill",
     "layer_geometry",
     "load_task",
     "load_vlm",
     "reasoning_sweep",
+    "substituted",
     "substitution_grid",
     "token_kl",
+    "truncated",
     "truncation_sweep",
     "verdict",
 ]

@@ -8,11 +8,34 @@ import pytest
 
 from calibration.grids import LAYERS, NOT_AT_ALL, SAME, always, up_to
 from calibration.grids import grid_table as simulate
+from visdepth_utils.claims.interchange import layer_of_most_harm
 from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
 
 def decide(*args, **options):
     return verdict("C3", simulate(*args, **options), model="simulated")
+
+
+def test_the_layer_of_most_harm_is_where_another_image_lowers_the_score_most():
+    columns = ["source_layer", "layer", "control", "correct"]
+    rows = [
+        (0, 0, "other image", 0.0),  # before the first that counts
+        (2, 2, "other image", 1.0),
+        (2, 2, "other image", 0.0),
+        (3, 3, "other image", 0.0),
+        (3, 3, "other image", 0.5),
+        (4, 4, "other image", 0.0),  # the mean counts, not the worst
+        (4, 4, "other image", 1.0),
+        (2, 5, "noise", 0.0),  # no other image
+        (1, 5, "other image", 0.0),  # from a source before the first
+        (5, 5, "other image", 0.25),
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    assert layer_of_most_harm(table, 2) == 3
+    assert layer_of_most_harm(table, 4) == 5
+    assert layer_of_most_harm(table, 0) == 0
+    tie = table[table["layer"].isin([2, 4])]
+    assert layer_of_most_harm(tie, 2) == 2
 
 
 @pytest.mark.parametrize(

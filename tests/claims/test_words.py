@@ -176,3 +176,27 @@ def test_recorded_reasons_hold_no_other_number_than_their_tables(run):
     wrong = {e["claim"]: strange_numbers(e) for e in entries if e["verdict"] != "not testable"}
     # C8's bounds and C9's counts are in their tables in what was recorded since 27 November 2026.
     assert {c: w for c, w in wrong.items() if w and c not in ("C8", "C9")} == {}
+
+
+def test_the_smallest_of_three_measures_is_called_that(decide):
+    image, text, in_place = curves.TEXTS["text changes more"]
+    one_does_not = (image[0], *text[1:])
+    c1 = decide("C1", curves.image_table("plateau", noise=1e-6))
+    c2 = decide("C2", curves.text_table((image, one_does_not, in_place), noise=1e-6))
+    shares = c1.details["early share"].dropna()
+    changes = (c2.details["difference"] / c2.details["margin"]).dropna()
+    for v, measures in ((c1, shares), (c2, changes)):
+        assert len(measures) == 3 and measures.max() > measures.min() + 0.01
+        assert v.effect == pytest.approx(measures.min(), abs=1e-6)
+        assert v.effect_label.endswith("the smallest of the three measures")
+        assert v.effect_label in str(v) and v.effect_label in v._repr_html_()
+
+
+def test_what_the_same_training_adds_is_called_a_gain_and_is_a_difference(decide):
+    table = c6.simulate({"caption": 0.9, "chart": 0.2})
+    full = table["state"].eq("full trained")
+    table.loc[full, "score"] = 1.0
+    rows = decide("C6", table).details.set_index("measure")["estimate"]
+    for task in ("caption", "chart"):
+        gained = rows[f"{task}: full model, score gained by the same training"]
+        assert gained == pytest.approx(1 - rows[f"{task}: score, full"]) and gained < 0.2

@@ -18,6 +18,21 @@ def early_layer(spec: Spec, depth: int) -> int:
     return int(Fraction(spec["early"]) * (depth - 1))
 
 
+def layer_of_most_harm(table: pd.DataFrame, first: int) -> int:
+    """The layer, from layer ``first`` on, with the lowest mean score under another image's states.
+
+    Args:
+        table: Of ``substitution_grid``.
+        first: First layer that counts, as source and as receiver.
+
+    Returns:
+        The layer; the first of several.
+    """
+    late = table[["source_layer", "layer"]].min(axis=1) >= first
+    harm = table[late & (table["control"] == "other image")].groupby("layer")["correct"].mean()
+    return int(harm.idxmin())
+
+
 def rows_of(spec: Spec, table: pd.DataFrame, modality: str, control: str) -> pd.DataFrame:
     """Rows of one kind; plain rows and controls have no scaled form and always count."""
     rows = table[(table["modality"] == modality) & (table["control"] == control)]

@@ -76,12 +76,13 @@ last share of its steps.
 
 The recipe was chosen by losses and accuracy. It was not chosen blind to the claims: an interim
 `base` was shipped with C1 measured on it (commit 40218ab, not supported, curves of image and text
-tokens drawn), and the recipe changed twice after that, before the final weights. `small` and
-`base-seed1` were trained when C1 had been seen on the final `base`. Two more exceptions to a clean
-choice. Norms of the residual stream were looked at on a discarded run and led to the stronger decay
-and the larger embeddings. And the last two rewordings of the long spatial chains were made after
-reading answers to 200 of the 400 held-out `reason` questions, so that row is not untouched by the
-choice of recipe.
+tokens drawn), and the recipe changed three times after that, before the final weights (2b1ddb4,
+06a0cde, and the last stages in 78408b8). `small` and `base-seed1` were trained when C1 had been
+seen on the final `base`. Two more exceptions to a clean choice. Sizes of states were looked at on
+earlier runs, where image tokens were "frozen in the residual stream" (2b1ddb4): this led to the
+gentler training of the projector, the stronger decay and the larger embeddings. And the last two
+rewordings of the long spatial chains were made after reading answers to 200 of the 400 held-out
+`reason` questions, so that row is not untouched by the choice of recipe.
 
 `make train-minivlm SIZE=base SEED=0` trains again; it resumes after a kill. Training in bf16 on
 another machine gives other weights of the same kind, not the same bits.

@@ -1,4 +1,4 @@
-"""The planted faults of ``make mutants`` fit the tree: their files, their old texts, their tests."""
+"""The planted faults of ``make mutants`` fit the tree: files, old texts and tests are there."""
 
 import ast
 

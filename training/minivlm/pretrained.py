@@ -4,7 +4,8 @@ Staged as LLaVA: the projector alone on the untouched decoder, then projector an
 of every linear layer (LoRA). Every step that
 changes the decoder also has questions without a picture, and holds it, on plain instructions, to
 what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in
-`training/smol`, where those of an unfinished training are kept.
+`training/smol`, where those of an unfinished training are kept. Under `torchrun --nproc_per_node 2`
+one worker reads the shapes and the other the charts and the instructions.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -42,7 +45,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 # A projector moves at a fifth of the adapters' rate; alone it moves at the whole rate.
 PROJECTOR_SHARE = 0.2
 TEXT_TOKENS, TEXT_WEIGHT = 128, 0.5
-_SIZES = {"rows": (2, 1), "length": (448, 320)}
+_SIZES = {"rows": (2, 2), "length": (448, 320)}
 _MIXED = (0.92, 0.04, 0.04)
 STAGES = (
     Stage("align", 40, 0.0, 1e-3, (1.0, 0.0, 0.0), "projector", "find", 0.0, **_SIZES),
@@ -141,14 +144,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     work = WORK / "smol"
     work.mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:  # started by torchrun
+        dist.init_process_group("gloo", timeout=timedelta(hours=1))
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def log(line: str) -> None:
+        if rank:
+            return
         text = f"{time.strftime('%H:%M:%S')} smol {line}"
         print(text, flush=True)
         with (work / "log.txt").open("a") as file:
             file.write(text + "\n")
 
+    if rank:  # the first worker makes the features and the texts, the others read them
+        dist.barrier()
     model, tokenizer, cached, texts = prepare(log, args.seed)
+    if workers > 1 and not rank:
+        dist.barrier()
     decoder = model.model.language_model
     layout = chat(tokenizer)
     adapters = [p for n, p in model.named_parameters() if "lora_" in n]
@@ -170,7 +182,7 @@ def main() -> None:
     embed = model.get_input_embeddings().weight
     read = lambda ids: decoder(ids).last_hidden_state  # noqa: E731
     with untouched(decoder):
-        before = perplexity(read, embed, tokenizer)
+        before = 0.0 if rank else perplexity(read, embed, tokenizer)
     log(f"perplexity of the untouched decoder {before:.2f}")
     fresh, history = 0, []  # steps since this process began: rates rise again after a resume
     for number in range(at["stage"], len(STAGES)):
@@ -180,7 +192,7 @@ def main() -> None:
             p.requires_grad_(stage.trains == "both")
         for p in projector:
             p.requires_grad_(True)
-        batches = Batches(stage, args.seed, cached, layout, model.device)
+        batches = Batches(stage, args.seed, cached, layout, model.device, shared=False)
         held = [
             batches.draw(k, 10**6 + i, "validation", (1.0, 0.0, 0.0))
             for i in range(4)
@@ -189,22 +201,24 @@ def main() -> None:
         start, losses = time.time(), []
         model.train()
         for step in range(begin, stage.steps):
-            for kind, share in (("shapes", 0.75), ("charts", 0.25)):
+            seen = torch.zeros(2)  # tokens and divergence, over all workers
+            for kind, share in (("shapes", 0.75), ("charts", 0.25))[rank::workers]:
                 batch, features = batches.draw(kind, step)
-                loss = share * loss_of(model, decoder, batch, features, 0.0)
+                loss = workers * share * loss_of(model, decoder, batch, features, 0.0)
                 if not torch.isfinite(loss):
                     raise RuntimeError(f"stage {stage.name} step {step}: loss is {loss.item()}")
                 loss.backward()
-                losses.append(loss.item())
-                at["tokens"] += batch.ids.numel()
-            kl = 0.0
-            if stage.trains == "both":
+                losses.append(loss.item() / share / workers)
+                seen[0] += batch.ids.numel()
+            if stage.trains == "both" and rank == workers - 1:
                 rng = np.random.default_rng([args.seed, number, step])
                 ids = texts[int(rng.integers(len(texts)))][-TEXT_TOKENS:]
                 held_to = divergence(model, ids)
-                (TEXT_WEIGHT * held_to).backward()
-                kl = held_to.item()
-                at["tokens"] += len(ids)
+                (workers * TEXT_WEIGHT * held_to).backward()
+                seen += torch.tensor([len(ids), held_to.item()])
+            if workers > 1:
+                dist.all_reduce(seen)
+            at["tokens"] += int(seen[0])
             average_and_clip([p for p in adapters + projector if p.requires_grad])
             factor = schedule(step, stage.steps, 30, stage.decay) * min(1.0, (fresh + 1) / 30)
             alone = 1.0 if stage.trains == "projector" else PROJECTOR_SHARE
@@ -217,10 +231,10 @@ def main() -> None:
             if done % 10 == 0:
                 pace = (time.time() - start) / (done - begin)
                 log(
-                    f"{stage.name} {done}/{stage.steps} loss {2 * np.mean(losses[-20:]):.3f} "
-                    f"kl {kl:.3f} {pace:.1f} s/step"
+                    f"{stage.name} {done}/{stage.steps} loss {np.mean(losses[-10:]):.3f} "
+                    f"kl {seen[1]:.3f} {pace:.1f} s/step"
                 )
-            if done % 50 == 0 or done == stage.steps:
+            if not rank and (done % 50 == 0 or done == stage.steps):
                 at |= {"stage": number, "step": done}
                 spent = at["seconds"] + time.time() - start
                 kept = {
@@ -230,7 +244,7 @@ def main() -> None:
                 }
                 torch.save(kept, state.with_suffix(".tmp"))
                 state.with_suffix(".tmp").replace(state)
-            if done % 100 == 0 or done == stage.steps:
+            if not rank and (done % 100 == 0 or done == stage.steps):
                 model.eval()
                 accuracy = teacher_forced(model, decoder, held)
                 after = perplexity(read, embed, tokenizer)

@@ -159,22 +159,29 @@ class Batches:
     """Batches of a stage as a function of the step, so that resuming needs no random state."""
 
     def __init__(
-        self, stage: Stage, seed: int, cached: dict[str, Any], chat: Chat, device: torch.device
+        self,
+        stage: Stage,
+        seed: int,
+        cached: dict[str, Any],
+        chat: Chat,
+        device: torch.device,
+        shared: bool = True,
     ) -> None:
-        """Keep what a batch is made from; `cached` is what `prepare_tower` gives."""
+        """Keep what a batch is made from; `cached` is what `prepare_tower` gives.
+
+        Several workers share the rows of a batch, unless `shared` is false.
+        """
         self.stage, self.seed, self.cached, self.chat = stage, seed, cached, chat
-        self.device = device
+        self.device, self.shared = device, shared
 
     def draw(
         self, kind: str, step: int, part: str = "train", modes: tuple | None = None
     ) -> tuple[Batch, torch.Tensor]:
-        """One micro-batch of a kind of world, with the feature bank it indexes.
-
-        With several workers each draws its own share of the rows.
-        """
+        """One micro-batch of a kind of world, with the feature bank it indexes."""
         which = ("shapes", "charts").index(kind)
         name = sum(map(ord, self.stage.name))
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        several = self.shared and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         rng = np.random.default_rng([self.seed, name, step, which, part == "train", rank])
         scenes: list[Scene] = self.cached["scenes"][kind][part]
         picked = [int(i) for i in rng.integers(0, len(scenes), self.stage.rows[which] // world)]

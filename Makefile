@@ -22,6 +22,7 @@ record.takes := RUN
 cache.takes := RUN PRUNE
 random-init.takes := MODEL OUT
 address.takes := URL
+register.takes := NOTE
 lab.takes := LAB_OPTIONS
 train-minivlm.takes := SIZE SEED WORKERS TOWER
 goal := $(or $(firstword $(MAKECMDGOALS)),help)
@@ -41,7 +42,7 @@ text = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 flag = $(if $(filter-out 0,$(value $(1))),$(2))
 
 # Else make would expand them for the environment of each command, $(shell ...) included.
-unexport PYTHON MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY RUN WITH PRUNE URL \
+unexport PYTHON MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY RUN WITH PRUNE URL NOTE \
 	LAB_OPTIONS SIZE WORKERS TOWER
 
 PY := $(VENV)/bin/python
@@ -53,7 +54,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: house mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: house register mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -145,6 +146,9 @@ notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PY) -m visdepth_utils notebooks
+
+register: $(STAMP) ## write down which rules are in force, before a new model is looked at; NOTE='what for'
+	@$(PY) -m tools register $(or $(call text,NOTE),'')
 
 house: $(STAMP) ## lines, modules and imports of the package beside their goals, and its contracts
 	@$(PY) -m tools.house

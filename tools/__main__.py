@@ -4,6 +4,7 @@ import sys
 
 from visdepth_utils.__main__ import existing_run, main
 from visdepth_utils.common.errors import Parser
+from visdepth_utils.common.files import write_text
 from visdepth_utils.notebooks.streams import say
 
 
@@ -21,12 +22,20 @@ def _dispatch(argv: list[str]) -> int:
         "address", help="write the repository's address into notebooks and CITATION.cff"
     )
     place.add_argument("url", nargs="?", help="a new one, e.g. of a fork (default: as it is)")
+    rules = commands.add_parser("register", help="write down which rules are in force")
+    rules.add_argument("note", help="what the registration is for")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     options = parser.parse_args(argv)
     if options.command == "readme":
         from tools.readme import update_readme
 
         lines = [str(file) for file in update_readme(existing_run(options.run))]
+    elif options.command == "register":
+        from tools.register import DEVIATIONS, deviations, register
+
+        entry = register(options.note)
+        write_text(DEVIATIONS, deviations())
+        lines = [f"registration {entry['number']} of {entry['date']}: {entry['note']}"]
     else:
         from tools.address import repository, spread_address
 

@@ -57,6 +57,8 @@ TARGETS = [
     "train-minivlm",
     "worlds",
     "notebooks",
+    "register",
+    "house",
     "lint",
     "format",
     "clean",

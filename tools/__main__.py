@@ -2,10 +2,22 @@
 
 import sys
 
-from visdepth_utils.__main__ import existing_run, main
+from visdepth_utils import __main__ as command
 from visdepth_utils.common.errors import Parser
 from visdepth_utils.common.files import write_text
 from visdepth_utils.notebooks.streams import say
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a chore; errors of the user's making are one line on stderr.
+
+    Args:
+        argv: Arguments, None for the command line's.
+
+    Returns:
+        Exit status, as of ``python -m visdepth_utils``.
+    """
+    return command.main(argv, _dispatch)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -29,7 +41,7 @@ def _dispatch(argv: list[str]) -> int:
     if options.command == "readme":
         from tools.readme import update_readme
 
-        lines = [str(file) for file in update_readme(existing_run(options.run))]
+        lines = [str(file) for file in update_readme(command.existing_run(options.run))]
     elif options.command == "register":
         from tools.register import DEVIATIONS, deviations, register
 
@@ -46,4 +58,4 @@ def _dispatch(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(dispatch=_dispatch))
+    raise SystemExit(main())

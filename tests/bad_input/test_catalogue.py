@@ -12,6 +12,7 @@ import pytest
 from tests.bad_input import calls, commands, models, records
 from tests.bad_input.box import Box, Case
 from tests.data.test_bad_rows import CHARTS, LINES, RAW
+from tools import __main__ as chores
 from visdepth_utils import __main__ as command
 
 PARTS = {
@@ -61,7 +62,7 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(
         arguments = [str(part) for part in case.bad(box)]
     before = box.finished()
     capsys.readouterr()
-    status = command.main(arguments)
+    status = called(arguments)
     said = capsys.readouterr()
     assert status == 2
     assert said.err.startswith("error: "), said.err
@@ -72,6 +73,12 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(
     assert box.finished() == before
 
 
+def called(arguments: list[str]) -> int:
+    """The command, of the package or of the repository's chores, that has this name."""
+    chore = arguments[:1] in (["readme"], ["address"], ["eval-minivlm"], ["register"])
+    return chores.main(arguments) if chore else command.main(arguments)
+
+
 @pytest.mark.parametrize("name", ["model: missing", "claims: half", "weights: half"])
 def test_with_debug_the_traceback_is_shown(
     name: str, box: Box, monkeypatch: pytest.MonkeyPatch
@@ -79,7 +86,7 @@ def test_with_debug_the_traceback_is_shown(
     monkeypatch.setenv("DEBUG", "1")
     arguments = [str(part) for part in CASES[name].bad(box)]
     with pytest.raises((ValueError, FileNotFoundError)):
-        command.main(arguments)
+        called(arguments)
 
 
 def test_the_good_inputs_are_good(box: Box, capsys: pytest.CaptureFixture[str]) -> None:

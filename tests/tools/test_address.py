@@ -9,8 +9,8 @@ import nbformat
 import pytest
 import yaml
 
+from tools.__main__ import main
 from tools.address import PLACEHOLDER, badge, colab_line, repository, spread_address
-from visdepth_utils.__main__ import main
 from visdepth_utils.common.files import REPO
 
 _line = lambda url, name: colab_line(url)  # noqa: E731

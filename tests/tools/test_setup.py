@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.bad_input.box import Box
+from tools import __main__ as chores
 from visdepth_utils import __main__ as command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,9 +254,9 @@ def test_set_up_installs_torch_first_then_the_rest_with_the_pins_and_only_once(
     assert "-c constraints.txt torch==2.13.0" in installs[0]
     assert "-c constraints.txt -e .[notebooks,dev]" in installs[1]
     assert "installing torch==2.13.0" in done.stdout
-    assert calls[-1] == "-m visdepth_utils eval-minivlm"
+    assert calls[-1] == "-m tools eval-minivlm"
     done, calls = set_up(checkout)
-    assert calls == ["-m visdepth_utils eval-minivlm"]
+    assert calls == ["-m tools eval-minivlm"]
     assert done.stdout == ""
     os.utime(checkout / "constraints.txt", (2_000_000_000, 2_000_000_000))
     _, calls = set_up(checkout)
@@ -400,7 +401,7 @@ def test_a_command_of_the_readme_works_as_printed(
     done = subprocess.run(call, cwd=checkout, env={**kept, **env}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     asked = arguments.read_text().split("\0")[:-1] if arguments.exists() else []
-    if asked[:2] != ["-m", "visdepth_utils"]:
+    if asked[1:2] not in (["visdepth_utils"], ["tools"]):
         return
     box, ran = Box(checkout / "box", llava_path), []
     for name in ("base-quick", "mine"):
@@ -414,14 +415,14 @@ def test_a_command_of_the_readme_works_as_printed(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("visdepth_utils.runs.settings.ray_address", lambda: None)
     for stubbed in (
-        "reproduce.reproduce",
-        "models.untrained.save_untrained",
-        "address.spread_address",
-        "report.readme.update_readme",
+        "visdepth_utils.notebooks.reproduce.reproduce",
+        "visdepth_utils.models.untrained.save_untrained",
+        "tools.address.spread_address",
+        "tools.readme.update_readme",
     ):
         stub = lambda *a, **k: ran.append(a) or []  # noqa: E731
-        monkeypatch.setattr(f"visdepth_utils.{stubbed}", stub)
-    assert not command.main(asked[2:])
+        monkeypatch.setattr(stubbed, stub)
+    assert not (chores if asked[1] == "tools" else command).main(asked[2:])
     assert len(ran) == (asked[2] in ("reproduce", "random-init", "address", "readme"))
 
 

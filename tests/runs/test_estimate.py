@@ -277,7 +277,7 @@ NOTHING_MEASURED = {
     *("predicted_costs", "predicted_sizes", "scores_and_savings", "shape_of", "tower_share"),
     *("BESIDE", "GROUPS", "IN_PLACE", "random_decoder", "environment_facts", "needs_text"),
     *("picture_grid", "sample_table", "token_strip", "control_table"),
-    *("after_holm", "early_layer", "replications"),
+    *("after_holm", "early_layer", "layer_of_most_harm", "replications"),
 }
 """Names that notebooks import and that cost seconds at most, whatever the model."""
 KINDS = {

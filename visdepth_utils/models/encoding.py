@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from visdepth_utils.common.errors import named_line
 from visdepth_utils.data.images import BadRow
 from visdepth_utils.data.samples import Sample, describe
 from visdepth_utils.models.prompts import non_text_ids, prompts, words_only
@@ -160,7 +159,7 @@ def _blamed(
             with contextlib.suppress(Exception):
                 _processed(vlm, [text], plain)
                 return _bad_picture(vlm, sample, row, " ".join(str(own).split()))
-    why = named_line(error, 200)
+    why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ValueError(
         f"the processor of {vlm.name} fails on {describe(samples)} ({why}): its chat template or "
         "processor files do not fit, fetch the checkpoint again"

@@ -14,7 +14,6 @@ import torch
 from tokenizers import normalizers
 from transformers.utils import chat_template_utils
 
-from visdepth_utils.common.errors import named_line
 from visdepth_utils.data.images import BadRow
 from visdepth_utils.data.samples import Sample
 
@@ -152,7 +151,7 @@ def _templated(vlm: VLM, prompt: str, sample: Sample) -> str:
             return text
         why, text_only = "it writes the list of a message's parts as it is", True
     except Exception as error:  # a template is a program, and can fail as any does
-        failed, why = error, named_line(error, 200)
+        failed, why = error, f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         text_only = isinstance(error, TypeError) and '"list"' in why
     finally:
         random.setstate(state)

@@ -8,7 +8,7 @@ The weights are random: they do not change what is computed, only what comes out
 * truncation, 20 tokens: the same with greedy answers.
 * substitution: all pairs of every ``stride``-th layer, against one full run per pair.
 * chains: greedy and teacher-forced at every depth, against one run of each kind per depth.
-* memory: peak of live tensors during a sweep against ``blocks.row_bytes``.
+* memory: peak of live tensors during a sweep against ``batching.row_bytes``.
 * nnsight: the truncation loop written for nnsight, where it is installed (``pip install nnsight``;
   it is no dependency).
 

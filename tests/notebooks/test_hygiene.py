@@ -227,7 +227,7 @@ def test_columns_that_prose_explains_are_in_the_table(path):
 
 
 def test_times_in_prose_are_those_of_the_run():
-    """``headless.tell_time`` writes both; a time by hand is in no metadata."""
+    """``execute.tell_time`` writes both; a time by hand is in no metadata."""
     for path in NOTEBOOKS:
         book = nbformat.read(path, as_version=4)
         text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")

@@ -80,7 +80,7 @@ def cluster_bootstrap(
     """Percentile interval of a function of means, resampling whole clusters.
 
     It covers about 90% at 95% nominal for 15-60 clusters. Of a range (max - min), which noise can
-    only enlarge, it may even miss its own estimate: see ``rules.settling``.
+    only enlarge, it may even miss its own estimate: see ``stabilisation``.
 
     Args:
         tables: array (n, ...), or a tuple of arrays whose rows are the same samples.

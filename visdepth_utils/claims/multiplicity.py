@@ -1,6 +1,6 @@
 """Many claims on one model, and one claim on many models: corrections and counts.
 
-Pure functions of the entries of claims.json (``store.entries``). What they do and why is in
+Pure functions of the entries of claims.json (``runs.records``). What they do and why is in
 data/claims.yaml under ``common`` (``p_value``, ``multiplicity``).
 """
 

@@ -1,7 +1,7 @@
 """Claims: the pre-registered entries of data/claims.yaml, and the verdict on a table.
 
 A claim is a test on tidy tables. Its thresholds are read from ``data/claims.yaml`` and from nowhere
-else; the rule that applies them is one module per claim in ``visdepth_utils/rules``. Nothing here
+else; the rule that applies them is one module per claim in this folder. Nothing here
 knows a model.
 """
 

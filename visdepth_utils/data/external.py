@@ -41,10 +41,10 @@ def load_samples(
     Args:
         name: A data set (``blink``, ``chartqa``, ``flickr8k``, ``scienceqa``), or a task that the
             data is asked to fill.
-        source: See ``rows.locate_source``; None for the data set's own place on the hub.
+        source: See ``records.locate_source``; None for the data set's own place on the hub.
         n: How many; None for all rows in order.
         seed: Of the choice. A smaller n is a prefix of a larger one, also with rows skipped.
-        split: See ``opened.open_rows``.
+        split: See ``open_dataset.open_rows``.
         subset: Folder or configuration, else the kind of question to keep (ChartQA: ``human``,
             ``augmented``).
         prompt: Template in the place of the format's.

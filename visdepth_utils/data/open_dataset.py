@@ -1,7 +1,7 @@
 """Open a data set: a file, a folder, or a name on the hub.
 
 Tables are read through the ``datasets`` library, which maps them from disk: a row is in memory only
-while it is looked at. JSONL is read by ``rows.read_lines``, so that a bad line can be named.
+while it is looked at. JSONL is read by ``records.read_lines``, so that a bad line can be named.
 """
 
 import contextlib

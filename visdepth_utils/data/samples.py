@@ -24,7 +24,7 @@ class Sample:
         id: Unique within its task.
         image_id: Names the picture(s); the unit of resampling in every confidence interval.
         images: RGB pictures; empty for a blind sample. Those of large data sets are decoded at each
-            access (``sources.pictures``).
+            access (``images``).
         prompt: What the user asks, without chat template.
         reference: The full expected text (for chains: with its steps).
         answer: The short final answer that is scored.

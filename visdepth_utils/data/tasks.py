@@ -110,14 +110,14 @@ def load_task(
             one.
         source: None for the embedded worlds, or the data set's own place on the hub. Else a folder
             with ``<name>.parquet`` and ``images.parquet``; or a folder, a parquet or JSONL file, or
-            a hub id, in a format of ``sources.formats``: that of a data set, or a table with the
+            a hub id, in a format of ``formats``: that of a data set, or a table with the
             columns image, question, answer and, where there are options, choices.
         style: ``reason`` only: ``"direct"``, ``"short"`` or ``"long"`` (the default).
         vlm: The model that will be asked. Every row is then encoded once, and one that the model
             cannot take (a picture of a shape it refuses, more tokens than its context, a control
             token that it cannot read as text) is a bad row: found now, not in the middle of a run.
         **options: Of data in those formats: ``split``, ``subset``, ``prompt``, ``on_bad_row``, see
-            ``sources.external``.
+            ``external``.
 
     Returns:
         The task.

@@ -35,7 +35,7 @@ def split_answer(text: str) -> tuple[str, str, bool]:
         text: The output.
 
     Returns:
-        What stands before that which names the answer (see ``scoring.answer_span``), the
+        What stands before that which names the answer (see ``scores.answer_span``), the
         normalised answer, and True. Where nothing names one: an empty chain, the whole text as the
         answer, and False. Thinking that no answer follows: the text as the chain, an empty answer,
         and False.

@@ -2,7 +2,7 @@
 
 Inside the ``with`` block the model's own ``forward`` and ``generate`` run with the intervention;
 after it, also after an error, the hooks are gone. Every row of the batch may have its own depth, so
-one ``generate`` answers for many depths. The sweeps reach the same numbers faster (``replay``).
+one ``generate`` answers for many depths. The sweeps reach the same numbers faster (``patching``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each rule is for answers as models really give them: thinking first, a letter in
 number with a per cent sign, an explanation on the next line, nothing at all. Texts are compared by
 NFKC and without case. math-verify, the kept parser of stated answers, reads numbers and LaTeX but
 neither "[B]" nor "45 in 2019", so what is stated is found here. A change here is one of measuring
-code, by whose hash every cached table is filed (``store.measuring_code``).
+code, by whose hash every cached table is filed (``runs.measuring_code``).
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ TASK_RULES = {
     "caption": "objects",
     "reason": "words",
 }
-"""Rules of the embedded tasks; samples of other data name theirs (``sources.formats``)."""
+"""Rules of the embedded tasks; samples of other data name theirs (``formats``)."""
 
 
 def score(sample: Sample, output: str) -> float:

@@ -71,7 +71,7 @@ def reproduce(
         out: Results folder, relative to the working directory; None: see ``run_folder``.
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
-        jobs: Notebooks at the same time; None: see ``running.schedule``.
+        jobs: Notebooks at the same time; None: see ``schedule``.
         dry: Run nothing: measure a pilot and print what the run would take.
 
     Returns:

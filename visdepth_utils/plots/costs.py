@@ -35,7 +35,7 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     """Ratio to the whole model by depth: prefill time, time per token, bytes of the cache.
 
     Args:
-        measured: ``tradeoff.measured_ratios`` of one decoder.
+        measured: ``savings.measured_ratios`` of one decoder.
         predicted: ``costs.predicted_costs`` of the same decoder, one table per count of image
             tokens below the other.
 
@@ -85,7 +85,7 @@ def cost_front(
     """Score against cost, one panel per task; the Pareto front as a line.
 
     Args:
-        points: ``tradeoff.scores_and_savings``.
+        points: ``savings.scores_and_savings``.
         cost: Which ratio: ``prefill``, ``decode``, ``kv``.
         recommended: Task -> depth to be marked.
         floors: Task -> score without the picture, drawn dotted.

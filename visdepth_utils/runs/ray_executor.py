@@ -178,7 +178,7 @@ def map_shards(
     show: Progress,
     total: int,
 ) -> None:
-    """Measure shards on the cluster; see ``engine.map_shards``.
+    """Measure shards on the cluster; see ``executor.map_shards``.
 
     Raises:
         RuntimeError: Shards failed in every attempt (the others were kept), or no worker lives.

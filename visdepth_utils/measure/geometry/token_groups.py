@@ -88,7 +88,7 @@ def text_geometry(
         batch_size: Samples per forward pass.
         seed: Of the draws and of the shuffled labels.
         progress: Called with (done, total, label).
-        **settings: Of ``layerwise.token_geometry``.
+        **settings: Of ``layer_geometry.token_geometry``.
 
     Returns:
         The table of ``layer_geometry``; the groups stand in the column ``modality``.
@@ -128,7 +128,7 @@ def placed_geometry(
         batch_size: Samples per forward pass.
         seed: Of the draws.
         progress: Called with (done, total, label).
-        **settings: Of ``layerwise.token_geometry``.
+        **settings: Of ``layer_geometry.token_geometry``.
 
     Returns:
         The table; modalities are ``IN_PLACE`` (the slots) and ``NO_PICTURE`` (question and output).

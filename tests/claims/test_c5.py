@@ -8,7 +8,7 @@ import pytest
 
 from calibration.chained import DEPTHS
 from calibration.chained import chains_table as simulate
-from visdepth_utils.claims.interval import Interval, as_much
+from visdepth_utils.claims.bootstrap import Interval, as_much
 from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 from visdepth_utils.measure.chains import compare
 

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.curves import LAYERS, curves_table, early_change
 from calibration.truncated import DEPENDS, sweep_tables
-from visdepth_utils.claims.c1_curves import curves_of, margin_of, parts_of
+from visdepth_utils.claims.c1 import curves_of, margin_of, parts_of
 from visdepth_utils.claims.c5 import _corrected
 from visdepth_utils.claims.registry import claim_entry, load_claims, verdict_by
 from visdepth_utils.claims.retention import tokens_of

@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from visdepth_utils.claims import stabilisation as rule
-from visdepth_utils.claims.bootstrap import tail_range
-from visdepth_utils.claims.interval import Resampled
+from visdepth_utils.claims.bootstrap import Resampled, tail_range
 
 LAYERS, MARGIN, EARLY = np.arange(28), 0.05, 9
 CURVES = {  # noise-free curve, first layer from which it stays within the margin, its label

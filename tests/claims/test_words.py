@@ -14,7 +14,7 @@ from calibration import chained, curves, grids, styles, truncated
 from tests.claims import test_c6 as c6
 from tests.claims import test_c8 as c8
 from tests.runs.test_replication import table as verdicts_of
-from visdepth_utils.claims.interval import beside, no_more
+from visdepth_utils.claims.bootstrap import beside, no_more
 from visdepth_utils.claims.registry import CLAIMS_FILE, verdict
 from visdepth_utils.claims.verdict import Verdict
 from visdepth_utils.measure.chains import compare

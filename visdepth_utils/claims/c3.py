@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.claims.bootstrap import Interval, Resampled, no_more, require, said
 from visdepth_utils.claims.interchange import (
     RIVALS,
     Pairs,
@@ -22,7 +23,6 @@ from visdepth_utils.claims.interchange import (
     per_image,
     rows_of,
 )
-from visdepth_utils.claims.interval import Interval, Resampled, no_more, require, said
 
 Part = tuple[Interval, Interval]  # score lost, interchange index
 NAN = float("nan")

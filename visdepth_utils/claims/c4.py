@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.claims.interval import (
+from visdepth_utils.claims.bootstrap import (
     Interval,
     Resampled,
     no_more,

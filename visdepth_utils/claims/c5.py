@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.claims.interval import (
+from visdepth_utils.claims.bootstrap import (
     Interval,
     Resampled,
     as_much,

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
-from visdepth_utils.claims.interval import require, said
+from visdepth_utils.claims.bootstrap import require, said
 
 Spec = dict[str, Any]
 NAN = float("nan")

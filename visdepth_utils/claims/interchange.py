@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.claims.interval import by_image_and
+from visdepth_utils.claims.bootstrap import by_image_and
 
 Spec = dict[str, Any]
 Pairs = list[tuple[int, int]]  # (source_layer, layer)

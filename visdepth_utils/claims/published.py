@@ -14,10 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from visdepth_utils.claims import c1_curves, compared
-from visdepth_utils.claims.bootstrap import cluster_bootstrap, tail_range
+from visdepth_utils.claims import c1, c2
+from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, require, tail_range
 from visdepth_utils.claims.interchange import pairs_of, rows_of
-from visdepth_utils.claims.interval import by_image_and, require
 from visdepth_utils.claims.registry import claim_entry, verdict_by
 from visdepth_utils.claims.stabilisation import by_image
 from visdepth_utils.claims.verdict import Verdict
@@ -124,8 +123,8 @@ def what_separates(ours: Verdict, plain: Reading | None, path: str | None = None
 
 def _early_shares(entry: Spec, table: pd.DataFrame) -> Effect:
     """C1: how much of its whole change each curve has made by one third; the smallest."""
-    curves, _, note = c1_curves.curves_of(entry, table)
-    early = c1_curves.early_layer(entry, c1_curves.depth_of(table))
+    curves, _, note = c1.curves_of(entry, table)
+    early = c1.early_layer(entry, c1.depth_of(table))
     if not len(next(iter(curves.values()))):
         raise LookupError(note or "no image has a value")
     shares = [_early_share(entry, curve, early) for curve in curves.values()]
@@ -135,14 +134,14 @@ def _early_shares(entry: Spec, table: pd.DataFrame) -> Effect:
 def _late_shares(entry: Spec, table: pd.DataFrame) -> Effect:
     """C2: share of its whole change that a curve makes after one third, text minus image."""
     require(table, {"image", "modality", "layer", "metric", "value"}, "table", "text_geometry")
-    depth = compared.depth_of(table)
+    depth = c2.depth_of(table)
     if entry["text"] not in set(table["modality"]):
         raise LookupError(f"table has no tokens of group {entry['text']!r}")
-    image, text = (compared.curves_of(entry, table, name) for name in ("image", entry["text"]))
-    images = compared.complete([*image.values(), *text.values()])
+    image, text = (c2.curves_of(entry, table, name) for name in ("image", entry["text"]))
+    images = c2.complete([*image.values(), *text.values()])
     if not len(images):
         raise LookupError("no image has a value")
-    early, differences = compared.early_layer(entry, depth), []
+    early, differences = c2.early_layer(entry, depth), []
     for name in entry["metrics"]:
         pixels, words = (_early_share(entry, c[name].loc[images], early) for c in (image, text))
         differences.append((pixels[0] - words[0], pixels[1] - words[1]))

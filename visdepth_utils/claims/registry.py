@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from visdepth_utils.claims import c1, c2, c3, c4, c5, c6, c7, c8, c9
-from visdepth_utils.claims.interval import rule_variants
+from visdepth_utils.claims.bootstrap import rule_variants
 from visdepth_utils.claims.verdict import VERDICTS, Verdict
 
 __all__ = [

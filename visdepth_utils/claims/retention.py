@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from visdepth_utils.claims.interval import Interval, Resampled, beside, by_image_and, require
+from visdepth_utils.claims.bootstrap import Interval, Resampled, beside, by_image_and, require
 
 Spec = dict[str, Any]
 SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}

@@ -10,8 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from visdepth_utils.claims.bootstrap import cluster_bootstrap
-from visdepth_utils.claims.interval import by_image_and, require
+from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, require
 
 __all__ = [
     "Recommendation",

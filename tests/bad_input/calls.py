@@ -13,10 +13,9 @@ from tests.bad_input.box import Box, Case
 from tests.hubdata import png
 from visdepth_utils import load_task, load_vlm, reasoning_sweep, truncation_sweep
 from visdepth_utils.claims.registry import claim_entry
-from visdepth_utils.measure.adapters import adapter, state_settings
 from visdepth_utils.measure.distillation import Distillation
 from visdepth_utils.measure.evaluation import evaluate
-from visdepth_utils.measure.recovery import adapted
+from visdepth_utils.measure.recovery import adapted, adapter, state_settings
 from visdepth_utils.measure.scores import score
 from visdepth_utils.models.vlm import VLM
 from visdepth_utils.runs.cache import step

@@ -34,7 +34,7 @@ from visdepth_utils.measure.patching.branches import (
 )
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.models.generation import generated
 from visdepth_utils.models.load import load_vlm
 from visdepth_utils.models.reading import choose_attention
@@ -103,7 +103,7 @@ def test_logits_that_the_model_caps_are_capped_in_sweeps(mode: str) -> None:
     exact(vlm, "paligemma", mode)
     enc = batch("paligemma", prompts_of("paligemma")[:1])
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
-    logits = next_logits(pre, replay(pre, truncation(pre, [vlm.n_layers - 1], mode)))
+    logits = next_logits(pre, rerun(pre, truncation(pre, [vlm.n_layers - 1], mode)))
     assert 2 < float(logits.abs().max()) <= 3
     if mode == "remove":
         _, first, _ = physical.greedy(vlm, enc, 1, 2)
@@ -178,7 +178,7 @@ def test_rotary_positions_that_depend_on_the_batch_are_refused(kind: str) -> Non
     with pytest.raises(ValueError, match=rf"11 tokens, and 6 may follow: beyond 16, {kind} rotary"):
         generated(vlm, enc, 6)
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
-    done = replay(pre, truncation(pre, [1], "remove"))
+    done = rerun(pre, truncation(pre, [1], "remove"))
     with pytest.raises(ValueError, match="and 6 may follow"):
         greedy(pre, done, next_logits(pre, done), 6)
     with pytest.raises(ValueError, match="and 6 may follow"):

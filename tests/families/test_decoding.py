@@ -19,7 +19,7 @@ from visdepth_utils.measure.patching.branches import (
 )
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 
 STEPS = 11
 
@@ -28,7 +28,7 @@ def answers(vlm, enc, mode, stop=(), steps=STEPS):
     """Depths, and tokens by sample and depth."""
     depths = check_depths(vlm, "all", mode)
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
-    done = replay(pre, truncation(pre, depths, mode))
+    done = rerun(pre, truncation(pre, depths, mode))
     return depths, greedy(pre, done, next_logits(pre, done), steps, stop)
 
 
@@ -118,7 +118,7 @@ def test_a_step_waits_for_the_device_once_however_many_rows_speak():
     counts = []
     for depths in ([0], [0, 1, 2, 3, 4]):
         pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "remove"))
-        done = replay(pre, truncation(pre, depths, "remove"))
+        done = rerun(pre, truncation(pre, depths, "remove"))
         logits = next_logits(pre, done)
         with _Waits() as waits:
             greedy(pre, done, logits, 6)

@@ -12,14 +12,14 @@ from visdepth_utils.measure.patching.branches import (
     MODES,
     check_depths,
     kept_for_truncation,
+    moved_tokens,
     replaceable,
-    rerun,
     substitution,
     truncation,
 )
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Index, prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 
 WORDS = st.integers(1, 9)
 PICTURE = st.sampled_from([-1, -2])
@@ -63,7 +63,7 @@ def test_truncation_equals_a_naive_run(case: tuple, mode: str, data: st.DataObje
     every = check_depths(vlm, "all", mode)
     depths = sorted(data.draw(st.sets(st.sampled_from(every), min_size=1)))
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
-    done = replay(pre, truncation(pre, depths, mode))
+    done = rerun(pre, truncation(pre, depths, mode))
     logits = next_logits(pre, done)
     said = greedy(pre, done, logits, 3)
     i = data.draw(st.integers(0, len(depths) - 1))
@@ -84,10 +84,10 @@ def test_substitution_equals_a_naive_run(case: tuple, modality: str, data: st.Da
     pairs = st.tuples(st.integers(first, vlm.n_layers - 1), st.integers(0, vlm.n_layers - 1))
     chosen = sorted(data.draw(st.sets(pairs, min_size=1, max_size=4)))
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, rerun(vlm, enc, where))
+    pre = prefill(vlm, enc, moved_tokens(vlm, enc, where))
     states = [pre.state(source_layer, Index.of(where)) for _, source_layer in chosen]
     rows = substitution(pre, [layer for layer, _ in chosen], states, modality)
-    logits = next_logits(pre, replay(pre, rows))
+    logits = next_logits(pre, rerun(pre, rows))
     i = data.draw(st.integers(0, len(chosen) - 1))
     layer, source_layer = chosen[i]
     own = replaceable(alone, modality)[0]

@@ -8,10 +8,15 @@ from tests.families.batches import batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import CLOSE, FEELS, apart, plain, prompts_of
 from visdepth_utils.measure.interventions import substituted
-from visdepth_utils.measure.patching.branches import check_layers, replaceable, rerun, substitution
+from visdepth_utils.measure.patching.branches import (
+    check_layers,
+    moved_tokens,
+    replaceable,
+    substitution,
+)
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Index, prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 
 STEPS = 10
 
@@ -24,12 +29,12 @@ def layers_of(vlm, modality):
 def grid(vlm, enc, modality, steps=0):
     """Pairs (layer, source_layer), logits (B, pairs, V), and greedy tokens if asked for."""
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, rerun(vlm, enc, where))
+    pre = prefill(vlm, enc, moved_tokens(vlm, enc, where))
     target = Index.of(where)
     layers = layers_of(vlm, modality)
     pairs = [(b, a) for b in layers for a in layers]
     states = [pre.state(a, target) for _, a in pairs]
-    done = replay(pre, substitution(pre, [b for b, _ in pairs], states, modality))
+    done = rerun(pre, substitution(pre, [b for b, _ in pairs], states, modality))
     logits = next_logits(pre, done)
     return pairs, logits, greedy(pre, done, logits, steps) if steps else None
 
@@ -68,7 +73,7 @@ def test_hooks_give_the_same_and_own_states_change_no_bit(name, modality):
     enc = batch(name, prompts_of(name))
     pairs, together, _ = grid(vlm, enc, modality)
     where = replaceable(enc, modality)
-    pre = prefill(vlm, enc, rerun(vlm, enc, where))
+    pre = prefill(vlm, enc, moved_tokens(vlm, enc, where))
     index = Index.of(where)
     for i, (layer, source_layer) in enumerate(pairs):
         states = torch.zeros(*where.shape, vlm.hidden_size)

@@ -15,7 +15,7 @@ from visdepth_utils.measure.patching.branches import (
     truncation,
 )
 from visdepth_utils.measure.patching.prefill import prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.vlm import VLM
 
@@ -46,10 +46,10 @@ def plain(vlm: VLM, enc: Encoded) -> torch.Tensor:
 
 
 def all_depths(vlm: VLM, enc: Encoded, mode: str) -> tuple[list[int], torch.Tensor]:
-    """Depths, and logits (B, depths, V) from one replay."""
+    """Depths, and logits (B, depths, V) from one rerun."""
     depths = check_depths(vlm, "all", mode)
     pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
-    return depths, next_logits(pre, replay(pre, truncation(pre, depths, mode)))
+    return depths, next_logits(pre, rerun(pre, truncation(pre, depths, mode)))
 
 
 def by_hooks(vlm: VLM, enc: Encoded, depth: int, mode: str) -> torch.Tensor:

@@ -17,15 +17,17 @@ from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.data.tasks import Task
 from visdepth_utils.data.training_samples import training_samples
 from visdepth_utils.data.worlds.world import DISTILL_SEEDS, HELD_OUT_SEEDS, draw_scene, scene_key
-from visdepth_utils.measure.adapters import (
+from visdepth_utils.measure.distillation import Distillation
+from visdepth_utils.measure.recovery import (
     SHIPPED,
     TRAINED,
+    adapted,
     adapter,
+    distill,
     recovery_sweep,
     state_settings,
+    training_facts,
 )
-from visdepth_utils.measure.distillation import Distillation
-from visdepth_utils.measure.recovery import adapted, distill, training_facts
 from visdepth_utils.measure.strategies import decode
 from visdepth_utils.models.vlm import VLM
 from visdepth_utils.plots.recovery import recovery_dots, strategy_dots

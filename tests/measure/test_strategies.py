@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from tests import tiny
 from visdepth_utils import truncation_sweep
-from visdepth_utils.measure.compute import with_token_layers
+from visdepth_utils.measure.costs import with_token_layers
 from visdepth_utils.measure.distillation import Distillation
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.recovery import adapted, distill

@@ -175,7 +175,7 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
 
 def test_noise_is_as_long_as_what_it_stands_for(llava: VLM) -> None:
     enc = llava.encode(SAMPLES)
-    pre = substitution.prefill(llava, enc, substitution.rerun(llava, enc, enc.is_image))
+    pre = substitution.prefill(llava, enc, substitution.moved_tokens(llava, enc, enc.is_image))
     target = substitution.Index.of(enc.is_image)
     noise = substitution._directions(SAMPLES, target, llava, 0)
     own, source_layer = pre.state(2, target), pre.state(0, target)
@@ -232,7 +232,7 @@ def test_reading_an_answer_that_does_not_fit_names_its_sample(vlm: VLM, monkeypa
     def full(*_args: object, **_kwargs: object) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(teacher_forcing, "replay", full)
+    monkeypatch.setattr(teacher_forcing, "rerun", full)
     with pytest.raises(RuntimeError, match="sample 's0' does not fit into memory"):
         token_kl(vlm, SAMPLES, token_ids=[[5], [6], [7]], max_rows=4)
 

@@ -20,7 +20,7 @@ from tests.notebooks.test_reproduce import MEASURE, OPEN, write
 from visdepth_utils import __main__ as command
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.cells import default_parameters
-from visdepth_utils.measure.adapters import SHIPPED
+from visdepth_utils.measure.recovery import SHIPPED
 from visdepth_utils.models.vlm import VLM
 from visdepth_utils.notebooks.reproduce import ordered_notebooks, reproduce
 from visdepth_utils.runs.estimate import pilot, plan

@@ -23,10 +23,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 if TYPE_CHECKING:
+    from visdepth_utils.data.samples import Sample
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["Shape", "counted_flops", "predicted_costs", "shape_of"]
+__all__ = ["Shape", "counted_flops", "predicted_costs", "shape_of", "with_token_layers"]
+
 
 UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
 """Model types whose MLP has two maps, up and down; all others have a gate as well."""
@@ -219,3 +221,35 @@ def counted_flops(vlm: VLM, enc: Encoded) -> dict[str, int]:
         for part, module in (("decoder", decoder), ("head", head))
     }
     return {"vision": by_module["Global"] - sum(counts.values()), **counts}
+
+
+def with_token_layers(vlm: VLM, sweep: pd.DataFrame, samples: Sequence[Sample]) -> pd.DataFrame:
+    """Add what each answer of a truncation sweep would cost if image rows were really dropped.
+
+    Image tokens pass d layers, all other tokens of the prompt and those generated pass all L::
+
+        token_layers = image tokens x d + (other tokens + generated tokens) x L
+
+    Attention's square term and the vision tower are left out.
+
+    Args:
+        vlm: The model.
+        sweep: ``truncation_sweep``.
+        samples: Its samples.
+
+    Returns:
+        The table with a column ``token_layers``.
+
+    Raises:
+        ValueError: If a row's sample is not among them.
+    """
+    counts = {}
+    for sample in samples:
+        enc = vlm.encode([sample])
+        images = int(enc.is_image.sum())
+        counts[sample.id] = (images, int(enc.inputs["attention_mask"].sum()) - images)
+    if lacking := set(sweep["sample"]) - set(counts):
+        raise ValueError(f"sample {min(lacking)!r} of the sweep is not among the samples given")
+    images, others = (sweep["sample"].map({k: v[i] for k, v in counts.items()}) for i in (0, 1))
+    cost = images * sweep["depth"] + (others + sweep["n_tokens"]) * vlm.n_layers
+    return sweep.assign(token_layers=cost)

@@ -18,10 +18,15 @@ import torch
 
 from visdepth_utils.data.tasks import samples_and_budget, with_other_image
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
-from visdepth_utils.measure.patching.branches import check_layers, replaceable, rerun, substitution
+from visdepth_utils.measure.patching.branches import (
+    check_layers,
+    moved_tokens,
+    replaceable,
+    substitution,
+)
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Index, Prefill, prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import similarity
 from visdepth_utils.measure.truncation import kl_divergence
@@ -167,7 +172,7 @@ def _block(
 ) -> list[dict[str, Any]]:
     """All pairs for a block of samples."""
     enc = vlm.encode(samples)
-    pre = prefill(vlm, enc, rerun(vlm, enc, replaceable(enc, modality)))
+    pre = prefill(vlm, enc, moved_tokens(vlm, enc, replaceable(enc, modality)))
     target = Index.of(replaceable(enc, modality))
     strange = None
     if others:
@@ -178,7 +183,7 @@ def _block(
     for part in chunks(_run(specs, order[samples[0].id], vlm.n_layers), max_rows // len(samples)):
         states = [_states(pre, target, spec, strange, noise) for spec in part]
         rows = substitution(pre, [spec.layer for spec in part], states, modality)
-        done = replay(pre, rows, keep_cache=budget > 1)
+        done = rerun(pre, rows, keep_cache=budget > 1)
         logits = next_logits(pre, done)
         kl = kl_divergence(pre.logits[:, None], logits)
         top = logits.argmax(-1) == pre.logits.argmax(-1)[:, None]

@@ -17,7 +17,7 @@ import torch
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation, truncation
 from visdepth_utils.measure.patching.prefill import Prefill, prefill
-from visdepth_utils.measure.patching.rerun import replay
+from visdepth_utils.measure.patching.rerun import rerun
 from visdepth_utils.measure.truncation import kl_divergence
 from visdepth_utils.models.encoding import append_tokens
 from visdepth_utils.models.parts import head
@@ -155,7 +155,7 @@ def _forced(
     plain = [plain_tail(pre, b, n) for b, n in enumerate(lengths)]
     for part in chunks(depths, max_rows // len(samples)):
         rows = truncation(pre, part, mode)
-        done = replay(pre, rows, keep_cache=False, tail=max(lengths) + 1)
+        done = rerun(pre, rows, keep_cache=False, tail=max(lengths) + 1)
         for b, sample in enumerate(samples):
             for row, depth in enumerate(part):
                 # The state of token i says what token i + 1 will be.

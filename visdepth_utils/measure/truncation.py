@@ -20,7 +20,7 @@ from visdepth_utils.measure.patching.branches import (
 )
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import prefill
-from visdepth_utils.measure.patching.rerun import next_logits, replay
+from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import text_scores
 from visdepth_utils.models.generation import decode_answers, stop_ids, without_end
@@ -137,7 +137,7 @@ def _masked(
     stop = stop_ids(vlm)
     found: list[list[dict[str, Any]]] = [[] for _ in samples]
     for part in chunks(depths, max_rows // len(samples)):
-        done = replay(pre, truncation(pre, part, mode), keep_cache=budget > 1)
+        done = rerun(pre, truncation(pre, part, mode), keep_cache=budget > 1)
         logits = next_logits(pre, done)
         kl = kl_divergence(pre.logits[:, None], logits).tolist()
         said = greedy(pre, done, logits, budget, stop) if budget else None

@@ -150,7 +150,7 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES
 
 
 UNSUPPORTED = {
-    "blip-2": "its decoder, OPT or T5, has no rotary positions that depths could be replayed with",
+    "blip-2": "its decoder, OPT or T5, has no rotary positions that depths could be run again with",
     "chameleon": "its pictures are words of its vocabulary, not features in the place of tokens",
     "emu3": "its pictures are words of its vocabulary, not features in the place of tokens",
     "florence2": "its pictures are read by an encoder; no image token enters its decoder",

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from visdepth_utils.measure.patching.layercall import run_layer
+from visdepth_utils.measure.patching.branches import Branches, closed_rank
 from visdepth_utils.measure.patching.prefill import Prefill
-from visdepth_utils.measure.patching.rerun import Replayed
-from visdepth_utils.measure.patching.rows import Rows, closed_rank
+from visdepth_utils.measure.patching.rerun import Rerun, run_layer
 from visdepth_utils.models.parts import check_rope, embed, head, rotary_angles, window
 
 
@@ -30,7 +29,7 @@ class _Shelf:
             all tokens and over those that are left; None in layers without a window.
     """
 
-    def __init__(self, pre: Prefill, done: Replayed, layer: int, room: int) -> None:
+    def __init__(self, pre: Prefill, done: Rerun, layer: int, room: int) -> None:
         """Lay out the plain keys, then the own keys of the rows that have started by this layer."""
         rows = done.rows
         n_rows, own = len(rows.starts), done.keys[layer]
@@ -66,7 +65,7 @@ class _Shelf:
         torch.cat(parts, 2, out=out[:, :, : self.used])
         return out
 
-    def _ages(self, pre: Prefill, rows: Rows, layer: int, size: int) -> torch.Tensor:
+    def _ages(self, pre: Prefill, rows: Branches, layer: int, size: int) -> torch.Tensor:
         n_samples, n = pre.attended.shape
         at = torch.arange(n, device=pre.attended.device).expand(n_samples, n)
         plain = n - at
@@ -122,7 +121,7 @@ class _Shelf:
 @torch.no_grad()
 def greedy(
     pre: Prefill,
-    done: Replayed,
+    done: Rerun,
     logits: torch.Tensor,
     max_new_tokens: int,
     stop: Sequence[int] = (),
@@ -131,7 +130,7 @@ def greedy(
 
     Args:
         pre: The plain pass.
-        done: The replay, with its keys and values kept; they are taken over, layer by layer.
+        done: The rerun, with its keys and values kept; they are taken over, layer by layer.
         logits: (B, R, V), the first new token's.
         max_new_tokens: Budget of an answer.
         stop: Ids that end an answer.
@@ -168,7 +167,7 @@ def greedy(
 
 def _step(
     pre: Prefill,
-    rows: Rows,
+    rows: Branches,
     shelves: list[_Shelf],
     tokens: torch.Tensor,
     active: torch.Tensor,

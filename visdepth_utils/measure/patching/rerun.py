@@ -8,21 +8,21 @@ call serves all rows that have started, so weights are read once per layer, not 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from visdepth_utils.measure.patching.layercall import Splice, keys_of, run_layer
+from visdepth_utils.measure.patching.branches import Branches, angles_for, positions_for, row_mask
 from visdepth_utils.measure.patching.prefill import Index, Prefill
-from visdepth_utils.measure.patching.rows import Rows, angles_for, positions_for, row_mask
-from visdepth_utils.models.parts import head
+from visdepth_utils.models.parts import Angles, head, mask_for
 
 
 @dataclass(frozen=True, eq=False)
-class Replayed:
-    """The outcome of a replay.
+class Rerun:
+    """The outcome of a rerun.
 
     Attributes:
         rows: What was run.
@@ -32,14 +32,14 @@ class Replayed:
         values: As ``keys``.
     """
 
-    rows: Rows
+    rows: Branches
     states: torch.Tensor
     keys: list[torch.Tensor | None] = field(default_factory=list)
     values: list[torch.Tensor | None] = field(default_factory=list)
 
 
 @torch.no_grad()
-def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> Replayed:
+def rerun(pre: Prefill, rows: Branches, keep_cache: bool = True, tail: int = 1) -> Rerun:
     """Run the moved tokens of all rows through the layers above their starts.
 
     Args:
@@ -62,7 +62,7 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> 
     n_layers = pre.vlm.n_layers
     hidden: torch.Tensor | None = None
     frozen: torch.Tensor | None = None
-    out = Replayed(rows, torch.empty(0))
+    out = Rerun(rows, torch.empty(0))
     for layer in range(n_layers + 1):
         new = [row for row, start in enumerate(starts) if start == layer]
         if new:
@@ -88,10 +88,10 @@ def replay(pre: Prefill, rows: Rows, keep_cache: bool = True, tail: int = 1) -> 
             ):
                 old = None if old is None else old.unflatten(0, (n_samples, -1))
                 kept.append(new if old is None else torch.cat([old, new], 3))
-    return Replayed(rows, hidden, out.keys, out.values)
+    return Rerun(rows, hidden, out.keys, out.values)
 
 
-def next_logits(pre: Prefill, done: Replayed) -> torch.Tensor:
+def next_logits(pre: Prefill, done: Rerun) -> torch.Tensor:
     """fp32 (B, R, V) at the last token; a row that never starts gets the plain pass's own."""
     logits = head(pre.vlm, done.states[:, :, -1])
     plain = torch.tensor(
@@ -102,7 +102,7 @@ def next_logits(pre: Prefill, done: Replayed) -> torch.Tensor:
 
 def _layer(
     pre: Prefill,
-    rows: Rows,
+    rows: Branches,
     layer: int,
     hidden: torch.Tensor,
     still: tuple[torch.Tensor, torch.Tensor] | None,
@@ -177,7 +177,7 @@ def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
     return new if old is None else torch.cat([old, new], 2)
 
 
-def _just_causal(pre: Prefill, rows: Rows, layer: int) -> bool:
+def _just_causal(pre: Prefill, rows: Branches, layer: int) -> bool:
     """Whether whole unpadded sequences run again in a layer that the model runs without a mask.
 
     Attention has a faster kernel for that.
@@ -212,7 +212,7 @@ def _places(
 
 def _context(
     pre: Prefill,
-    rows: Rows,
+    rows: Branches,
     layer: int,
     n: int,
     still: tuple[torch.Tensor, torch.Tensor] | None,
@@ -228,8 +228,72 @@ def _context(
 
 
 def _frozen_keys(
-    pre: Prefill, rows: Rows, layer: int, frozen: torch.Tensor
+    pre: Prefill, rows: Branches, layer: int, frozen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values that this layer makes of frozen states (B, n, M, D)."""
     places = _places(pre, layer, rows.frozen, frozen.shape[1], None)
     return keys_of(pre, layer, frozen.flatten(0, 1), places)
+
+
+class Splice:
+    """Stands where a layer expects its KV cache: earlier keys first, new ones after them."""
+
+    def __init__(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        """Earlier keys and values (N, H, P, head size), or none."""
+        self.before = (keys, values)
+        self.new: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by the attention: take its new keys and values, return all it may read."""
+        self.new = (keys, values)
+        if self.before[0] is None:
+            return keys, values
+        return torch.cat([self.before[0], keys], 2), torch.cat([self.before[1], values], 2)
+
+
+class _GotThem(Exception):
+    """Ends a layer's call when its keys and values are there."""
+
+
+class _Keys(Splice):
+    """Takes keys and values and stops the layer before it attends."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+        self.new = (keys, values)
+        raise _GotThem
+
+
+def run_layer(
+    pre: Prefill,
+    layer: int,
+    hidden: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    angles: Angles,
+    positions: torch.Tensor | None,
+    cache: Any,
+) -> torch.Tensor:
+    """Call the model's own decoder layer on (N, T, D); mask bool (N, T, keys), None for causal."""
+    out = pre.vlm.layers[layer](
+        hidden,
+        attention_mask=None if mask is None else mask_for(pre.vlm, mask, hidden.dtype),
+        position_embeddings=angles,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        **pre.extra[layer],
+    )
+    return (out[0] if isinstance(out, tuple) else out).to(hidden.device)
+
+
+def keys_of(
+    pre: Prefill, layer: int, hidden: torch.Tensor, places: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (N, H, T, head size) that a layer makes of states; nothing is attended."""
+    cache = _Keys(None, None)
+    unused = torch.ones(1, 1, 1, dtype=torch.bool, device=hidden.device)
+    with contextlib.suppress(_GotThem):
+        run_layer(pre, layer, hidden, mask=unused, **places, cache=cache)
+    return cache.new

@@ -31,7 +31,6 @@ from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.errors import named_line
 from visdepth_utils.data.tasks import Task, load_task
 from visdepth_utils.data.training_samples import training_samples
-from visdepth_utils.measure.adapters import recovery_sweep
 from visdepth_utils.measure.distillation import TARGET_ROWS, Distillation
 from visdepth_utils.measure.evaluation import evaluate
 from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
@@ -44,7 +43,7 @@ from visdepth_utils.measure.geometry.token_groups import (
 )
 from visdepth_utils.measure.random_decoders import random_decoder
 from visdepth_utils.measure.reasoning import reasoning_sweep
-from visdepth_utils.measure.recovery import distill
+from visdepth_utils.measure.recovery import distill, recovery_sweep
 from visdepth_utils.measure.strategies import decode
 from visdepth_utils.measure.substitution import substitution_grid
 from visdepth_utils.measure.teacher_forcing import token_kl

@@ -25,8 +25,8 @@ import torch
 from visdepth_utils.common.cells import default_parameters
 from visdepth_utils.common.files import REPO
 from visdepth_utils.common.progress import duration, progress_line
-from visdepth_utils.measure.adapters import SHIPPED
 from visdepth_utils.measure.batching import free_bytes
+from visdepth_utils.measure.recovery import SHIPPED
 from visdepth_utils.models.checkpoints import fetched, locate, weight_files
 from visdepth_utils.models.reading import read_config
 from visdepth_utils.runs import provenance

@@ -106,11 +106,11 @@ def test_p_is_the_smallest_level_at_which_the_rule_still_holds():
     assert v.verdict == "supported"
     assert 2 / entry_["common"]["resamples"] < v.p <= 0.05
 
-    from visdepth_utils.claims.registry import _decide
+    from visdepth_utils.claims.registry import verdict_by
 
     def at(alpha):
         common = {**entry_["common"], "level": 1 - alpha}
-        return _decide("C1", {**entry_, "common": common}, close, control, "").verdict
+        return verdict_by("C1", {**entry_, "common": common}, close, control, "").verdict
 
     assert at(v.p) == "supported"
     assert at(v.p / 1.11) != "supported"

@@ -104,7 +104,7 @@ def test_a_cell_that_could_not_install_says_so_in_one_sentence(
     book = nbformat.read(REPO / "notebooks" / "00_start_here.ipynb", as_version=4)
     (cell,) = [cell for cell in book.cells if "google.colab" in cell.source]
     if made is not None:
-        script = tmp_path / "visdepth" / "visdepth_utils" / "colab.py"
+        script = tmp_path / "visdepth" / "visdepth_utils" / "notebooks" / "colab.py"
         script.parent.mkdir(parents=True)
         script.write_text(made)
     url = (tmp_path / "no repository").as_uri()

@@ -1,12 +1,34 @@
-"""What a notebook's file says, without running it."""
+"""What source code and a notebook's file say, without running them."""
 
 import ast
+import threading
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
 from visdepth_utils.common.errors import named_line
+
+_PARSING = threading.Lock()
+
+
+def parsed(code: str) -> ast.Module:
+    """Python as a tree, by one thread at a time.
+
+    Before CPython 3.12 all threads share the counter that ``ast.parse`` watches its recursion by:
+    two at once can end in a ``SystemError`` (python/cpython issue 106905).
+
+    Args:
+        code: Python.
+
+    Returns:
+        The tree.
+
+    Raises:
+        SyntaxError: It is no Python.
+    """
+    with _PARSING:
+        return ast.parse(code)
 
 
 def assigned(code: str) -> dict[str, Any]:
@@ -22,7 +44,7 @@ def assigned(code: str) -> dict[str, Any]:
         SyntaxError: It is no Python.
     """
     found: dict[str, Any] = {}
-    for node in ast.parse(code).body:
+    for node in parsed(code).body:
         for name in node.targets if isinstance(node, ast.Assign) else ():
             if isinstance(name, ast.Name):
                 try:

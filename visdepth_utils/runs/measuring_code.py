@@ -6,6 +6,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from visdepth_utils.common.cells import parsed
+
 __all__ = ["MEASURING", "code_version", "hash_sources"]
 
 # The folders whose code changes measured numbers. All others show, judge or organise.
@@ -26,7 +28,7 @@ def hash_sources(*folders: Path) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
-            tree = ast.dump(ast.parse(file.read_text(encoding="utf-8")))
+            tree = ast.dump(parsed(file.read_text(encoding="utf-8")))
             name = file.relative_to(folder.parent).as_posix()
             digest.update(f"{name}\0{tree}\0".encode())
     return digest.hexdigest()

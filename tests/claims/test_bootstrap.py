@@ -1,13 +1,12 @@
 """Bootstrap, tail range and bands: known answers first."""
 
-import warnings
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.strict import no_warnings
 from visdepth_utils.claims.bootstrap import (
     cluster_bootstrap,
     layer_bands,
@@ -68,8 +67,7 @@ def test_coverage_on_correlated_items():
 def test_missing_values_are_left_out_of_each_mean():
     x = RNG(0).normal(size=(30, 4))
     x[:10, 1], x[:, 2] = np.nan, np.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         found = cluster_bootstrap(x, np.arange(30), B=300)
     assert found.estimate[1] == pytest.approx(x[10:, 1].mean())
     assert np.isfinite(found.lo).tolist() == [True, True, False, True]
@@ -152,8 +150,7 @@ def test_layer_bands_are_the_cluster_bootstrap_of_each_layer():
     table = tidy()
     table.loc[(table.layer == 3) & (table.image != "i0"), "value"] = np.nan
     table.loc[table.layer == 4, "value"] = np.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         bands = layer_bands(table, B=300, seed=2)
     assert list(bands) == ["modality", "layer", "metric", "mean", "lo", "hi", "n_images"]
     assert len(bands) == 10 and set(bands.metric) == {"entropy"}

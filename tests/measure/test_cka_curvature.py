@@ -1,12 +1,11 @@
 """Matrix entropy, curvature, update ratio, CKA, sinks: closed forms first, then traps."""
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.strict import no_warnings
 from visdepth_utils.measure.geometry.cka_curvature import (
     curvature_sequence,
     debiased_cka,
@@ -276,8 +275,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_no_answer_is_nan_with_a_reason(case):
     H, reason = BAD[case]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         value, note = matrix_entropy(H)
         assert np.isnan(value) and reason in note
         values, note = entropy_from_gram(gram(H).take(np.tile(np.arange(len(H)), (3, 1))))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
+from tests.strict import no_warnings
 from training.minivlm import card
 from training.minivlm.evaluate import misses
 from visdepth_utils.data.tasks import Sample, Task, load_task, samples_and_budget
@@ -158,6 +159,5 @@ def test_a_budget_too_small_for_thinking_is_said_before(llava, monkeypatch, tail
                 0,
                 1,
             )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         assert samples_and_budget(vlm, task, 512) == (samples, 512)

@@ -1,12 +1,11 @@
 """Figures of savings: what is drawn, from tables whose numbers are known."""
 
-import warnings
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.strict import no_warnings
 from visdepth_utils.claims.savings import measured_ratios, scores_and_savings
 from visdepth_utils.measure.costs import predicted_costs, shape_of
 from visdepth_utils.measure.random_decoders import SIZES, predicted_sizes, text_config
@@ -18,8 +17,7 @@ LAST = SHAPE.layers
 
 @pytest.fixture(autouse=True)
 def no_warnings_and_no_figure_left_open():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         yield
     assert plt.get_fignums() == []  # after an error too
 

@@ -1,13 +1,12 @@
 """Figures of the interventions: what is drawn, from tables whose means are known."""
 
-import warnings
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
+from tests.strict import no_warnings
 from visdepth_utils.plots.bands import LEAST_KL, bands, gains, retention
 from visdepth_utils.plots.grid import gap_curves, substitution_maps
 from visdepth_utils.plots.style import COLOURS
@@ -18,8 +17,7 @@ LAYERS, DEPTHS, N = (1, 3, 5), range(5), 4
 
 @pytest.fixture(autouse=True)
 def no_warnings_and_no_figure_left_open():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         yield
     assert plt.get_fignums() == []  # after an error too
 

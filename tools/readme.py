@@ -8,7 +8,7 @@ from PIL import Image
 
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, atomic, write_text
-from visdepth_utils.report.verdict_table import control_words, images_text
+from visdepth_utils.report.verdict_table import control_words, images_text, plain_words
 from visdepth_utils.runs.records import read_claims
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
@@ -78,14 +78,17 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
         raise ValueError(f"the table is about one model: claims.json holds {len(models)}")
     titles = {name: claim["title"] for name, claim in load_claims()["claims"].items()}
     lines = [
-        f"| claim | verdict on `{models.pop()}` | effect [95% interval] | control | images |",
-        "|---|---|---|---|---|",
+        f"| claim | plain reading | verdict on `{models.pop()}` | effect [95% interval] | control "
+        "| images |",
+        "|---|---|---|---|---|---|",
     ]
     for entry in entries:
         name, note = control_words(entry)
+        agree = (entry.get("robustness") or {}).get("line")
         cells = (
             f"{entry['claim']} {titles.get(entry['claim'], '')}",
-            f"**{entry['verdict']}**: {entry.get('reason') or '-'}",
+            plain_words(entry)["plain"],
+            _join(f"**{entry['verdict']}**: {entry.get('reason') or '-'}", agree),
             _join(
                 _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
             ),

@@ -6,32 +6,18 @@ every later change, from ``changes`` in claims.yaml. Whoever has the repository 
 hashes again and compare.
 """
 
-import hashlib
 import json
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.claims.registry import CLAIMS_FILE, load_claims
+from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, write_text
-from visdepth_utils.runs.measuring_code import hash_sources
+from visdepth_utils.runs.registration import REGISTER, in_force
 
-__all__ = ["DEVIATIONS", "REGISTER", "deviations", "in_force", "register"]
+__all__ = ["DEVIATIONS", "deviations", "register"]
 
-REGISTER = REPO / "data" / "registration.json"
 DEVIATIONS = REPO / "docs" / "deviations.md"
-JUDGES = REPO / "visdepth_utils" / "claims"
-
-
-def in_force() -> dict[str, str]:
-    """Hashes of the rules as they are now.
-
-    Returns:
-        ``claims``: sha256 of data/claims.yaml; ``judging``: of the sources in
-        ``visdepth_utils/claims`` by what they mean, so that layout and remarks do not count.
-    """
-    claims = hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest()
-    return {"claims": claims, "judging": hash_sources(JUDGES)}
 
 
 def register(note: str, file: Path = REGISTER, today: date | None = None) -> dict[str, Any]:

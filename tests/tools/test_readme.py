@@ -24,9 +24,12 @@ ENTRY = {
     "control_effect": 0.0226,
     "control_label": "control, the largest of the tasks",
     "reason": "a | b",
+    "plain": {"verdict": "supported"},
+    "robustness": {"line": "holds in 50% of 4 analyses"},
 }
 ROW = (
-    "| C4 What truncation costs depends on the task | **weaker**: a \\| b "
+    "| C4 What truncation costs depends on the task | supported "
+    "| **weaker**: a \\| b (holds in 50% of 4 analyses) "
     "| 0.19 [0.16, 0.22] (retention) | 0.02 (the largest of the tasks) | 96 |"
 )
 
@@ -59,16 +62,18 @@ def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
     head, _, *rows = readme_rows()
     assert len(stored) >= 5
     assert [row[0].split()[0] for row in rows] == sorted(stored), "make readme"
-    for claim, verdict, effect, control, images in rows:
+    for claim, plain, verdict, effect, control, images in rows:
         facts = stored[claim.split()[0]]
-        assert verdict.replace("\\|", "|") == f"**{facts['verdict']}**: {facts['reason']}"
+        assert plain == facts.pop("plainly", "-").partition(":")[0]
+        agree = f" ({facts.pop('analyses')})" if "analyses" in facts else ""
+        assert verdict.replace("\\|", "|") == f"**{facts['verdict']}**: {facts['reason']}{agree}"
         assert effect == facts["effect"]
         (name,) = set(facts) - {"verdict", "model", "claim", "effect", "images", "reason"}
         value, _, note = facts[name].partition(" (")
         name = "" if name == "control" else f" {name}"
         assert control == f"{value}{name} ({note}"
         assert images == facts["images"]
-        assert head[1] == f"verdict on `{facts['model']}`"
+        assert head[2] == f"verdict on `{facts['model']}`"
 
 
 def test_the_figure_is_there_and_small() -> None:
@@ -83,7 +88,7 @@ def test_a_table_by_hand() -> None:
     assert markdown_table([ENTRY]).splitlines()[-1] == ROW
     bare = {**ENTRY, "effect": None, "ci": [None, None], "control_effect": None}
     row = cells(markdown_table([bare]).splitlines()[-1])
-    assert row[2:4] == [
+    assert row[3:5] == [
         "not measured (retention)",
         "not measured (the largest of the tasks)",
     ]

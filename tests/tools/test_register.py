@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import register as module
-from tools.register import DEVIATIONS, REGISTER, deviations, in_force, register
+from tools.register import DEVIATIONS, deviations, register
 from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.runs import registration
+from visdepth_utils.runs.registration import REGISTER, in_force, registered
 
 
 def test_a_registration_holds_the_rules_the_day_and_what_was_seen(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_only_changed_rules_are_registered_again(
         register("second", file)
     claims = tmp_path / "claims.yaml"
     claims.write_text("claims: {}")
-    monkeypatch.setattr(module, "CLAIMS_FILE", claims)
+    monkeypatch.setattr(registration, "CLAIMS_FILE", claims)
     assert register("third", file)["number"] == 2
     assert [entry["note"] for entry in json.loads(file.read_text())] == ["first", "third"]
     with pytest.raises(ValueError, match="NOTE="):
@@ -44,13 +45,30 @@ def test_only_changed_rules_are_registered_again(
 def test_the_code_that_judges_counts_by_what_it_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "JUDGES", tmp_path)
+    monkeypatch.setattr(registration, "JUDGES", tmp_path)
     (tmp_path / "c1.py").write_text("LEAST = 1\n")
     before = in_force()["judging"]
     (tmp_path / "c1.py").write_text("# at least\nLEAST = 1\n")
     assert in_force()["judging"] == before
     (tmp_path / "c1.py").write_text("LEAST = 2\n")
     assert in_force()["judging"] != before
+
+
+def test_a_verdict_names_its_registration_or_how_much_changed_since(tmp_path: Path) -> None:
+    judging = in_force()["judging"]
+    entries = [
+        {"number": number, "date": "2026-01-02", "claims": claims, "judging": judging}
+        for number, claims in enumerate(("aa", "bb"), 1)
+    ]
+    file = tmp_path / "registration.json"
+    file.write_text(json.dumps(entries))
+    assert registered({"claims": "aa", "judging": judging}, file) == "registration 1 of 2026-01-02"
+    assert registered({"claims": "bb", "judging": judging}, file) == "registration 2 of 2026-01-02"
+    changes = [c for entry in load_claims()["claims"].values() for c in entry["changes"]]
+    for rules in ({"claims": "bb", "judging": "other"}, {"claims": "cc", "judging": judging}, {}):
+        told = registered(rules, file)
+        assert "not registered; the last registration is 2 of 2026-01-02" in told
+        assert f"{len(changes)} changes of later days" in told
 
 
 def test_every_change_is_on_the_page() -> None:

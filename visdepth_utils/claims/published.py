@@ -7,7 +7,6 @@ two-sided interval lies above, "not supported" where it lies below, else "inconc
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,37 +18,14 @@ from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, req
 from visdepth_utils.claims.interchange import pairs_of, rows_of
 from visdepth_utils.claims.registry import claim_entry, verdict_by
 from visdepth_utils.claims.stabilisation import by_image
-from visdepth_utils.claims.verdict import Verdict
+from visdepth_utils.claims.verdict import Reading, Verdict
 
-__all__ = ["Reading", "published", "what_separates"]
+__all__ = ["published", "what_separates"]
 
 Floats = NDArray[np.float64]
 Spec = dict[str, Any]
 Effect = tuple[float, Floats]
 """Estimate, and the same in every resample (B,)."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The plain reading of a claim on one model.
-
-    Attributes:
-        verdict: "supported", "not supported", "inconclusive" or "not testable".
-        effect: The number; NaN where it could not be had.
-        lo: Lower end of its two-sided interval.
-        hi: Upper end.
-        threshold: What it is held against.
-        label: What the number is.
-        reason: Why there is none; empty where there is one.
-    """
-
-    verdict: str
-    effect: float
-    lo: float
-    hi: float
-    threshold: float
-    label: str
-    reason: str = ""
 
 
 def published(

@@ -8,15 +8,15 @@ judged by the claim's own rule from the tables that are there; nothing is measur
 import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.registry import claim_entry, verdict_by
+from visdepth_utils.claims.verdict import Robustness
 
-__all__ = ["Robustness", "choices", "robustness", "specifications"]
+__all__ = ["choices", "robustness", "specifications"]
 
 
 def choices(entry: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -47,14 +47,15 @@ def specifications(
         claim: Identifier, e.g. ``"C4"``.
         table: As for ``registry.verdict``.
         control: As for ``registry.verdict``.
-        most: At most this many combinations: the registered one, and others drawn by the registered
-            seed. None for all.
+        most: At most this many combinations: the registered one, those that change one choice, and
+            others drawn by the registered seed. None for all.
         path: Claims file; None for data/claims.yaml.
 
     Returns:
         One row per analysis, the registered one first: a column per choice with the option taken,
-        ``verdict, effect, lo, hi, reason``. A combination that the tables do not allow (a column or
-        a mode that was not measured) is "not testable", with the reason.
+        ``verdict, effect, lo, hi, reason``. An option that the tables do not allow (a column or a
+        mode that was not measured) is "not testable" once, with the reason, and not combined with
+        others. Where the registered analysis is not testable, it is the only row.
 
     Raises:
         ValueError: The claim is unknown, or has no registered choices.
@@ -63,58 +64,40 @@ def specifications(
     options = choices(entry)
     if not options:
         raise ValueError(f"claim {claim!r} has no specifications in claims.yaml: add some")
-    combinations = list(itertools.product(*options.values()))
-    if most is not None and most < len(combinations):
-        rng = np.random.default_rng(entry["common"]["seed"])
-        drawn = rng.choice(len(combinations) - 1, most - 1, replace=False) + 1
-        combinations = [combinations[i] for i in (0, *sorted(drawn))]
     common = entry["common"] | {"resamples": entry["common"]["specifications"]["resamples"]}
-    rows = []
-    for taken in combinations:
+
+    def judged(taken: tuple[str, ...]) -> dict[str, Any]:
         spec = copy.deepcopy(entry) | {"common": common}
-        for (name, _), option in zip(options.items(), taken, strict=True):
+        for name, option in zip(options, taken, strict=True):
             spec = _merged(spec, options[name][option])
         try:
-            judged = verdict_by(claim, spec, table, control)
-        except ValueError as error:  # the registered combination must be there
-            if not rows:
+            v = verdict_by(claim, spec, table, control)
+        except ValueError as error:
+            if taken == registered:  # this one must be there
                 raise
-            outcome = {"verdict": "not testable", "reason": str(error)}
-            outcome |= dict.fromkeys(("effect", "lo", "hi"), float("nan"))
-        else:
-            outcome = {"verdict": judged.verdict, "effect": judged.effect, "lo": judged.ci[0]}
-            outcome |= {"hi": judged.ci[1], "reason": judged.reason}
-        rows.append(dict(zip(options, taken, strict=True)) | outcome)
-    return pd.DataFrame(rows)
+            missing = dict.fromkeys(("effect", "lo", "hi"), float("nan"))
+            return {"verdict": "not testable", **missing, "reason": str(error)}
+        return dict(verdict=v.verdict, effect=v.effect, lo=v.ci[0], hi=v.ci[1], reason=v.reason)
 
-
-@dataclass(frozen=True)
-class Robustness:
-    """How far a verdict holds under other choices.
-
-    Attributes:
-        verdict: Of the registered analysis.
-        n: Analyses that could be made: those that are "not testable" do not count.
-        agree: Share of them with the same verdict.
-        same_sign: Share of them whose effect has the sign of the registered one.
-        moves: Choice -> share of pairs of analyses, equal but for this choice, whose verdicts
-            differ; the largest first.
-        fragile: Whether ``agree`` or ``same_sign`` is below the registered share.
-    """
-
-    verdict: str
-    n: int
-    agree: float
-    same_sign: float
-    moves: dict[str, float]
-    fragile: bool
-
-    def __str__(self) -> str:
-        """One line for the verdict."""
-        text = f"holds in {100 * self.agree:.0f}% of {self.n} analyses"
-        if self.fragile and self.moves:
-            text += f": fragile, mostly by the choice of {next(iter(self.moves))}"
-        return text
+    registered = tuple(next(iter(choice)) for choice in options.values())
+    found = {registered: judged(registered)}
+    if found[registered]["verdict"] != "not testable":
+        left = {name: [first] for name, first in zip(options, registered, strict=True)}
+        for place, (name, choice) in enumerate(options.items()):
+            for option in list(choice)[1:]:
+                single = (*registered[:place], option, *registered[place + 1 :])
+                found[single] = judged(single)
+                if found[single]["verdict"] != "not testable":
+                    left[name].append(option)
+        others = [taken for taken in itertools.product(*left.values()) if taken not in found]
+        if most is not None and len(found) + len(others) > most:
+            rng = np.random.default_rng(common["seed"])
+            drawn = rng.choice(len(others), max(0, most - len(found)), replace=False)
+            others = [others[i] for i in sorted(drawn)]
+        found |= {taken: judged(taken) for taken in others}
+    return pd.DataFrame(
+        dict(zip(options, taken, strict=True)) | numbers for taken, numbers in found.items()
+    )
 
 
 def robustness(claim: str, analyses: pd.DataFrame, *, path: str | None = None) -> Robustness:

@@ -3,12 +3,12 @@
 import html
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
 
-__all__ = ["COLOURS", "VERDICTS", "Verdict"]
+__all__ = ["COLOURS", "VERDICTS", "Reading", "Robustness", "Verdict"]
 
 VERDICTS = ("supported", "weaker", "not supported", "inconclusive", "not testable")
 
@@ -19,6 +19,60 @@ COLOURS = {
     "inconclusive": "#555555",
     "not testable": "#555555",
 }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The plain reading of a claim on one model, see ``claims.published``.
+
+    Attributes:
+        verdict: "supported", "not supported", "inconclusive" or "not testable".
+        effect: The number; NaN where it could not be had.
+        lo: Lower end of its two-sided interval.
+        hi: Upper end.
+        threshold: What it is held against.
+        label: What the number is.
+        reason: Why there is none; empty where there is one.
+    """
+
+    verdict: str
+    effect: float
+    lo: float
+    hi: float
+    threshold: float
+    label: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How far a verdict holds under other choices, see ``claims.specifications``.
+
+    Attributes:
+        verdict: Of the registered analysis.
+        n: Analyses that could be made: those that are "not testable" do not count.
+        agree: Share of them with the same verdict.
+        same_sign: Share of them whose effect has the sign of the registered one.
+        moves: Choice -> share of pairs of analyses, equal but for this choice, whose verdicts
+            differ; the largest first.
+        fragile: Whether ``agree`` or ``same_sign`` is below the registered share.
+    """
+
+    verdict: str
+    n: int
+    agree: float
+    same_sign: float
+    moves: dict[str, float]
+    fragile: bool
+
+    def __str__(self) -> str:
+        """One line for the verdict."""
+        if not self.n:
+            return "no analysis could be made"
+        text = f"holds in {100 * self.agree:.0f}% of {self.n} analyses"
+        if self.fragile and self.moves:
+            text += f": fragile, mostly by the choice of {next(iter(self.moves))}"
+        return text
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +97,10 @@ class Verdict:
         control_label: Name of the line with the control effect, and what is said behind it.
         p: Smallest 1 - level at which the rule still says "supported" (``p_value`` in claims.yaml);
             NaN for any other verdict.
+        plain: The plain reading of the same tables; None if it was not asked or there is none.
+        separates: One sentence on the plain reading and this verdict.
+        robustness: How many other analyses agree; None if they were not asked.
+        analyses: All of them, as ``specifications`` returns them.
     """
 
     claim: str
@@ -61,6 +119,10 @@ class Verdict:
     effect_label: str = ""
     control_label: tuple[str, str] = ("control", "the largest of the controls")
     p: float = math.nan
+    plain: Reading | None = None
+    separates: str = ""
+    robustness: Robustness | None = None
+    analyses: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry of claims.json: plain values only, NaN as None, tables as lists of rows."""
@@ -81,6 +143,10 @@ class Verdict:
             "reason": self.reason,
             "details": _rows(self.details),
             "controls": _rows(self.controls),
+            "plain": asdict(self.plain) if self.plain else None,
+            "separates": self.separates,
+            "robustness": self.robustness
+            and asdict(self.robustness) | {"line": str(self.robustness)},
         }
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -92,7 +158,7 @@ class Verdict:
             "not measured" if math.isnan(self.control_effect) else f"{self.control_effect:.2f}"
         )
         name, note = self.control_label
-        return [
+        lines = [
             ("model", self.model),
             ("claim", self.statement),
             ("effect", f"{effect} ({self.effect_label})" if self.effect_label else effect),
@@ -100,6 +166,13 @@ class Verdict:
             ("images", str(self.n_images or "-")),
             ("reason", self.reason),
         ]
+        if self.plain:
+            number = f"{self.plain.effect:.2f} {_interval((self.plain.lo, self.plain.hi))}"
+            shown = self.plain.reason or f"{number} ({self.plain.label})"
+            lines.append(("plainly", f"{self.plain.verdict}: {shown}. {self.separates}"))
+        if self.robustness:
+            lines.append(("analyses", str(self.robustness)))
+        return lines
 
     def __str__(self) -> str:
         """At most ten lines of plain text."""

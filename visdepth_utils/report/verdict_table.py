@@ -7,12 +7,14 @@ from typing import Any
 
 from visdepth_utils.claims.verdict import COLOURS
 from visdepth_utils.runs.records import read_claims
+from visdepth_utils.runs.registration import registered
 
 __all__ = [
     "control_words",
     "effect_text",
     "images_text",
     "number_text",
+    "plain_words",
     "verdict_rows",
     "verdict_text",
 ]
@@ -28,7 +30,9 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
         One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
         ``effect_label`` (what it is), ``control`` and ``control_label``, ``images`` (a dash
         where a verdict rests on none, as of other verdicts), ``source`` (of the data), ``model``,
-        ``statement``, ``reason``, ``notebook``, ``colour``.
+        ``statement``, ``reason``, ``notebook``, ``colour``; ``plain`` (verdict of the plain
+        reading) with ``plain_effect``, ``plain_colour`` and ``separates``, ``analyses`` (how many
+        agree) and ``rules`` (their registration), each a dash where the entry has none.
     """
     return [
         {
@@ -45,6 +49,9 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
             "reason": str(entry.get("reason") or ""),
             "notebook": Path(str(entry.get("notebook") or "")).stem,
             "colour": COLOURS.get(str(entry["verdict"]), "#555555"),
+            **plain_words(entry),
+            "analyses": str((entry.get("robustness") or {}).get("line") or "-"),
+            "rules": registered(entry["rules"]) if entry.get("rules") else "-",
         }
         for entry in read_claims(folder)
     ]
@@ -66,7 +73,9 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
         return f"no verdicts recorded in {folder.name}{missing}"
     columns = {
         "claim": "claim",
+        "plain": "plainly read",
         "verdict": "verdict",
+        "analyses": "other analyses",
         "effect": "effect [95% interval]",
         "control": "control",
         "images": "images",
@@ -81,6 +90,18 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
     return "\n".join(
         "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip() for row in table
     )
+
+
+def plain_words(entry: Mapping[str, Any]) -> dict[str, str]:
+    """The plain reading of a verdict's entry, see ``verdict_rows``; dashes without one."""
+    plain = entry.get("plain") or {}
+    number = effect_text(plain.get("effect"), [plain.get("lo"), plain.get("hi")])
+    return {
+        "plain": str(plain.get("verdict") or "-"),
+        "plain_effect": " ".join(filter(None, (number, str(plain.get("label") or "")))),
+        "plain_colour": COLOURS.get(str(plain.get("verdict")), "#555555"),
+        "separates": str(entry.get("separates") or ""),
+    }
 
 
 def control_words(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -20,7 +20,11 @@ import pandas as pd
 from visdepth_utils.claims.verdict import VERDICTS
 from visdepth_utils.common.files import REPO, atomic, locked, rows_text, write_text
 
-_TEXTS = ("statement", "reason", "notebook", "source", "effect_label", "control_label")
+_TEXTS = (
+    *("statement", "reason", "notebook", "source", "effect_label", "control_label"),
+    "separates",
+)
+_OBJECTS = ("thresholds", "plain", "robustness", "rules")
 _NUMBERS = ("effect", "control_effect", "n_images", "p")
 _TABLES = ("details", "controls")
 _LARGE = 1e300  # JSON holds whole numbers that are too large for a float
@@ -161,7 +165,8 @@ def checked_claims(text: str) -> list[dict[str, Any]]:
         bounds = entry.get("ci")
         pair = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
         _need(bounds is None or bounds == [] or pair, "ci", number, "two numbers")
-        _need(isinstance(entry.get("thresholds"), dict | None), "thresholds", number, "an object")
+        for name in _OBJECTS:
+            _need(isinstance(entry.get(name), dict | None), name, number, "an object")
         for name in _TABLES:
             rows = entry.get(name)
             fine = isinstance(rows, list | None) and all(

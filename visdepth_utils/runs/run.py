@@ -16,6 +16,7 @@ from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
 from visdepth_utils.runs.outputs import keep_outputs, keep_selection
 from visdepth_utils.runs.records import annotate, as_entry, edit_claims, read_provenance
+from visdepth_utils.runs.registration import in_force
 from visdepth_utils.runs.settings import (
     Settings,
     check_injected,
@@ -242,7 +243,8 @@ class Run:
         Raises:
             ValueError: If claim, model or a known verdict is missing.
         """
-        entry = {**as_entry(verdict), "source": shown_source(self.settings["source"])}
+        source = shown_source(self.settings["source"])
+        entry = {**as_entry(verdict), "source": source, "rules": in_force()}
         filed = (entry["claim"], entry["model"])
         edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != filed, entry)
         self.note()

@@ -6,7 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-__all__ = ["LAYERS", "SHAPES", "TEXTS", "Curve", "curves_table", "image_table", "text_table"]
+__all__ = [
+    "LAYERS",
+    "SHAPES",
+    "TEXTS",
+    "Curve",
+    "curves_table",
+    "image_table",
+    "text_table",
+    "worlds_of_c1",
+]
 
 LAYERS = 12
 Curve = Callable[[Any], Any]
@@ -87,6 +96,78 @@ def late_change(margins: float) -> Shape:
     return after(0.6, e), after(3.2, d), after(92, c)
 
 
+def early_then(early: float, later: float, start: float = 3 / 11, end: float = 1.0) -> Shape:
+    """So many margins up to layer 3, and so many the same way, evenly, between two depths.
+
+    The angle at a layer is that of the steps to and from it: it changes one layer ahead.
+    """
+
+    def one(unit: float, base: float, ahead: float) -> Curve:
+        def curve(z: Any) -> Any:
+            first = early * np.clip((z - 1 / 11) / (2 / 11), 0, 1)
+            then = later * np.clip((z + ahead - start) / (end - start), 0, 1)
+            return base - unit * (first + then)
+
+        return curve
+
+    given = zip(MARGINS, (0.9, 4.5, 130.0), (0, 0, 1 / 11), strict=True)
+    return tuple(one(*of) for of in given)  # type: ignore
+
+
+def random_turns(shape: Shape, seed: int) -> Shape:
+    """The shape with angles that jump about from layer to layer, as rounding makes them."""
+    angles = np.random.default_rng(seed).uniform(60, 130, LAYERS + 2)
+
+    def curvature(z: Any) -> Any:
+        return angles[np.rint(np.asarray(z) * (LAYERS - 1)).astype(int)]
+
+    return shape[0], shape[1], curvature
+
+
+def worlds_of_c1() -> dict[str, tuple[bool | None, Callable[[int], dict[str, Any]]]]:
+    """Worlds of C1 that a rule must not get wrong.
+
+    Returns:
+        Name -> whether the claim is true there (None: neither, so that neither "supported" nor "not
+        supported" is right), and seed -> arguments of ``curves_table``.
+    """
+    plain = early_change(3)
+
+    def of(shape: Shape, **options: Any) -> Callable[[int], dict[str, Any]]:
+        return lambda seed: {"shape": shape, "seed": seed, **options}
+
+    def jumps(states: int) -> Callable[[int], dict[str, Any]]:
+        first = (LAYERS - states) / 11
+        shape = early_then(3, 4, first, 12 / 11)
+        return of(shape, speed=lambda z: slows(z) + 0.5 * (z > first - 1e-9))
+
+    return {
+        "early plateau": (True, of(plain)),
+        "81% of ten margins early, then a drift": (True, of(early_then(8.1, 1.9))),
+        "early plateau, jump in the last layer": (True, jumps(1)),
+        "early plateau, jump over the last two": (True, jumps(2)),
+        "early plateau, heavy tails": (True, of(plain, tails=3.0)),
+        "early plateau, images alike by fours": (True, of(plain, alike=4)),
+        "flat from the input": (None, of(SHAPES["flat"])),
+        "flat from the input, heavy tails": (None, of(SHAPES["flat"], tails=3.0)),
+        "flat from the input, images alike by fours": (None, of(SHAPES["flat"], alike=4)),
+        "flat, tiny steps at random angles": (
+            None,
+            lambda seed: of(random_turns(SHAPES["flat"], seed), speed=flat(0.0))(seed),
+        ),
+        "early plateau, tiny steps at random angles": (
+            None,
+            lambda seed: of(random_turns(plain, seed), speed=flat(0.0))(seed),
+        ),
+        "60% of six margins early, then a drift": (False, of(early_then(3.6, 2.4))),
+        "early plateau, change over the last four": (False, of(early_then(3, 4, 8 / 11, 1.0))),
+        "drift": (False, of(SHAPES["drift"])),
+        "drift, heavy tails": (False, of(SHAPES["drift"], tails=3.0)),
+        "drift, images alike by fours": (False, of(SHAPES["drift"], alike=4)),
+        "late change alone": (False, of(late_change(4))),
+    }
+
+
 def curves_table(
     shape: Shape,
     *,
@@ -96,6 +177,8 @@ def curves_table(
     speed: Curve = slows,
     questions: int = 1,
     modality: str = "image",
+    tails: float | None = None,
+    alike: int = 1,
 ) -> pd.DataFrame:
     """A table like layer_geometry's, one type of tokens; every image has its own level.
 
@@ -107,12 +190,20 @@ def curves_table(
         speed: Update ratio, and 1 - CKA, by depth.
         questions: Samples of each image.
         modality: Name of the type.
+        tails: Degrees of freedom of the noise (Student's t, of the same variance); None for a
+            Gaussian.
+        alike: So many images in a row share half of their noise's variance.
 
     Returns:
         The columns of ``layer_geometry``.
     """
     rng = np.random.default_rng(seed)
     entropy, dimension, curvature = shape
+
+    def noisy(*size: int) -> Any:
+        if tails is None:
+            return rng.normal(size=size)
+        return rng.standard_t(tails, size=size) * np.sqrt((tails - 2) / tails)
 
     def points(z: Any) -> Any:
         return np.exp(dimension(z))
@@ -122,7 +213,11 @@ def curves_table(
     parts = []
     for name, first, last, sd, spread in _NOISE:
         layers = np.arange(first, last)
-        error = rng.normal(size=(n * questions, len(layers))) * sd * noise
+        error = noisy(n * questions, len(layers)) * sd * noise
+        if alike > 1:
+            groups = -(-n * questions // alike)
+            common = np.repeat(noisy(groups, len(layers)), alike, axis=0)[: len(error)]
+            error = (error + common * sd * noise) / np.sqrt(2)
         error += np.repeat(rng.normal(size=(n, 1)) * spread, questions, axis=0)
         mean = means[name](layers / (LAYERS - 1))
         values = mean * np.exp(error) if name.startswith("id_") else mean + error

@@ -57,8 +57,8 @@ def changes(early, late):
         ("expands", "drift", "weaker"),
         ("drift", "flat", "not supported"),
         ("jump", "drift", "not supported"),
-        ("flat", "drift", "not supported"),
-        ("flat", "flat", "not supported"),
+        ("flat", "drift", "weaker"),  # already settled at the input: neither for nor against
+        ("flat", "flat", "weaker"),
     ],
 )
 def test_verdict_on_known_curves(shape, control, expected):
@@ -102,7 +102,7 @@ def test_effect_is_near_one_for_a_plateau_and_zero_for_drift_in_dimension():
     v = decide("plateau")
     assert v.ci[0] <= v.effect <= v.ci[1]
     assert v.effect > 0.85
-    assert v.control_effect < 0.05
+    assert v.control_effect < 0.35  # a third of the depth, less the last states, of an even change
     contrast = v.controls.iloc[0]
     assert contrast["lo"] > 0.8
 
@@ -112,7 +112,7 @@ def test_effect_of_noiseless_curves_is_exact():
     z = np.arange(1, LAYERS) / (LAYERS - 1)
     curve = plateau(130, 92)(z)
     early = 3  # floor((L - 1) / 3), layer 3 is at place 2 of the angles
-    expected = 1 - np.ptp(curve[early - 1 :]) / np.ptp(curve)
+    expected = 1 - np.ptp(curve[early - 1 : -2]) / np.ptp(curve[:-2])  # the last two are out
     details = v.details.set_index("metric")
     assert details.loc["curvature", "early share"] == pytest.approx(expected, abs=1e-9)
     assert v.thresholds["early_layer"] == early
@@ -194,6 +194,7 @@ def test_controls_must_have_the_same_images_and_layers():
 def test_thresholds_come_from_the_file(tmp_path):
     text = (load_claims.__globals__["CLAIMS_FILE"]).read_text()
     strict = tmp_path / "claims.yaml"
+    text = text.replace("relative_share: 0.25", "relative_share: null")
     strict.write_text(text.replace("margin: 0.05", "margin: 0.0001"))
     table, control = simulate("plateau"), simulate("drift")
     assert verdict("C1", table, control=control).verdict == "supported"
@@ -268,8 +269,8 @@ def test_claims_of_a_notebook_that_lacks_data_are_not_testable():
 
 def test_less_than_an_untrained_model_shows_is_not_supported():
     """A control can fail beyond doubt, by a range left, and yet have more of its change early."""
-    model = changes((3, 3, 3), (0.6, 0.6, 0.6))  # settled, with a fifth of the change still to come
-    control = changes((20, 20, 60), (0, 0, 2))  # two margins left, of sixty
+    model = changes((1.6, 1.6, 1.6), (0.6, 0.6, 0.6))  # settled, within the margin
+    control = changes((20, 20, 20), (0, 0, 7))  # seven margins left, of twenty
     tables = [curves_table(shape, noise=0.1, seed=s) for s, shape in enumerate((model, control))]
     v = verdict("C1", tables[0], control={"rival": tables[1]}, p_value=False)
     assert v.controls["shows it"].tolist() == ["no"]

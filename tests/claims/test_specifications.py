@@ -185,9 +185,9 @@ def test_a_jump_in_the_last_layer_alone_is_seen_for_what_it_is():
     table = curves_table(shape, n=60)
     entry = claim_entry("C1")
     curves, _, _ = curves_of(entry, table)
-    labels = {n: p.label for n, p in parts_of(entry, curves, LAYERS).items()}
-    assert labels["entropy"] == "changes late"
-    without = parts_of(_merged(entry, {"drop_last": 2}), curves, LAYERS)
+    whole = parts_of(_merged(entry, {"drop_last": 0, "relative_share": None}), curves, LAYERS)
+    assert whole["entropy"].label == "changes late"
+    without = parts_of(entry, curves, LAYERS)
     assert {part.label for part in without.values()} == {"settles early"}
 
 

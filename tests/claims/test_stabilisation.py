@@ -33,7 +33,7 @@ def simulated(name: str, seed: int, noise: float = 0.015) -> pd.DataFrame:
 
 def part(curve: pd.DataFrame, fall: bool = True, **changed: float) -> rule.Part:
     options = {"margin": MARGIN, "early": EARLY, "level": 0.95, "resamples": 400, "seed": 0}
-    return rule.settling(curve, fall=fall, **{**options, **changed})
+    return rule.settling(curve, fall=fall, **{"relative": None, **options, **changed})
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -96,10 +96,30 @@ def test_the_early_share_is_that_of_the_change() -> None:
     assert late.share < 0.1
     effect, draws = rule.weakest({"a": fast, "b": late})
     assert effect == late.share
-    best, (lo, hi) = rule.reflected(effect, draws, 0.95, 0)
-    assert 0 <= lo <= best <= hi <= 1
+    made, (lo, hi) = rule.made_early({"a": fast, "b": late}, 0.95)
+    assert made == pytest.approx((fast.made + late.made) / 2)
+    assert 0 <= lo <= made <= hi <= 1
+    assert rule.made_early({"a": fast, "b": rule.too_small(0.1, 400)}, 0.95)[0] == fast.made
     gap = fast.shares - late.shares  # under the same resamples of images
     assert np.quantile(gap, 0.025) > 0.5
+
+
+def test_both_margins_are_exact_without_noise() -> None:
+    """A change of 10, of which 2 are left: above a margin of 1, within a share of 0.2 or more."""
+    curve = pd.DataFrame([[10.0, 2.0, 2.0, 1.0, 0.0]] * 40, index=range(40))
+
+    def answers(relative: float | None) -> tuple:
+        found = part(curve, margin=1.0, early=1, relative=relative)
+        return found.within_margin, found.within_share, found.label, found.layer
+
+    assert answers(None) == (False, None, rule.LATE, 3)
+    assert answers(0.19) == (False, False, rule.LATE, 3)
+    assert answers(0.2) == (False, True, rule.EARLY, 1)
+    found = part(curve, margin=1.0, early=1, relative=0.2)
+    assert found.made == pytest.approx(0.8)
+    assert (found.made_low == found.made).all() and (found.made_high == found.made).all()
+    flat = part(curve * 0 + 3, margin=1.0, early=1, relative=0.2)
+    assert (flat.label, flat.made) == (rule.FLAT, 0)  # no change was made early
 
 
 def bounded(values: np.ndarray, images: list | range | None = None):

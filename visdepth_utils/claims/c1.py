@@ -5,6 +5,7 @@ itself slow down, and is it more than an untrained model of the same architectur
 """
 
 import copy
+import itertools
 import math
 from fractions import Fraction
 from typing import Any
@@ -14,13 +15,17 @@ import pandas as pd
 from visdepth_utils.claims.bootstrap import aside, no_more, noted
 from visdepth_utils.claims.stabilisation import (
     EARLY,
+    FLAT,
+    TINY,
     UNCLEAR,
     Part,
     by_image,
     image_layer_matrix,
     interval,
-    reflected,
+    made_early,
+    mirrored,
     settling,
+    too_small,
     weakest,
 )
 
@@ -45,7 +50,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         ValueError: If a table lacks a column or metric, or a control has other images or layers.
     """
     common = spec["common"]
-    curves, asked, note = curves_of(spec, table)
+    curves, asked, note = curves_of(spec, table, least_update=spec["least_update"])
     depth, n = depth_of(table), len(next(iter(curves.values())))
     found: dict[str, Any] = {
         "effect": NAN,
@@ -62,8 +67,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | _says("not testable", f"{depth} decoder layers; it takes at least {least}")
 
     trained = parts_of(spec, curves, depth)
-    effect, ci = reflected(*weakest(trained), common["level"], 0)
-    details = _details(spec, trained, depth)
+    effect, ci = made_early(trained, common["level"])
+    details = _details(spec, curves, trained, depth)
     rivals = {name: _control(spec, name, t, curves, depth) for name, t in controls.items()}
     notes = {name: noted(controls[name]) for name, parts in rivals.items() if parts is None}
     contrasts = _contrasts(spec, trained, rivals, notes)
@@ -73,11 +78,11 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if n < common["min_images"]:
         least = common["min_images"]
         return found | _says("inconclusive", f"{n} images; the rule asks for at least {least}")
-    if answer := _pattern(trained, rivals):
+    if answer := _pattern(trained, rivals, _last(details)):
         return found | answer
     check = _representation(spec, table, curves, max(part.layer for part in trained.values()))
     found["details"] = pd.concat([details, check], ignore_index=True)
-    return found | _attribution(check, contrasts)
+    return found | _attribution(check, contrasts, _last(details))
 
 
 def variants(spec: Spec) -> dict[str, Spec]:
@@ -106,8 +111,9 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
     margins = {f"margin_{m['column']}": m["margin"] for m in spec["metrics"].values()}
     names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
+    own = ("z_star_max", "relative_share", "drop_last", "least_update", "least_layers")
     return {
-        "z_star_max": spec["z_star_max"],
+        **{name: spec[name] for name in own},
         "early_layer": early_layer(spec, depth),
         **margins,
         **{name: spec["common"][name] for name in names},
@@ -119,25 +125,48 @@ def _says(verdict: str, reason: str) -> dict[str, str]:
 
 
 def _pattern(
-    parts: dict[str, Part], rivals: dict[str, dict[str, Part] | None]
+    parts: dict[str, Part], rivals: dict[str, dict[str, Part] | None], last: str
 ) -> dict[str, str] | None:
     """A verdict where the pattern is not fully there; None where it is."""
     there = [name for name, part in parts.items() if part.label == EARLY]
-    least = len(there)
-    most = least + sum(part.label == UNCLEAR for part in parts.values())
     said = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
-    if least == len(parts):
+    said += last
+    if len(there) == len(parts):
         return None
-    if max(least, 1) != max(most, 1):  # the open ones could move the verdict
+    answers = [
+        (1,) if p.label == EARLY else (0,) if p.label in (FLAT, TINY) else (-1,)
+        for p in parts.values()
+        if p.label != UNCLEAR
+    ]
+    open_ones = [(-1, 0, 1)] * (len(parts) - len(answers))
+    possible = {_counted(signs) for signs in itertools.product(*answers, *open_ones)}
+    if len(possible) > 1:
         return _says(
             "inconclusive", f"intervals too wide to place the layer it settles at ({said})"
         )
-    if least < len(parts) - 1:
-        reason = f"{least} of {len(parts)} measures change early and settle ({said})"
+    if possible == {"not supported"}:
+        reason = f"{len(there)} of {len(parts)} measures change early and settle ({said})"
         return _says("not supported", reason)
+    if not there:
+        return _says("weaker", f"nothing changes late, but nothing changes early either ({said})")
     same = [name for name, own in rivals.items() if own and all(own[key].shows for key in there)]
     tail = f"; an untrained model shows these as well ({same[0]})" if same else ""
-    return _says("weaker", f"only {least} measures change early and settle ({said}){tail}")
+    return _says("weaker", f"only {len(there)} measures change early and settle ({said}){tail}")
+
+
+def _counted(signs: tuple[int, ...]) -> str:
+    """What measures amount to: 1 changes early and settles, -1 it does not, 0 it never moves."""
+    early, against = signs.count(1), signs.count(-1)
+    if early == len(signs):
+        return "there"
+    return "not supported" if against > 1 or (against and not early) else "weaker"
+
+
+def _last(details: pd.DataFrame) -> str:
+    """Which measures read otherwise with the last states in, as part of a sentence."""
+    other = details[details["label"] != details["with the last states"]]
+    named = [f"{row['measure']} {row['with the last states']}" for _, row in other.iterrows()]
+    return f"; with the last states in: {', '.join(named)}" if named else ""
 
 
 def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int) -> pd.DataFrame:
@@ -146,7 +175,7 @@ def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int)
     images = next(iter(curves.values())).index
     out = []
     for column in spec["representation_check"]["columns"]:
-        curve = by_layer(rows, column).reindex(images)
+        curve = without_last(spec, by_layer(rows, column).reindex(images))
         speed = 1 - curve if column.startswith("cka") else curve
         before, after = speed.loc[:, speed.columns < layer], speed.loc[:, speed.columns >= layer]
         change = (before.mean(axis=1) - after.mean(axis=1)).to_frame()
@@ -175,8 +204,8 @@ def _contrasts(
         row |= dict.fromkeys(("effect", "contrast", "lo", "hi"), NAN)
         if parts is not None:
             own, own_draws = weakest(parts)
-            row["effect"], _ = reflected(own, own_draws, level, 0)
-            contrast = reflected(effect - own, draws - own_draws, level, -1)
+            row["effect"], _ = made_early(parts, level)
+            contrast = mirrored(effect - own, draws - own_draws, level)
             row["contrast"], (row["lo"], row["hi"]) = contrast
             states = [part.shows for part in parts.values()]
             row["shows it"] = "no" if False in states else "unclear" if None in states else "yes"
@@ -191,7 +220,7 @@ def _control(
     spec: Spec, name: str, table: pd.DataFrame, curves: Curves, depth: int
 ) -> dict[str, Part] | None:
     """The control on exactly the trained model's images; None where it cannot be measured."""
-    other, _, _ = curves_of(spec, table)
+    other, _, _ = curves_of(spec, table, least_update=spec["least_update"])
     if (own := depth_of(table)) != depth:
         raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one architecture")
     images = next(iter(curves.values())).index
@@ -204,7 +233,7 @@ def _control(
     return parts_of(spec, {key: curve.loc[images] for key, curve in other.items()}, depth)
 
 
-def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]:
+def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame, last: str) -> dict[str, str]:
     """The pattern is there: is it the representation, and is it more than architecture?"""
     there = "the pattern is there, but"
     if check["label"].eq("not slower after l*").any():
@@ -222,19 +251,25 @@ def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame) -> dict[str, str]
     for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
         why = f"{no_more(row.hi)} than in an untrained model ({row.control})"
         return _says("weaker", f"{there} {why}")
-    return _says(
-        "supported", "all three measures change early and settle, and no untrained control does so"
-    )
+    why = "all three measures change early and settle, and no untrained control does so"
+    return _says("supported", why + last)
 
 
-def _details(spec: Spec, parts: dict[str, Part], depth: int) -> pd.DataFrame:
-    """One row per measure, for the reader."""
+_ANSWER = {True: "yes", False: "no", None: UNCLEAR}
+
+
+def _details(spec: Spec, curves: Curves, parts: dict[str, Part], depth: int) -> pd.DataFrame:
+    """One row per measure, for the reader; both margins, and with the last states, side by side."""
+    whole = parts_of(spec | {"drop_last": 0}, curves, depth) if spec["drop_last"] else parts
     return pd.DataFrame(
         [
             {
                 "measure": spec["metrics"][name]["label"],
                 "metric": spec["metrics"][name]["column"],
                 "label": part.label,
+                "with the last states": whole[name].label,
+                "within margin": _ANSWER[part.within_margin],
+                "within share": _ANSWER[part.within_share],
                 "l*": part.layer,
                 "z*": part.layer / (depth - 1),
                 "margin": part.margin,
@@ -242,7 +277,8 @@ def _details(spec: Spec, parts: dict[str, Part], depth: int) -> pd.DataFrame:
                 "left": part.left,
                 "lo": part.left_lo,
                 "hi": part.left_hi,
-                "early share": part.share,
+                "early share": part.made,
+                "left out": ", ".join(str(x) for x in _gaps(curves[name])),
             }
             for name, part in parts.items()
         ]
@@ -259,8 +295,13 @@ def depth_of(table: pd.DataFrame) -> int:
     return int(table.loc[table["metric"] == "entropy", "layer"].max())
 
 
-def curves_of(spec: Spec, table: pd.DataFrame) -> tuple[Curves, int, str]:
-    """Curves of the images that have every value, images asked for, most frequent note."""
+def curves_of(
+    spec: Spec, table: pd.DataFrame, *, least_update: float = 0.0
+) -> tuple[Curves, int, str]:
+    """Curves of the images that have every value, images asked for, most frequent note.
+
+    Layers whose curvature is that of steps smaller than ``least_update`` are empty columns.
+    """
     if missing := COLUMNS - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"table lacks column(s) {names}: pass what layer_geometry returns")
@@ -268,13 +309,25 @@ def curves_of(spec: Spec, table: pd.DataFrame) -> tuple[Curves, int, str]:
     if rows.empty:
         raise ValueError(f"table has no {spec['modality']} tokens: add them to modalities=")
     wide = {name: by_layer(rows, metric["column"]) for name, metric in spec["metrics"].items()}
+    tiny: list[int] = []
+    if least_update:
+        size = by_layer(rows, "update_ratio").mean()
+        layers = wide["curvature"].columns
+        tiny = [x for x in layers if not min(size.get(x - 1, 0), size.get(x, 0)) >= least_update]
+        wide["curvature"][tiny] = NAN
     complete = rows["image"].drop_duplicates()
-    for curve in wide.values():
-        complete = complete[complete.isin(curve.index[curve.notna().all(axis=1)])]
+    for name, curve in wide.items():
+        kept = curve.drop(columns=tiny) if name == "curvature" else curve
+        complete = complete[complete.isin(kept.index[kept.notna().all(axis=1)])]
     for name, metric in spec["metrics"].items():
         kept = wide[name].loc[complete]
         wide[name] = kept.map(math.log) if metric["scale"] == "log" else kept
     return wide, rows["image"].nunique(), noted(rows)
+
+
+def _gaps(curve: pd.DataFrame) -> list[int]:
+    """Layers at which no image has a value."""
+    return [int(layer) for layer in curve.columns[curve.isna().all(axis=0)]]
 
 
 def by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -302,13 +355,19 @@ def margin_of(spec: Spec, metric: Spec, curve: pd.DataFrame) -> float:
 
 def parts_of(spec: Spec, curves: Curves, depth: int) -> dict[str, Part]:
     """Every measure under the same resamples of images."""
-    common, out = spec["common"], {}
+    common, out, early = spec["common"], {}, early_layer(spec, depth)
     for name, metric in spec["metrics"].items():
-        curve = without_last(spec, curves[name])
+        asked = without_last(spec, curves[name])
+        curve = asked.drop(columns=_gaps(asked))
+        late, kept = (int((c.columns >= early).sum()) for c in (asked, curve))
+        if kept < spec["least_layers"] * late:
+            out[name] = too_small(margin_of(spec, metric, asked), common["resamples"])
+            continue
         out[name] = settling(
             curve,
             margin=margin_of(spec, metric, curve),
-            early=early_layer(spec, depth),
+            relative=spec["relative_share"],
+            early=early,
             fall=metric["pattern"] == "compresses",
             level=common["level"],
             resamples=common["resamples"],

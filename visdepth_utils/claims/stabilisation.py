@@ -22,9 +22,10 @@ SETTLED = "text has settled"
 Floats = NDArray[np.float64]
 
 EARLY = "settles early"
-FLAT = "never changed"
+FLAT = "already settled at the input"
 LATE = "changes late"
 RISES = "settles early, no fall"
+TINY = "steps too small"
 UNCLEAR = "unclear"
 
 
@@ -33,18 +34,27 @@ class Part:
     """One measure on one model, in units of the measure (log units for intrinsic dimension).
 
     Attributes:
-        label: ``EARLY``, ``FLAT``, ``LATE``, ``RISES`` or ``UNCLEAR``.
+        label: ``EARLY``, ``FLAT``, ``LATE``, ``RISES``, ``TINY`` or ``UNCLEAR``.
         margin: What still counts as settled.
         change: Range over the whole depth.
         left: Range left after the early part.
         left_lo: Its lower bound.
         left_hi: Its upper bound.
         layer: Stabilisation layer l*.
+        within_margin: Whether what is left lies within the margin; None where the bounds do not
+            decide.
+        within_share: Whether it lies within the share of the whole range; None as well where no
+            share was asked for.
         shows: Settled by then, changed or not, and with a fall where the claim speaks of one; None
             where the bounds do not decide. It is what counts in a control: "near-constant" is also
             shown by a curve that never moved.
-        share: Early share of the change.
+        share: Early share of the change; where the claim speaks of a fall, only a fall counts, and
+            a rise is below 0.
         shares: The same in every resample, (B,).
+        made: Share of the change made early, (whole range - range left) / whole range, the last one
+            no smaller than the margin.
+        made_low: The same in every resample, as low as noise can make it, (B,).
+        made_high: As high as noise can make it.
     """
 
     label: str
@@ -54,15 +64,27 @@ class Part:
     left_lo: float
     left_hi: float
     layer: int
+    within_margin: bool | None
+    within_share: bool | None
     shows: bool | None
     share: float
     shares: Floats
+    made: float
+    made_low: Floats
+    made_high: Floats
+
+
+def too_small(margin: float, resamples: int) -> Part:
+    """The part of a curve that cannot be measured, as the states hardly move."""
+    nan, none = float("nan"), np.full(resamples, np.nan)
+    return Part(TINY, margin, *[nan] * 4, 0, *[None] * 3, nan, none, nan, none, none)
 
 
 def settling(
     curve: pd.DataFrame,
     *,
     margin: float,
+    relative: float | None,
     early: int,
     fall: bool,
     level: float,
@@ -74,6 +96,7 @@ def settling(
     Args:
         curve: (images x layers), no gaps; columns are layer numbers.
         margin: Ranges up to this count as settled.
+        relative: So do ranges up to this share of the whole range; None for no such share.
         early: Last layer that counts as early.
         fall: The claim speaks of a fall: the mean after ``early`` must lie below the top.
         level: Of the one-sided bounds.
@@ -90,11 +113,23 @@ def settling(
     upper = np.quantile(tail_draws, level, axis=0)
     # range(signal + noise) <= range(signal) + range(noise): a lower bound for the signal.
     noise = draws - means
-    lower = np.maximum(tails - np.quantile(tail_range(noise), level, axis=0), 0)
-    settled = True if upper[at] <= margin else False if lower[at] > margin else None
+    ranges = tail_range(noise)
+    lower = np.maximum(tails - np.quantile(ranges, level, axis=0), 0)
+    within_margin = True if upper[at] <= margin else False if lower[at] > margin else None
+    rest, within_share, settled = upper <= margin, None, within_margin
+    if relative is not None:
+        above = np.quantile(tail_draws - relative * tail_draws[:, :1], level, axis=0)
+        doubt = np.quantile(ranges[:, at] + relative * ranges[:, 0], level)
+        more = tails[at] - relative * tails[0] > doubt
+        within_share = True if above[at] <= 0 else False if more else None
+        settled, rest = either(within_margin, within_share), rest | (above <= 0)
 
     falls: bool | None = True
     whole, whole_draws = max(tails[0], margin), np.maximum(tail_draws[:, 0], margin)
+    made = (tails[0] - tails[at]) / whole
+    least_whole = np.maximum(tails[0] - ranges[:, 0], 0)
+    made_low = (least_whole - tail_draws[:, at]) / np.maximum(least_whole, margin)
+    made_high = (tail_draws[:, 0] - np.maximum(tails[at] - ranges[:, at], 0)) / whole_draws
     share, shares = 1 - tails[at] / whole, 1 - tail_draws[:, at] / whole_draws
     if fall:
         drop = means.max() - means[at:].mean()
@@ -102,11 +137,11 @@ def settling(
         doubt = np.quantile(noise.max(axis=1) - noise[:, at:].mean(axis=1), level)
         high = np.quantile(drop_draws, level)
         falls = True if drop - doubt > margin else False if high <= margin else None
-        share = max(drop - tails[at], 0) / whole
-        shares = np.maximum(drop_draws - tail_draws[:, at], 0) / whole_draws
+        share = (drop - tails[at]) / whole
+        shares = (drop_draws - tail_draws[:, at]) / whole_draws
 
     label = UNCLEAR
-    if tails[0] <= margin:
+    if upper[0] <= margin:
         label = FLAT
     elif settled is False:
         label = LATE
@@ -119,18 +154,40 @@ def settling(
         left=float(tails[at]),
         left_lo=float(lower[at]),
         left_hi=float(upper[at]),
-        layer=int(layers[np.argmax(upper <= margin)]),
+        layer=int(layers[np.argmax(rest)]),
+        within_margin=within_margin,
+        within_share=within_share,
         shows=both(settled, falls),
         share=float(share),
         shares=shares,
+        made=float(made),
+        made_low=np.clip(made_low, 0, 1),
+        made_high=np.clip(made_high, 0, 1),
     )
 
 
 def weakest(parts: dict[str, Part]) -> tuple[float, Floats]:
     """Smallest early share over the measures, in the data and in every resample."""
-    return min(part.share for part in parts.values()), np.min(
-        [part.shares for part in parts.values()], axis=0
-    )
+    known = [part for part in parts.values() if part.label != TINY]
+    return min(part.share for part in known), np.min([part.shares for part in known], axis=0)
+
+
+def made_early(parts: dict[str, Part], level: float) -> tuple[float, tuple[float, float]]:
+    """Share of the change made early, mean over the measures, and an interval for it.
+
+    Args:
+        parts: Of one model.
+        level: Of the interval.
+
+    Returns:
+        Estimate and two-sided interval, the means of the measures' own. Noise makes ranges too
+        large: each end takes the ranges that noise has enlarged where they move it outwards, and
+        else those with noise taken off.
+    """
+    known = [part for part in parts.values() if part.label != TINY]
+    lo = np.mean([np.quantile(part.made_low, (1 - level) / 2) for part in known])
+    hi = np.mean([np.quantile(part.made_high, (1 + level) / 2) for part in known])
+    return float(np.mean([part.made for part in known])), (float(lo), float(hi))
 
 
 def interval(draws: Floats, level: float) -> tuple[float, float]:
@@ -139,28 +196,14 @@ def interval(draws: Floats, level: float) -> tuple[float, float]:
     return float(lo), float(hi)
 
 
-def reflected(
-    estimate: float, draws: Floats, level: float, floor: float
-) -> tuple[float, tuple[float, float]]:
-    """Estimate and two-sided interval, both reflected: noise inflates ranges, and so biases shares.
-
-    Args:
-        estimate: In the data.
-        draws: In the resamples.
-        level: Of the interval.
-        floor: Lowest possible value; the highest is 1.
-
-    Returns:
-        Bias-corrected estimate and interval.
-    """
-    lo, hi = interval(draws, level)
-    best = np.clip([2 * estimate - draws.mean(), 2 * estimate - hi, 2 * estimate - lo], floor, 1)
-    return float(best[0]), (float(best[1]), float(best[2]))
-
-
 def both(a: Any, b: Any) -> bool | None:
     """And, where None is "not decided"."""
     return False if a is False or b is False else None if a is None or b is None else True
+
+
+def either(a: bool | None, b: bool | None) -> bool | None:
+    """Or, where None is "not decided"."""
+    return True if a or b else None if a is None or b is None else False
 
 
 def image_layer_matrix(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -2,7 +2,10 @@
 
 import argparse
 
-from calibration.measure import faults, markdown, measure
+import pandas as pd
+
+from calibration.measure import faults, markdown, measure, read_table
+from calibration.scenarios import SCENARIOS
 from visdepth_utils.common.files import REPO, write_text
 
 PAGE = REPO / "docs" / "calibration.md"
@@ -12,8 +15,16 @@ def main() -> int:
     """Write the page; the status is 1 if a rule errs beyond chance."""
     parser = argparse.ArgumentParser(description="Simulate tables with known truth and judge them.")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--claims", nargs="+", help="only these; the page keeps the others' rows")
     options = parser.parse_args()
-    table = measure(workers=options.workers, say=lambda line: print(line, flush=True))
+    asked = [s for s in SCENARIOS if options.claims is None or s.claim in options.claims]
+    table = measure(
+        scenarios=asked, workers=options.workers, say=lambda line: print(line, flush=True)
+    )
+    if options.claims:
+        kept, _ = read_table(PAGE.read_text(encoding="utf-8"))
+        table = pd.concat([kept[~kept["claim"].isin(options.claims)], table])
+        table = table.sort_values("claim", kind="stable")
     write_text(PAGE, markdown(table))
     wrong = faults(table)
     print("\n".join(wrong) or f"written: {PAGE.relative_to(REPO)}")

@@ -1,4 +1,4 @@
-"""Runs the scenarios through ``verdict()`` and counts: false support, power, coverage."""
+"""Runs the scenarios through ``verdict()`` and counts both errors, power and coverage."""
 
 import math
 import re
@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from calibration.scenarios import SCENARIOS, Scenario
 from visdepth_utils.claims.registry import load_claims, verdict
+from visdepth_utils.runs.provenance import commit
 
 __all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_table"]
 
@@ -25,8 +26,9 @@ RESAMPLES = 400
 SIMULATIONS = {"C1": 100, "C2": 60, "C3": 60, "C4": 60, "C5": 24, "C7": 100}
 POOLED = 24
 """Simulations whose rows together give an effect without noise: the truth, for coverage."""
+COUNTS = ("supported", "not supported")
 MAX_FALSE, MIN_POWER, CHANCE = 0.05, 0.9, 0.01
-COLUMNS = ("claim", "world", "simulations", "supported", "wanted", "truth", "coverage")
+COLUMNS = ("claim", "world", "simulations", *COUNTS, "wanted", "truth", "coverage", "made")
 
 
 def most_false(n: int) -> int:
@@ -57,9 +59,10 @@ def measure(
         say: Called with a line for each scenario.
 
     Returns:
-        One row per scenario, ``COLUMNS``: ``supported`` is a count, ``wanted`` "at most 5%" or "at
-        least 90%", ``truth`` the effect without noise, ``coverage`` the share of the printed 95%
-        intervals that hold it (both NaN where the effect is not defined).
+        One row per scenario, ``COLUMNS``: counts of ``supported`` and ``not supported``, how many
+        of them are ``wanted``, ``truth`` (the effect without noise), ``coverage`` (the share of the
+        printed 95% intervals that hold it; both NaN where the effect is not defined), and the day
+        and commit on which it was ``made``.
     """
     asked = {**SIMULATIONS, **(simulations or {})}
     # By place, as a scenario holds functions, which do not travel between processes.
@@ -72,7 +75,8 @@ def measure(
         found = pool.map(_scenario, jobs)
     for row in found:
         rows.append(row)
-        say(f"{row['claim']} {row['world']}: {row['supported']} of {row['simulations']}")
+        counts = ", ".join(f"{row[name]} {name}" for name in COUNTS)
+        say(f"{row['claim']} {row['world']}: {counts} of {row['simulations']}")
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -99,9 +103,9 @@ def _scenario(job: tuple[int, int, int]) -> dict[str, Any]:
     slack = 1e-9 + 1e-6 * abs(truth)
     inside = (lo <= truth + slack) & (truth - slack <= hi)
     coverage = float(inside[known].mean()) if known.any() and math.isfinite(truth) else math.nan
-    wanted = "at least 90%" if scenario.true else "at most 5%"
-    count = verdicts.count("supported")
-    values = (scenario.claim, scenario.name, n, count, wanted, truth, coverage)
+    counts = [verdicts.count(name) for name in COUNTS]
+    made = f"{date.today().isoformat()} {(commit() or '-')[:7]}"
+    values = (scenario.claim, scenario.name, n, *counts, scenario.wanted, truth, coverage, made)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -125,7 +129,7 @@ def _together(
 
 
 def faults(table: pd.DataFrame) -> list[str]:
-    """What is beyond chance: too much false support, or too little power.
+    """What is beyond chance: too much false support or refutation, or too little power.
 
     Args:
         table: Of ``measure`` or ``read_table``.
@@ -135,30 +139,30 @@ def faults(table: pd.DataFrame) -> list[str]:
     """
     out = []
     for row in table.to_dict("records"):
-        n, k = int(row["simulations"]), int(row["supported"])
-        said = f"{row['claim']}, {row['world']}: supported {k} of {n}"
-        if row["wanted"] == "at most 5%" and k > most_false(n):
-            out.append(f"{said}, at most {most_false(n)} wanted")
-        if row["wanted"] == "at least 90%" and k < least_power(n):
-            out.append(f"{said}, at least {least_power(n)} wanted")
+        n = int(row["simulations"])
+        for wish in row["wanted"].split(", "):
+            name = wish.rpartition(" at ")[0]
+            k, most, least = int(row[name]), most_false(n), least_power(n)
+            bound = f"at most {most}" if "at most" in wish else f"at least {least}"
+            if (k > most) if "at most" in wish else (k < least):
+                out.append(f"{row['claim']}, {row['world']}: {name} {k} of {n}, {bound} wanted")
     return out
 
 
-def markdown(table: pd.DataFrame, resamples: int = RESAMPLES, day: str | None = None) -> str:
+def markdown(table: pd.DataFrame, resamples: int = RESAMPLES) -> str:
     """The page docs/calibration.md.
 
     Args:
         table: Of ``measure``.
         resamples: That it was made with.
-        day: Of the run; None for today.
 
     Returns:
         Markdown.
     """
     shown = table.copy()
-    shown["supported"] = [
-        f"{k} ({k / n:.0%})" for k, n in zip(table["supported"], table["simulations"], strict=True)
-    ]
+    for name in COUNTS:
+        pairs = zip(table[name], table["simulations"], strict=True)
+        shown[name] = [f"{k} ({k / n:.0%})" for k, n in pairs]
     for name, digits in (("truth", 2), ("coverage", 2)):
         shown[name] = ["-" if pd.isna(x) else f"{x:.{digits}f}" for x in table[name]]
     lines = ["| " + " | ".join(row) + " |" for row in shown.astype(str).to_numpy().tolist()]
@@ -167,13 +171,14 @@ def markdown(table: pd.DataFrame, resamples: int = RESAMPLES, day: str | None = 
         [
             "# Calibration of the verdicts",
             "",
-            f"Made by `python -m calibration` on {day or date.today().isoformat()}; "
-            f"bootstrap resamples: {resamples} (registered: {registered}).",
+            f"Made by `python -m calibration`; bootstrap resamples: {resamples} (registered: "
+            f"{registered}); seeds 0, 1, ... of each world; `made` is day and commit.",
             "",
             "Tables with known truth go through the same `verdict()` as measured ones; images,",
             "layers and controls as in a run of profile `quick`. Where a claim is false,",
-            "`supported` is an error: at most 5% of simulations are wanted. Where it is true by",
-            "the effect size of `power_at` in [claims.yaml](../data/claims.yaml), 90% or more are.",
+            "`supported` is an error, where it is true `not supported` is: at most 5% of",
+            "simulations are wanted. Where it is true by the effect size of `power_at` in",
+            "[claims.yaml](../data/claims.yaml), 90% or more are to be supported.",
             f"A count is a fault where its rate makes it with less than {CHANCE:.0%} probability.",
             "",
             "`coverage` is the share of the printed 95% intervals that hold the truth, that is",
@@ -184,7 +189,7 @@ def markdown(table: pd.DataFrame, resamples: int = RESAMPLES, day: str | None = 
             "which the counts of false support test.",
             "",
             "| " + " | ".join(COLUMNS) + " |",
-            "|---|---|--:|--:|---|--:|--:|",
+            "|---|---|--:|--:|--:|---|--:|--:|---|",
             *lines,
             "",
         ]
@@ -203,7 +208,7 @@ def read_table(text: str) -> tuple[pd.DataFrame, int]:
     Raises:
         ValueError: If it is no such page.
     """
-    said = re.search(r"on \d{4}-\d\d-\d\d; bootstrap resamples: (\d+) ", text)
+    said = re.search(r"bootstrap resamples: (\d+) ", text)
     head = "| " + " | ".join(COLUMNS) + " |"
     if not said or head not in text:
         raise ValueError("no calibration table: make it with python -m calibration")
@@ -211,7 +216,8 @@ def read_table(text: str) -> tuple[pd.DataFrame, int]:
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body if line]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["simulations"] = table["simulations"].astype(int)
-    table["supported"] = table["supported"].str.split().str[0].astype(int)
+    for name in COUNTS:
+        table[name] = table[name].str.split().str[0].astype(int)
     for name in ("truth", "coverage"):
         table[name] = pd.to_numeric(table[name].replace("-", None))
     return table, int(said[1])

@@ -22,7 +22,7 @@ class Scenario:
     Attributes:
         claim: Which rule is asked.
         name: What the world is like.
-        true: Whether the claim is; then "supported" is wanted, else it is an error.
+        true: Whether the claim is; then "not supported" is an error, else "supported" is.
         make: Seed -> table and controls, n and clustering as in a run of profile quick.
     """
 
@@ -30,6 +30,14 @@ class Scenario:
     name: str
     true: bool
     make: Callable[[int], Tables]
+
+    @property
+    def wanted(self) -> str:
+        """Which verdicts are wanted how often; ``measure.faults`` reads it."""
+        if not self.true:
+            return "supported at most 5%"
+        power = "supported at least 90%, " if self.name.startswith("power_at") else ""
+        return f"{power}not supported at most 5%"
 
 
 def _at(claim: str) -> dict[str, Any]:

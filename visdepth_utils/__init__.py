@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from visdepth_utils.claims.judge import judge
     from visdepth_utils.claims.registry import verdict
     from visdepth_utils.data.tasks import load_task
     from visdepth_utils.measure.distillation import Distillation
@@ -44,6 +45,7 @@ _HOME = {
     "reasoning_sweep": "measure.reasoning",
     "token_kl": "measure.teacher_forcing",
     "truncation_sweep": "measure.truncation",
+    "judge": "claims.judge",
     "verdict": "claims.registry",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "Distillation",
     "capture",
     "distill",
+    "judge",
     "layer_geometry",
     "load_task",
     "load_vlm",

@@ -48,8 +48,11 @@ def test_dots_below_are_the_choices_of_each_analysis() -> None:
     assert places["dimension: likelihood"] == [1]
 
 
-def test_a_table_without_effects_is_refused() -> None:
-    with pytest.raises(ValueError, match="no analysis has an effect"):
-        specification_curve(analyses().assign(effect=np.nan))
+def test_without_an_effect_the_figure_says_why() -> None:
+    fig = specification_curve(analyses().assign(effect=np.nan, reason="no task caption"))
+    assert "No analysis could be made: no task caption" in fig.texts[-1].get_text()
+
+
+def test_a_missing_column_is_refused() -> None:
     with pytest.raises(ValueError, match="verdict"):
         specification_curve(analyses().drop(columns="verdict"))

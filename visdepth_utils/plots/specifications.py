@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -28,16 +30,16 @@ def specification_curve(analyses: pd.DataFrame, title: str = "") -> Figure:
 
     Returns:
         The figure. Colours are verdicts; the registered analysis is black and dashed. Analyses that
-        could not be made are left out.
+        could not be made are left out; where none could, the figure says why.
 
     Raises:
-        ValueError: A column is missing, or no analysis has an effect.
+        ValueError: A column is missing.
     """
     need(analyses, _NUMBERS, "analyses", "specifications")
     choices = [name for name in analyses if name not in _NUMBERS | {"reason"}]
     made = analyses[analyses["effect"].notna()].sort_values("effect", kind="stable")
     if made.empty:
-        raise ValueError("no analysis has an effect: look at their reasons")
+        return _nothing(str(analyses["reason"].iloc[0]), title)
     places = pd.Series(np.arange(len(made)), made.index)
     options = [(name, option) for name in choices for option in analyses[name].drop_duplicates()]
     with styled():
@@ -59,6 +61,18 @@ def specification_curve(analyses: pd.DataFrame, title: str = "") -> Figure:
                 ax.axvline(places[0], color="black", lw=0.9, ls=(0, (4, 2)))
             top.plot([], [], color="black", lw=0.9, ls=(0, (4, 2)), label="registered analysis")
         finish(fig, [top], title, "line: 95% interval, by image")
+    return fig
+
+
+def _nothing(reason: str, title: str) -> Figure:
+    """A line of text in the place of the curve."""
+    with styled():
+        fig = plt.figure(figsize=(7.2, 0.9))
+        if title:
+            fig.suptitle(title, fontsize=10.5)
+        text = textwrap.fill(f"No analysis could be made: {reason}", 100)
+        fig.text(0.5, 0.4, text, ha="center", va="center", fontsize=8.5)
+        plt.close(fig)
     return fig
 
 

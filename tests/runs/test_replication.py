@@ -12,7 +12,13 @@ from visdepth_utils.claims.c9 import replications
 from visdepth_utils.claims.registry import claim_entry, verdict
 from visdepth_utils.models.untrained import save_untrained
 from visdepth_utils.plots.verdicts import effects_by_model
-from visdepth_utils.runs.records import RECORDED, all_verdicts, record, side_by_side
+from visdepth_utils.runs.records import (
+    RECORDED,
+    all_verdicts,
+    changed_verdicts,
+    record,
+    side_by_side,
+)
 
 
 def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):
@@ -145,6 +151,29 @@ def test_a_run_is_kept(tmp_path):
     (source / "provenance.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no provenance.json"):
         record(source, tmp_path / "other")
+
+
+def test_a_verdict_that_changed_is_kept_beside_the_new_one(tmp_path):
+    kept = tmp_path / "kept"
+    day = "2026-11-26"
+    for number, (verdict_c4, verdict_c5) in enumerate(
+        [("weaker", "supported"), ("supported", "supported"), ("inconclusive", "supported")]
+    ):
+        source = run(tmp_path / f"{number}" / "x", "m/a", {"C4": verdict_c4, "C5": verdict_c5})
+        facts = json.loads((source / "provenance.json").read_text())
+        facts["updated"] = f"2026-11-2{6 + number}T10:00:00+00:00"
+        (source / "provenance.json").write_text(json.dumps(facts))
+        record(source, kept)
+    found = changed_verdicts(kept)
+    assert found["claim"].tolist() == ["C4", "C4"]
+    assert found["day"].tolist() == [day, "2026-11-27"]
+    assert found["before"].tolist() == ["weaker", "supported"]
+    assert found["now"].tolist() == ["inconclusive"] * 2
+    changes = [c["what"] for c in claim_entry("C4")["changes"] if str(c["date"]) >= day]
+    assert found["changed"].iloc[0] == "; ".join(changes)
+    record(source, kept)  # the same once more
+    assert len(changed_verdicts(kept)) == 2
+    assert changed_verdicts(tmp_path / "none").empty
 
 
 def test_recorded_runs_were_judged_by_the_thresholds_of_today():

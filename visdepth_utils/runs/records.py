@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.claims.verdict import VERDICTS
 from visdepth_utils.common.files import REPO, atomic, locked, rows_text, write_text
 
@@ -319,7 +320,8 @@ def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
         recorded: Where to.
 
     Returns:
-        The folder they are in: ``claims.json`` and ``provenance.json``.
+        The folder they are in: ``claims.json`` and ``provenance.json``, and in ``earlier.json``
+        what was recorded there before wherever the verdict is another one now.
 
     Raises:
         FileNotFoundError: If the run has none.
@@ -331,8 +333,54 @@ def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
     for name in names:
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run} has no {name}: make one with make reproduce")
-    read_claims(run), read_provenance(run)  # a damaged file would be in everybody's way
+    read_provenance(run)  # a damaged file would be in everybody's way
+    now = {(entry["claim"], entry["model"]): entry["verdict"] for entry in read_claims(run)}
+    day = str(read_provenance(target).get("updated", ""))[:10]
+    earlier = _earlier(target) + [
+        {name: old.get(name) for name in _KEPT} | {"day": day}
+        for old in read_claims(target)
+        if now.get((old["claim"], old["model"]), old["verdict"]) != old["verdict"]
+    ]
+    if earlier:
+        write_text(target / "earlier.json", rows_text(earlier))
     for name in names:
         with atomic(target / name) as temporary:
             shutil.copyfile(run / name, temporary)
     return target
+
+
+_KEPT = ("claim", "model", "verdict", "effect", "ci", "reason")
+
+
+def _earlier(folder: Path) -> list[dict[str, Any]]:
+    """Verdicts that were recorded in a folder before others took their place."""
+    file = folder / "earlier.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+
+
+def changed_verdicts(recorded: str | Path = RECORDED) -> pd.DataFrame:
+    """Verdicts in the repository that were others before, and what was changed between.
+
+    Args:
+        recorded: Folder of runs.
+
+    Returns:
+        Columns ``claim, model, day`` (of the earlier one), ``before, reason, now, changed`` (what
+        ``changes`` in claims.yaml lists of the claim from that day on), by claim and model.
+    """
+    claims = load_claims()["claims"]
+    rows = []
+    for folder in sorted(file.parent for file in Path(recorded).glob("*/earlier.json")):
+        now = {(entry["claim"], entry["model"]): entry for entry in read_claims(folder)}
+        for old in _earlier(folder):
+            changes = [
+                change["what"]
+                for change in claims[old["claim"]]["changes"]
+                if str(change["date"]) >= old["day"]
+            ]
+            row = {name: old[name] for name in ("claim", "model", "day")}
+            row |= {"before": old["verdict"], "reason": old["reason"]}
+            row["now"] = now[old["claim"], old["model"]]["verdict"]
+            rows.append(row | {"changed": "; ".join(changes) or "measured again"})
+    columns = ["claim", "model", "day", "before", "reason", "now", "changed"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["claim", "model", "day"])

@@ -33,6 +33,9 @@ def sweep_tables(
     other: float | None = None,
     seed: int = 0,
     spread: float = 0.3,
+    function_words: float = 0.0,
+    tails: float = 0.0,
+    questions: int = 1,
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Answers whose tokens flip with a hazard by depth; captions are phrases of some tokens.
 
@@ -46,20 +49,26 @@ def sweep_tables(
         other: Score with another picture; None for that of guessing.
         seed: Of all draws.
         spread: Of the images' hazards, on the log scale.
+        function_words: Share of a caption's tokens that no image is needed for.
+        tails: Of what a token can lose, on the log scale, beside an exponential spread.
+        questions: Per image and task, all with the hazard of their image.
 
     Returns:
         ``truncation_sweep``'s columns that the rule reads, and {"conditions", "token_kl"}.
     """
     rng = np.random.default_rng(seed)
     guesses = GUESS if guess is None else dict.fromkeys(TOKENS, guess)
-    level = np.exp(rng.normal(0, spread, n))[:, None]
+    level = np.repeat(np.exp(rng.normal(0, spread, n)), questions)[:, None]
+    n = n * questions
     sweep, conditions, tokens = [], [], []
     for task, length in TOKENS.items():
         guess = guesses[task]
-        names = [f"{'c' if task == 'chart' else 'i'}{i}" for i in range(n)]
+        names = [f"{'c' if task == 'chart' else 'i'}{i // questions}" for i in range(n)]
         hazard = hazards.get(task, hazards["vqa"])
         p = np.clip(hazard[None] * level, 0, 0.97)  # (image, depth)
-        flips = rng.random((n, LAYERS + 1, length)) < p[..., None]
+        share = function_words if task == "caption" else 0.0
+        needless = np.diff(np.floor(np.arange(length + 1) * share)) > 0
+        flips = rng.random((n, LAYERS + 1, length)) < np.where(needless, 0, p[..., None])
         flips[:, -1] = False
         per = words if task == "caption" else length
         phrases = ~flips.reshape(n, LAYERS + 1, -1, per).any(-1)
@@ -67,7 +76,12 @@ def sweep_tables(
         lucky = rng.random(phrases.shape) < guess
         score = np.where(phrases, able, lucky).mean(-1)
         scale = harm[task] if isinstance(harm, dict) else harm
-        kl = scale * p[..., None] * rng.exponential(1, flips.shape)
+        drawn = rng.exponential(1, flips.shape)
+        able_to_lose = drawn[:, -1:]  # of each token, at all depths
+        if tails:
+            able_to_lose = able_to_lose * np.exp(rng.normal(0, tails, able_to_lose.shape))
+        kl = scale * p[..., None] * able_to_lose * (0.5 + 0.5 * drawn)
+        kl = np.where(needless, 0.02 * drawn, kl)
         kl[:, -1] = 0
         image, depth = np.indices(score.shape)
         sweep.append(

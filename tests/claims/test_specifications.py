@@ -146,10 +146,9 @@ def test_function_words_hide_what_content_tokens_show():
     tokens.loc[text & (tokens["token"] % 5 == 0), "kl"] *= 0.8
     given = controls | {"token_kl": tokens}
     entry = claim_entry("C4")
-    assert verdict_by("C4", entry, table, given).verdict == "weaker"
-    per_token = {"scale": "share of depth 0", "tokens": "content"}
-    changed = _merged(entry, {"per_token": per_token})
-    assert verdict_by("C4", changed, table, given).verdict == "supported"
+    assert verdict_by("C4", entry, table, given).verdict == "supported"
+    changed = _merged(entry, {"per_token": {"scale": "nats", "tokens": "all"}})
+    assert verdict_by("C4", changed, table, given).verdict == "weaker"
 
 
 def test_units_that_differ_between_tasks_do_not_pass_for_an_effect():
@@ -159,11 +158,11 @@ def test_units_that_differ_between_tasks_do_not_pass_for_an_effect():
         alike, n=80, seed=1, words=1, harm={"mcq": 3, "vqa": 3, "chart": 3, "caption": 6}
     )
     entry = claim_entry("C4")
-    nats = verdict_by("C4", entry, table, controls).details.set_index("measure")
-    assert nats.loc["nats per token: text minus single-token", "lo"] > 0
-    share = _merged(entry, {"per_token": {"scale": "share of depth 0"}})
-    shares = verdict_by("C4", share, table, controls).details.set_index("measure")
-    row = shares.loc["nats per token, share of depth 0: text minus single-token"]
+    nats = _merged(entry, {"per_token": {"scale": "nats"}})
+    rows = verdict_by("C4", nats, table, controls).details.set_index("measure")
+    assert rows.loc["divergence per content token, nats: text minus single-token", "lo"] > 0
+    rows = verdict_by("C4", entry, table, controls).details.set_index("measure")
+    row = rows.loc["divergence per content token, share of depth 0: text minus single-token"]
     assert row["lo"] < 0 < row["hi"]
 
 

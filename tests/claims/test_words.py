@@ -81,7 +81,7 @@ def drops(keeps: dict[str, int], times: pd.DataFrame, **options: Any) -> tuple[p
     return table, {"conditions": conditions, "times": times}
 
 
-LITTLE = {"mcq": 9, "vqa": 9, "chart": 9, "caption": 0.5}  # nats per flip
+LESS = {k: truncated.needs(0.3 if k == "caption" else 0.4) for k in truncated.TOKENS}
 SLOW = [0.3, 0.4, 0.6, 0.7, 0.9, 0.95, 0.95, 0.95, 1.0]
 SLOWER = [0.3, 0.4, 0.6, 0.7, 1.04, 1.04, 1.04, 1.04, 1.0]
 UNSURE = [min(1, share + 0.2) for share in c8.LINEAR]
@@ -98,8 +98,8 @@ CASES: dict[str, tuple[str, Callable[[], tuple[pd.DataFrame, Any]], str]] = {
     "little to lose": ("C3", lambda: (grids.grid_table(other=0.89), None), "nothing to lose"),
     "less per token": (
         "C4",
-        lambda: sweeps(truncated.DEPENDS, harm=LITTLE, guess=0.05),
-        "a token of text is hit less than a single-token answer.*% change",
+        lambda: sweeps(LESS, words=30, guess=0.05),
+        "a token of text is hit less than a single-token answer",
     ),
     "reversed": ("C4", lambda: sweeps(truncated.REVERSED), "keep less of the gain"),
     "helped": ("C4", lambda: sweeps(truncated.DEPENDS, other=0.95), r"brings 0\.\d\d of the gain"),

@@ -1,7 +1,7 @@
-"""C4, truncation is task-dependent: the rule behind the entry in data/claims.yaml.
+"""C4, truncation is task-dependent: the rule of the entry in data/claims.yaml.
 
-The questions come in this order: does the model use the picture, do single-token answers keep more
-of what the picture brings than generated text does, and is that more than length alone explains.
+The questions come in this order: does the model use the image, do single-token answers keep more
+of what the image brings than generated text does, and does a token of the text by itself lose more.
 """
 
 from typing import Any
@@ -20,7 +20,6 @@ from visdepth_utils.claims.retention import (
     SWEEP,
     Spec,
     columns_of,
-    compounding,
     share_kept,
     usable,
 )
@@ -81,19 +80,14 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         group: [t for t in spec["tasks"][group] if not states[t][0].startswith("skipped")]
         for group in ("single", "multi")
     }
-    contrast = tokens = None
+    contrast, tokens = None, "no task to compare"
     if used["single"] and used["multi"]:
         contrast = drawn.bounded(
             lambda m: share_kept(m, used["single"]) - share_kept(m, used["multi"])
         )
-        tokens = _tokens(spec, drawn, used)
+        tokens = _tokens(spec, drawn, whole, used)
         found |= {"effect": contrast.value, "ci": (contrast.lo, contrast.hi)}
-    expected = None
-    if tokens is not None:
-        rows = controls["token_kl"]
-        rows = rows[rows["mode"] == spec["mode"]]
-        expected = compounding(sweep, rows, used["single"], used["multi"])
-    found["details"] = _details(spec, draws, states, contrast, tokens, expected)
+    found["details"] = _details(spec, draws, states, contrast, tokens)
     found["controls"] = _controls(spec, states)
     if len(found["controls"]):
         found["control_effect"] = float(found["controls"]["effect"].max())
@@ -103,7 +97,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if contrast is None:
         why = "; ".join(f"{t} {states[t][0]}" for t in needed if states[t][0].startswith("skipped"))
         return found | said("not testable", f"the model cannot do it ({why})")
-    answer = _pattern(contrast, spec) or _attribution(states, used, tokens, expected)
+    answer = _pattern(contrast, spec) or _attribution(states, used, tokens)
     return found | answer
 
 
@@ -118,12 +112,21 @@ def _kept(drawn: Resampled, task: str, column: str = "area") -> Interval:
     return drawn.bounded(lambda m: share_kept(m, [task], column))
 
 
-def _tokens(spec: Spec, drawn: Resampled, used: dict[str, list[str]]) -> Interval | None:
-    """Divergence per answer token, in nats or as a share of depth 0: text minus single tokens."""
-    share = spec["per_token"]["scale"] == "share of depth 0"
-    below = "kl blind" if share else "kl tokens"
-    if any(f"{task} {below}" not in drawn.means for tasks in used.values() for task in tasks):
-        return None
+def _tokens(
+    spec: Spec, drawn: Resampled, whole: dict[str, pd.DataFrame], used: dict[str, list[str]]
+) -> Interval | str:
+    """Loss per answer token, text minus single tokens; or why it cannot be told."""
+    own, tasks = spec["per_token"], used["single"] + used["multi"]
+    below = "kl blind" if own["scale"] == "share of depth 0" else "kl tokens"
+    if any(f"{task} {below}" not in drawn.means for task in tasks):
+        return "no divergence per token was given (token_kl)"
+    for task in tasks:
+        images = int((whole[task]["kl tokens"] > 0).sum())
+        if images < own["images"]:
+            return f"of {task}, {images} images have a token that the image moves"
+        at_0 = drawn.bounded(lambda m, t=task: m[f"{t} {below}"] / m[f"{t} kl tokens"])
+        if below == "kl blind" and not at_0.low >= own["reads"]:
+            return f"a token of {task} loses only {at_0.value:.3f} nats without the image"
 
     def mean(m: dict[str, Any], tasks: list[str]) -> Any:
         return sum(m[f"{t} kl"] / m[f"{t} {below}"] for t in tasks) / len(tasks)
@@ -132,7 +135,7 @@ def _tokens(spec: Spec, drawn: Resampled, used: dict[str, list[str]]) -> Interva
 
 
 def _controls(spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]]) -> pd.DataFrame:
-    """One row per task: what another picture brings, as a share of what its own one does."""
+    """One row per task: what another image brings, as a share of what its own one does."""
     most, rows = spec["margins"]["other_share"]["value"], []
     for task, (_, _, other) in states.items():
         if other is not None and task not in spec["tasks"]["beside"]:
@@ -161,10 +164,9 @@ def _pattern(contrast: Interval, spec: Spec) -> dict[str, str] | None:
 def _attribution(
     states: dict[str, tuple[str, Interval, Interval | None]],
     used: dict[str, list[str]],
-    tokens: Interval | None,
-    expected: tuple[float, float] | None,
+    tokens: Interval | str,
 ) -> dict[str, str]:
-    """The tasks differ: is it the picture, and is it more than length?"""
+    """The tasks differ: is it the image, and does a token by itself lose more?"""
     there = "single-token answers keep more of the gain, but"
     for task in used["single"] + used["multi"]:
         if states[task][0] == "no control":
@@ -172,21 +174,16 @@ def _attribution(
         if states[task][0] == "unclear":
             why = f"whether another picture helps {task} as much is unclear"
             return said("inconclusive", f"{there} {why}")
-    if tokens is None:
-        return said("inconclusive", f"{there} no divergence per token was given (token_kl)")
+    if isinstance(tokens, str):
+        return said("inconclusive", f"{there} {tokens}")
     if not tokens.lo > 0:
         harder = no_more(tokens.hi, "hit harder", "hit less")
         why = f"{there} a token of text is {harder} than a single-token answer"
-        part, seen = "may be all there is", ""
-        if expected is not None:
-            first, second = (f"{100 * share:.0f}%" for share in expected)
-            seen = f" (of the texts {second} change; at the short answers' rate {first} would)"
-            part = "are a part of it" if expected[1] > expected[0] else part
-        return said("weaker", f"{why}: errors adding up over length {part}{seen}")
+        return said("weaker", f"{why}: errors that add up over length may be all there is")
     return said(
         "supported",
-        "single-token answers keep more of what the picture brings, and every token of a text is "
-        "hit harder than theirs",
+        "single-token answers keep more of what the picture brings, and a token of a text is hit "
+        "harder than theirs",
     )
 
 
@@ -195,11 +192,11 @@ def _details(
     draws: dict[str, Resampled],
     states: dict[str, tuple[str, Interval, Interval | None]],
     contrast: Interval | None,
-    tokens: Interval | None,
-    expected: tuple[float, float] | None,
+    tokens: Interval | str,
 ) -> pd.DataFrame:
     """One row per part of the claim, for the reader."""
     rows = []
+    kind = "content token" if spec["per_token"]["tokens"] == "content" else "token"
     for task, (label, gain, _) in states.items():
         own = draws[task]
         aside = "beside; " if task in spec["tasks"]["beside"] else ""
@@ -207,22 +204,16 @@ def _details(
         if not label.startswith("skipped"):
             rows.append(_kept(own, task).row(f"{task}: kept, mean over depth"))
             rows.append(_kept(own, task, "half").row(f"{task}: kept at half the depth"))
-        if f"{task} kl" in own.means:
-            nats = own.bounded(lambda m, t=task: m[f"{t} kl"] / m[f"{t} kl tokens"])
-            rows.append(nats.row(f"{task}: nats per token"))
-        if f"{task} kl blind" in own.means:
-            share = own.bounded(lambda m, t=task: m[f"{t} kl"] / m[f"{t} kl blind"])
-            rows.append(share.row(f"{task}: nats per token, share of depth 0"))
+        for below, unit in (("kl tokens", "nats"), ("kl blind", "share of depth 0")):
+            if f"{task} {below}" in own.means:
+                lost = own.bounded(lambda m, t=task, b=below: m[f"{t} kl"] / m[f"{t} {b}"])
+                rows.append(lost.row(f"{task}: divergence per {kind}, {unit}"))
     if contrast is not None:
         label = "positive" if contrast.lo > 0 else "not above 0"
         least = spec["margins"]["contrast"]["value"]
         rows.append(contrast.row("kept: single-token minus text", label, least))
-    if tokens is not None:
+    if isinstance(tokens, Interval):
         label = "positive" if tokens.lo > 0 else "not above 0"
-        scale = spec["per_token"]["scale"]
-        what = "nats per token" if scale == "nats" else f"nats per token, {scale}"
+        what = f"divergence per {kind}, {spec['per_token']['scale']}"
         rows.append(tokens.row(f"{what}: text minus single-token", label, 0))
-    for name, share in zip(("expected from length alone", "seen"), expected or (), strict=False):
-        only = Interval(share, NAN, NAN, NAN, NAN)
-        rows.append(only.row(f"texts that change: {name}", "reported only"))
     return pd.DataFrame(rows)

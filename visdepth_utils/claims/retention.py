@@ -67,7 +67,7 @@ def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd
         Columns ``kl``, ``kl tokens`` (what to divide it by for nats per token) and, where depth 0
         was measured, ``kl blind`` (at depth 0). Of all tokens, samples are averaged, and ``kl
         tokens`` is 1; of content tokens there are sums over tokens, so that an image without any
-        counts as nothing and is not lost.
+        counts as nothing and is not lost; one with a missing value is NaN.
 
     Raises:
         ValueError: If images of the sweep are missing.
@@ -82,6 +82,7 @@ def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd
         if first.empty:
             return pd.DataFrame(index=images)
         kept = first.index[first >= spec["per_token"]["reads"]]
+        gaps = rows.loc[rows["kl"].isna(), "image"]
         rows = rows[pd.MultiIndex.from_frame(rows[["sample", "token"]]).isin(kept)]
     means = {}
     for name, part in (
@@ -101,7 +102,8 @@ def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd
             means[name] = filled.groupby("image").agg(lambda x: x.mean(skipna=False))
     if not content:
         means["kl tokens"] = pd.Series(1.0, images)
-    return pd.DataFrame(means).reindex(images)
+    out = pd.DataFrame(means).reindex(images)
+    return out[~out.index.isin(gaps)].reindex(images) if content else out
 
 
 def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Interval, Interval | None]:
@@ -147,34 +149,6 @@ def share_kept(means: dict[str, Any], tasks: list[str], column: str = "area") ->
         floor = means[f"{task} floor"]
         kept = kept + (means[f"{task} {column}"] - floor) / (means[f"{task} full"] - floor)
     return kept / len(tasks)
-
-
-def compounding(
-    sweep: pd.DataFrame, tokens: pd.DataFrame, single: list[str], multi: list[str]
-) -> tuple[float, float] | None:
-    """Share of long answers that change, and what chance alone makes of short ones' flips.
-
-    With p the share of tokens of the single-token tasks that flip at a depth, an answer of T tokens
-    stays the same with probability (1 - p)^T. Both numbers are means over depths below the last.
-
-    Args:
-        sweep: ``truncation_sweep`` of one mode.
-        tokens: ``token_kl`` of the same mode.
-        single: Tasks answered by a token or two.
-        multi: Tasks answered at length.
-
-    Returns:
-        (expected, seen), or None where ``same`` or ``same_top1`` was not measured.
-    """
-    if "same" not in sweep or "same_top1" not in tokens:
-        return None
-    below = tokens[tokens["depth"] < tokens["depth"].max()]
-    kept = below[below["task"].isin(single)].groupby(["depth", "task"])["same_top1"].mean()
-    stays = kept.groupby("depth").mean().to_numpy(float)
-    lengths = below[below["task"].isin(multi)].groupby(["depth", "sample"]).size().groupby("sample")
-    expected = np.mean([1 - np.mean(stays**length) for length in lengths.first()])
-    long = sweep[sweep["task"].isin(multi) & (sweep["depth"] < sweep["depth"].max())]
-    return float(expected), float(1 - long["same"].mean())
 
 
 def columns_of(

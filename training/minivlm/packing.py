@@ -89,7 +89,7 @@ class Chat:
     """How a conversation is spelt with one tokenizer: the token ids around prompt and answer.
 
     `encode` turns texts into token ids. `head` stands before the picture, `before_answer` between
-    prompt and answer, `end` behind the answer. `spell` turns a text of the worlds into the text
+    prompt and answer, `end` after the answer. `spell` turns a text of the worlds into the text
     that is encoded.
     """
 

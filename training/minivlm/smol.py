@@ -1,4 +1,4 @@
-"""The pretrained decoder as a LLaVA: SmolLM2-135M-Instruct behind the embedded models' tower.
+"""The pretrained decoder as a LLaVA: SmolLM2-135M-Instruct after the embedded models' tower.
 
 The decoder comes from a GGUF file that a package on the index carries; only its file is used. What
 is added is a two-layer projector, one token for the picture, and low-rank changes of the decoder's

@@ -11,7 +11,7 @@ _CLOSED = re.compile(rf"</(?:{_THINKING})>|\[/think\]|◁/think▷|<\|end_of_tho
 
 
 def after_thinking(text: str) -> int:
-    """Where the answer can start: behind the last block of thinking; an open one has no end."""
+    """Where the answer can start: after the last block of thinking; an open one has no end."""
     start = max((found.end() for found in _CLOSED.finditer(text)), default=0)
     return len(text) if _OPENED.search(text, start) else start
 

@@ -65,7 +65,7 @@ def upright_rgb(data: bytes) -> Image.Image:
 
 
 def picture_bytes(cell: Any, base: Path | None) -> bytes:
-    """The file behind one cell of an image column.
+    """The picture file that one cell of an image column holds or names.
 
     Args:
         cell: ``{"bytes", "path"}`` as the datasets library stores it, bytes, a path, a data URI, or
@@ -116,7 +116,7 @@ def _written_out(text: str) -> bytes:
     except ValueError as error:
         raise BadRow(f"its picture {text!r:.40} is no base64 ({error}): encode it again") from error
     if not comma or not found:
-        raise BadRow(f"its picture {text!r:.40} holds no data behind a comma: encode it again")
+        raise BadRow(f"its picture {text!r:.40} holds no data after a comma: encode it again")
     return found
 
 

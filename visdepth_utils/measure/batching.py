@@ -110,13 +110,13 @@ def choose_max_rows(
     """
     enc = vlm.encode([sample])
     tokens = enc.is_image.shape[1]
-    behind = enc.is_image.long().cumsum(1) > 0
-    moved = int((behind if images_run else behind & ~enc.is_image).sum())
+    after = enc.is_image.long().cumsum(1) > 0
+    moved = int((after if images_run else after & ~enc.is_image).sum())
     need = row_bytes(
         vlm,
         tokens=tokens,
         moved=moved,
-        context=int((~behind).sum()),
+        context=int((~after).sum()),
         rows=rows,
         new_tokens=new_tokens,
     )

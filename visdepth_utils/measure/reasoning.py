@@ -142,7 +142,7 @@ def token_parts(tokenizer: Any, ids: Sequence[int], opened: str = "") -> list[st
         opened: The mark of thinking that the prompt leaves open, see ``VLM.thinking``.
 
     Returns:
-        ``"chain"`` before what names the answer (see ``scores.answer_span``), ``"answer"`` behind
+        ``"chain"`` before what names the answer (see ``scores.answer_span``), ``"answer"`` after
         it (everything, where nothing does), ``""`` for tokens that add no letter or digit (marks,
         end of text) and for the words "answer is" themselves.
     """

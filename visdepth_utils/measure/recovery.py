@@ -2,7 +2,7 @@
 
 The student is the model with image tokens cut at a layer, the targets are the full model's greedy
 outputs, y = f_full(x). Only the adapter is trained (by ``peft``), in the decoder's linear layers.
-The cut stays in force while training: no gradient flows through image tokens behind it.
+The cut stays in force while training: no gradient flows through image tokens from the cut on.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _same_training(file: Path, facts: dict) -> None:
 
 
 def state_settings(settings: Distillation, state: str, n_layers: int) -> Distillation:
-    """Settings of the training behind a state.
+    """Settings of the training that made a state.
 
     Args:
         settings: Of the one that is to recover.

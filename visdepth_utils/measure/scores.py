@@ -220,7 +220,7 @@ def _by_text(said: str, choices: Sequence[str]) -> str | None:
 def number(text: str) -> Decimal | None:
     """The number an answer states; "1,234" is 1234, "50%" is 50. None if there is none.
 
-    That behind the cue or at the start of the first line; else the last one of the first line, else
+    That after the cue or at the start of the first line; else the last one of the first line, else
     the last one at all. A year that says when ("45 in 2019") counts only where nothing else does.
     """
     whole, line = (_CURRENCY.sub("", plain(part)) for part in stated(text))

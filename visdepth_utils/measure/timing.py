@@ -33,7 +33,7 @@ def rows_of(vlm: VLM, image_tokens: int, other_tokens: int) -> Encoded:
     """One prompt of so many rows, half of the others before the image; it holds no tokens.
 
     Raises:
-        ValueError: No image token, or fewer than two others (one must stand behind the image).
+        ValueError: No image token, or fewer than two others (one must stand after the image).
     """
     if image_tokens < 1 or other_tokens < 2:
         raise ValueError(
@@ -114,7 +114,7 @@ def time_by_depth(
 def _once(
     vlm: VLM, enc: Encoded, embedded: torch.Tensor, depth: int, new_tokens: int
 ) -> dict[str, Any]:
-    """One prefill and some steps behind it."""
+    """One prefill and some steps after it."""
     cache, n = DynamicCache(), embedded.shape[1]
     places = torch.arange(n + new_tokens, device=vlm.device)[None]
     steps = []

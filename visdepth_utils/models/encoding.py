@@ -227,7 +227,7 @@ def append_tokens(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> E
 
 
 def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
-    """Prompts with their references behind them, where a prefix is read in both directions.
+    """Prompts followed by their references, where a prefix is read in both directions.
 
     A reference within the prompt's text would be part of that prefix.
     """

@@ -34,7 +34,7 @@ def generated(vlm: VLM, enc: Encoded, max_new_tokens: int, **strategy: Any) -> t
         **strategy: Fields of transformers' ``GenerationConfig``.
 
     Returns:
-        Token ids (B, at most the budget), padded behind the one that ends an answer.
+        Token ids (B, at most the budget), padded after the one that ends an answer.
     """
     check_rope(vlm, enc, max_new_tokens)
     plain = GenerationConfig(

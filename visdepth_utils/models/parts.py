@@ -18,7 +18,7 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 _KEYED = {"full_attention", "sliding_attention"}
 _NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm")
-"""What text backbones call the norm behind their last layer."""
+"""What text backbones call the norm after their last layer."""
 
 
 def refuse_unmaskable(vlm: VLM) -> None:
@@ -94,7 +94,7 @@ def head(vlm: VLM, state: torch.Tensor) -> torch.Tensor:
 
 
 def scores(vlm: VLM, normed: torch.Tensor) -> torch.Tensor:
-    """Logits (..., V) in fp32 of normed states (..., D): the model's head and all behind it."""
+    """Logits (..., V) in fp32 of normed states (..., D): the model's head and what follows."""
     found = _Found(normed.reshape(1, -1, normed.shape[-1]))
     # The model's own forward, with all before its head already done.
     with mock.patch.object(vlm.model.base_model, "forward", lambda *_args, **_kwargs: found):
@@ -116,7 +116,7 @@ class _Found:
 
 
 def _norm(vlm: VLM) -> torch.nn.Module | None:
-    """The norm behind the last layer."""
+    """The norm after the last layer."""
     found = (getattr(vlm.model.get_decoder(), name, None) for name in _NORMS)
     return next((norm for norm in found if norm is not None), None)
 

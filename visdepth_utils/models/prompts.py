@@ -112,7 +112,7 @@ def prompts(vlm: VLM, samples: list[Sample], with_reference: bool) -> list[str]:
     Args:
         vlm: Whose chat template is used.
         samples: What to ask.
-        with_reference: Write the reference behind the prompt.
+        with_reference: Write the reference after the prompt.
 
     Returns:
         One text per sample, for the model's processor.

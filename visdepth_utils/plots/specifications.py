@@ -20,7 +20,7 @@ _NUMBERS = {"verdict", "effect", "lo", "hi"}
 
 
 def specification_curve(analyses: pd.DataFrame, title: str = "") -> Figure:
-    """Effects sorted by size above, the choices behind each of them as dots below.
+    """Effects sorted by size above, the choices that each of them makes as dots below.
 
     After Simonsohn, Simmons and Nelson (2020), Nature Human Behaviour 4, 1208-1214.
 

@@ -107,7 +107,7 @@ def plain_words(entry: Mapping[str, Any]) -> dict[str, str]:
 def control_words(entry: Mapping[str, Any]) -> tuple[str, str]:
     """Name of the control and what is said of it; no name where that is "control" itself.
 
-    The name stands in a column or behind a word that says so.
+    The name stands in a column or after a word that says so.
     """
     name, _, note = str(entry.get("control_label") or "").partition(", ")
     return ("" if name == "control" else name), note

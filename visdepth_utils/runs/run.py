@@ -321,7 +321,7 @@ class Run:
         return resolved_device(self.settings["device"])
 
     def settings_table(self) -> pd.DataFrame:
-        """The settings and the versions behind them, to show at the top of a notebook.
+        """The settings and the versions of what ran, to show at the top of a notebook.
 
         Returns:
             One column ``value``, one row per setting; no paths of this machine.

@@ -41,7 +41,7 @@ def check_injected() -> None:
     """Refuse parameters that the notebook does not have.
 
     papermill warns of a misspelt name and goes on with the default, in hours of measurement that
-    nobody asked for. It puts what it was given into a cell behind that of the parameters.
+    nobody asked for. It puts what it was given into a cell after that of the parameters.
 
     Raises:
         ValueError: Names the parameter and those that there are.
@@ -175,7 +175,7 @@ def run_folder(settings: Settings, out_dir: str | Path | None = None) -> Path:
         settings: As ``check_settings`` returns them; ``n_samples`` None for the notebooks' own
             numbers.
         out_dir: Explicit folder, relative to the repository; None or "" for
-            ``results/<model>-<profile>``, with whatever else was chosen behind it: number of
+            ``results/<model>-<profile>``, followed by whatever else was chosen: number of
             samples, seed, data, dtype (the environment variable VISDEPTH_RESULTS moves
             ``results``).
 
@@ -210,7 +210,7 @@ def shown_source(source: str | None) -> str:
 
 
 def _last(path: str) -> str:
-    """Name of a folder or file, or of what is behind the owner in a hub id."""
+    """Name of a folder or file, or of what follows the owner in a hub id."""
     return Path(path).name or Path(path).resolve().name
 
 

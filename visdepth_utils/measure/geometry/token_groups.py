@@ -1,6 +1,6 @@
 """Groups of tokens for comparing text with image tokens: what each holds, and where it stands.
 
-The model reads the prompt and its own greedy output behind it. A second pass has text in the
+The model reads the prompt and then its own greedy output. A second pass has text in the
 image's slots: the only way in which text can stand where the image stood, as a sequence has one
 order and attention looks backwards.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["BESIDE", "GROUPS", "own_answers", "placed_geometry", "text_geometry"]
 
 GROUPS = ("image", "text")
-"""What is compared: image tokens, and all text behind the picture."""
+"""What is compared: image tokens, and all text after the picture."""
 BESIDE = ("prompt", "generated", "shuffled image", "shuffled text")
 """Parts of the text, and the same two counts of tokens drawn from both."""
 IN_PLACE, NO_PICTURE = "text in the image's places", "text without picture"
@@ -179,7 +179,7 @@ def with_filler(enc: Encoded, filler: Sequence[Sequence[int]]) -> tuple[Encoded,
 def _read(
     vlm: VLM, samples: Sequence[Sample], answers: pd.DataFrame
 ) -> tuple[Encoded, torch.Tensor]:
-    """Prompts with the answers behind them, and where the answers stand, bool (B, S)."""
+    """Prompts followed by their answers, and where the answers stand, bool (B, S)."""
     known = dict(zip(answers["sample"], answers["ids"], strict=True))
     if lacking := [sample.id for sample in samples if sample.id not in known]:
         raise ValueError(f"sample {lacking[0]!r} has no answer: make them with own_answers")
@@ -194,13 +194,13 @@ def _read(
 def _groups(enc: Encoded, said: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
     """All groups of GROUPS and BESIDE, bool (B, S) each."""
     image = enc.is_image
-    # A sample without a picture has nothing behind it: all its text counts.
-    behind = enc.is_text & (image.flip(1).cumsum(1).flip(1) == 0)
-    groups = {"image": image, "text": behind}
+    # A sample without a picture has nothing after it: all its text counts.
+    after = enc.is_text & (image.flip(1).cumsum(1).flip(1) == 0)
+    groups = {"image": image, "text": after}
     groups |= {"prompt": enc.is_text & ~said, "generated": enc.is_text & said}
     a, b = torch.zeros_like(image), torch.zeros_like(image)
     for row, sample in enumerate(enc.samples):
-        both = (image | behind)[row].nonzero()[:, 0].cpu().numpy()
+        both = (image | after)[row].nonzero()[:, 0].cpu().numpy()
         key = hashlib.sha256(f"{sample.id}|labels|{seed}".encode()).digest()
         mixed = np.random.default_rng(list(key)).permutation(both)
         n = int(image[row].sum())

@@ -80,7 +80,7 @@ class Prefill:
         positions: Position ids as the rotary embedding took them, (..., B, S).
         extra: What else each layer was called with.
         layer_positions: ``position_ids`` given to the layers, (B, S) or None.
-        added: Layer -> what the decoder itself adds to the kept tokens behind it (DeepStack),
+        added: Layer -> what the decoder itself adds to the kept tokens after it (DeepStack),
             (B, K, D); zero except on image tokens.
     """
 
@@ -113,7 +113,7 @@ class Prefill:
         return self._pick(self.states[layer], tokens)
 
     def addition(self, layer: int, tokens: Index) -> torch.Tensor | None:
-        """What is added to kept tokens behind a layer, (B, T, D); None where nothing is."""
+        """What is added to kept tokens after a layer, (B, T, D); None where nothing is."""
         return self._pick(self.added[layer], tokens) if layer in self.added else None
 
     def _pick(self, values: torch.Tensor, tokens: Index) -> torch.Tensor:

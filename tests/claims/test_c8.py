@@ -1,72 +1,95 @@
-"""The rule of C8 on simulated answers and times whose truth is known."""
+"""The rule of C8 on simulated answers, costs and times whose truth is known."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
-
-LAYERS = 8
-LINEAR = [0.1 + 0.9 * d / LAYERS for d in range(LAYERS + 1)]
-
-
-def simulate(keeps_from, *, n=200, blind=0.2, other=0.2, loss=0.0, seed=0, full=1.0, mode="remove"):
-    """Right without the picture with probability ``blind``; with it from a depth on, save a loss.
-
-    ``keeps_from`` holds a depth per task; shallower cuts answer as without the picture.
-    """
-    rng = np.random.default_rng(seed)
-    rows, conditions = [], []
-    for task, first in keeps_from.items():
-        for i in range(n):
-            names = {"sample": f"{task}{i}", "image": f"i{i}", "task": task}
-            guess, knows, lost = rng.random() < blind, rng.random() < full, rng.random() < loss
-            for d in range(LAYERS + 1):
-                sees = knows and d >= first and not (lost and d < LAYERS)
-                correct = float(sees or guess)
-                rows.append(names | {"mode": mode, "depth": d, "correct": correct})
-            for name, score in (("blind", guess), ("other", rng.random() < other)):
-                conditions.append(names | {"condition": name, "score": float(score)})
-    return pd.DataFrame(rows), pd.DataFrame(conditions)
-
-
-def clock(shares=LINEAR, *, repeats=9, again=1.0, noise=0.02, seed=0, image_tokens=576):
-    """Times of a decoder whose prefill takes these shares; the cache shrinks as the depth does."""
-    rng, rows = np.random.default_rng(seed), []
-    for r in range(repeats):
-        for d, share in [*enumerate(shares), (LAYERS, None)]:
-            seconds = (again if share is None else share) * (1 + noise * rng.standard_normal())
-            row = {"repetition": r, "depth": d, "again": share is None, "prefill_s": seconds}
-            rows.append(row | {"decode_s": 1.0, "kv_bytes": 10 + 90 * d})
-    return pd.DataFrame(rows).assign(decoder="own", image_tokens=image_tokens, other_tokens=75)
-
-
-def decide(keeps_from, times=None, **options):
-    table, conditions = simulate(keeps_from, **options)
-    given = {"conditions": conditions, "times": clock() if times is None else times}
-    return verdict("C8", table, control=given, model="simulated")
-
+from calibration.cuts import LINEAR, clock, costs, cut_tables
+from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict, verdict_by
 
 EARLY, LATE = {"mcq": 3, "vqa": 4}, {"mcq": 3, "vqa": 7}
+SLOW = [0.3, 0.4, 0.6, 0.7, 0.9, 0.95, 0.95, 0.95, 1.0]
 
 
-@pytest.mark.parametrize("seed", range(5))
+def decide(keeps_from, *, by="costs", **options):
+    given = {name: options.pop(name) for name in ("times", "costs") if name in options}
+    table, controls = cut_tables(keeps_from, **options)
+    spec = claim_entry("C8") | {"decides": by}
+    return verdict_by("C8", spec, table, controls | given, "simulated")
+
+
+def rows_of(v):
+    return v.details.set_index("measure")
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_known_truths(seed):
-    pays = decide(EARLY, clock(seed=seed), seed=seed)
+    pays = decide(EARLY, seed=seed)
     assert pays.verdict == "supported", pays.reason
     assert "cut at depth 4 of 8" in pays.reason
-    assert pays.effect == pytest.approx(1 - LINEAR[4], abs=0.04)
+    assert "45% of the prefill's FLOPs and 45% of the cache go; the clock agrees" in pays.reason
+    assert pays.effect == pytest.approx(1 - LINEAR[4])  # counted: no noise enters
     assert pays.ci[0] <= pays.effect <= pays.ci[1]
-    assert abs(pays.control_effect) < 0.04
-    late = decide(LATE, clock(seed=seed), seed=seed)
-    assert late.verdict == "not supported" and "of 8) loses 3 points" in late.reason
-    memory = decide(EARLY, clock([1 - 0.02 * (8 - d) for d in range(9)], seed=seed), seed=seed)
-    assert memory.verdict == "not supported" and "not even 0" in memory.reason
-    slow = clock([0.3, 0.4, 0.6, 0.7, 0.9, 0.95, 0.95, 0.95, 1.0], seed=seed)
-    weaker = decide(EARLY, slow, seed=seed)
-    assert weaker.verdict == "weaker" and "the cache shrinks" in weaker.reason
+    late = decide(LATE, seed=seed)
+    assert late.verdict == "not supported"
+    assert "(up to 5 of 8) loses 3 points" in late.reason
+    none = decide(EARLY, costs=costs([1 - 0.02 * (8 - d) for d in range(9)]), seed=seed)
+    assert none.verdict == "not supported" and "no depth saves 25%" in none.reason
+    cache = decide(EARLY, costs=costs(SLOW), seed=seed)
+    assert cache.verdict == "weaker"
+    assert "0.90 of the prefill's FLOPs and 0.55 of the cache are left" in cache.reason
+    flops = decide(EARLY, costs=costs(cache=SLOW), seed=seed)
+    assert flops.verdict == "weaker"
+
+
+def test_the_margin_counts_for_flops_and_for_bytes():
+    """At exactly 0.75 a quarter is saved; a thousandth more and it is not."""
+    edge = [0.75 if d == 4 else share for d, share in enumerate(LINEAR)]
+    above = [0.751 if d == 4 else share for d, share in enumerate(LINEAR)]
+    assert decide(EARLY, costs=costs(edge, edge)).verdict == "supported"
+    assert decide(EARLY, costs=costs(above, edge)).verdict == "weaker"
+    assert decide(EARLY, costs=costs(edge, above)).verdict == "weaker"
+    assert decide(EARLY, costs=costs(above, above)).verdict == "inconclusive"
+
+
+def test_a_noisy_clock_does_not_change_the_verdict():
+    """A true 0.70 with times that scatter by 10%: the clock alone says it in few runs."""
+    true = [0.70 if d == 4 else share for d, share in enumerate(LINEAR)]
+    times = [clock(true, noise=0.1, seed=seed) for seed in range(20)]
+    counted = {decide(EARLY, costs=costs(true), times=t).verdict for t in times}
+    assert counted == {"supported"}
+    timed = [decide(EARLY, by="clock", times=t).verdict for t in times]
+    assert timed.count("supported") <= 12
+
+
+@pytest.mark.parametrize(
+    ("times", "words", "old"),
+    [
+        (clock(), "the clock agrees (", "supported"),
+        (clock([s if d != 4 else 0.9 for d, s in enumerate(LINEAR)]), "disagrees (0.8", "weaker"),
+        (clock([min(1, s + 0.2) for s in LINEAR], noise=0.3, seed=3), "not tell (", "inconclusive"),
+        (clock(again=0.8), "not tell: the whole model is 19% faster", "inconclusive"),
+        (clock(repeats=8), "not tell: 8 repetitions, it takes 9", "inconclusive"),
+        (clock(image_tokens=64), "the clock was not asked", "not testable"),
+    ],
+)
+def test_the_clock_decides_only_where_it_is_asked(times, words, old):
+    v = decide(EARLY, times=times)
+    assert v.verdict == "supported"
+    assert words in v.reason
+    assert decide(EARLY, by="clock", times=times).verdict == old
+
+
+def test_the_clock_stands_beside():
+    v = decide(EARLY, times=clock(again=0.8))
+    own = v.controls.set_index("control").loc["the clock: no cut, time saved (range)"]
+    assert own["shows it"] == "yes"
+    assert "prefill: median time there" not in rows_of(v).index
+    good = rows_of(decide(EARLY)).loc["prefill: median time there"]
+    assert good["lo"] <= good["estimate"] <= good["hi"]
+    assert good["label"] == "the clock agrees"
+    assert rows_of(decide(EARLY)).loc["prefill: FLOPs left there", "estimate"] == LINEAR[4]
 
 
 def test_a_loss_at_the_margin_is_rarely_called_none():
@@ -90,59 +113,52 @@ def test_a_picture_that_does_not_matter_is_not_testable():
     one = decide({"mcq": 3, "vqa": 99})  # never sees, not even whole: left out
     assert one.verdict == "supported" and "cut at depth 3 of 8" in one.reason
     assert "skipped" in one.details.set_index("measure").loc["vqa: gain by the picture", "label"]
-    little = decide(EARLY, full=0.12, blind=0.0, other=0.0)
+    little = decide(EARLY, full=0.08, blind=0.0, other=0.0)
     assert little.verdict == "not testable" and "worth 10 points" in little.reason
 
 
-def test_a_bad_clock_is_not_believed():
-    noisy = decide(EARLY, clock(again=0.8))
-    assert noisy.verdict == "inconclusive" and "er than itself" in noisy.reason
-    assert noisy.controls.iloc[-1]["shows it"] == "yes"
-    few = decide(EARLY, clock(repeats=8))
-    assert few.verdict == "inconclusive" and "8 repetitions" in few.reason
-    other = decide(EARLY, clock(image_tokens=64))
-    assert other.verdict == "inconclusive" and "576 image tokens" in other.reason
-    unsure = decide(EARLY, clock([min(1, s + 0.2) for s in LINEAR], noise=0.3, seed=3))
-    assert unsure.verdict == "inconclusive" and "the clock does not tell" in unsure.reason
-
-
 def test_what_cannot_be_told_is_said():
-    table, conditions = simulate(EARLY)
-    given = {"conditions": conditions, "times": clock()}
+    table, controls = cut_tables(EARLY)
     assert "20 images" in decide(EARLY, n=20).reason
     few = decide(EARLY, n=60)
     assert few.verdict == "inconclusive" and "takes 99" in few.reason
     assert decide(LATE, n=60).verdict == "not supported"  # refuting takes 30
-    bare = verdict("C8", table, control={"times": clock()})
+    bare = verdict("C8", table, control={"costs": controls["costs"]})
     assert bare.verdict == "inconclusive" and "not tried with another picture" in bare.reason
-    untimed = verdict("C8", table, control={"conditions": conditions})
-    assert untimed.verdict == "inconclusive" and "no times of all depths" in untimed.reason
-    alone = verdict("C8", table[table["task"] == "mcq"], control=given)
+    uncounted = {k: v for k, v in controls.items() if k != "costs"}
+    for given in (uncounted, controls | {"costs": costs(image_tokens=64)}):
+        v = verdict("C8", table, control=given)
+        assert v.verdict == "not testable" and "no costs of all depths at 576" in v.reason
+    alone = verdict("C8", table[table["task"] == "mcq"], control=controls)
     assert alone.verdict == "not testable" and "no task 'vqa'" in alone.reason
-    shallow = verdict("C8", table[table["depth"] <= 5], control=given)
+    shallow = verdict("C8", table[table["depth"] <= 5], control=controls)
     assert shallow.verdict == "not testable" and "layers" in shallow.reason
-    late_only = verdict("C8", table[table["depth"] > 0], control=given)
+    late_only = verdict("C8", table[table["depth"] > 0], control=controls)
     assert late_only.verdict == "not testable" and "depth 0" in late_only.reason
     holes = table.assign(correct=table["correct"].where(table["image"] > "i5"))
-    assert "have no value" in verdict("C8", holes, control=given).reason
+    assert "have no value" in verdict("C8", holes, control=controls).reason
     with pytest.raises(ValueError, match=r"table lacks column\(s\) mode"):
-        verdict("C8", table.drop(columns="mode"), control=given)
+        verdict("C8", table.drop(columns="mode"), control=controls)
+    with pytest.raises(ValueError, match=r"costs lacks column\(s\) kv_ratio"):
+        verdict("C8", table, control=controls | {"costs": costs().drop(columns="kv_ratio")})
 
 
 def test_variants_and_the_record():
-    table, conditions = simulate({"mcq": 3, "vqa": 7}, loss=0.0)
-    many = pd.concat([clock(), clock(image_tokens=1024, seed=1)])
-    given = {"conditions": conditions, "times": many}
+    table, controls = cut_tables({"mcq": 3, "vqa": 7})
+    counts = pd.concat([costs(), costs(image_tokens=1024)])
+    given = controls | {"costs": counts}
     found = sensitivity("C8", table, control=given).set_index("variant")["verdict"]
     assert found["as registered"] == found["words only"] == "not supported"
     assert found["letters only"] == "supported"
     assert found["1024 image tokens"] == "not supported"
-    assert set(found.index) > {"tolerance x 0.5", "tolerance x 2"}
+    assert found["64 image tokens"] == "not testable"
+    assert set(found.index) > {"tolerance x 0.5", "tolerance x 2", "the clock decides"}
     v, entry = verdict("C8", table, control=given), claim_entry("C8")
     record = json.loads(json.dumps(v.to_dict(), allow_nan=False))
     assert record["thresholds"]["margin_loss"] == entry["margins"]["loss"]["value"]
     assert record["thresholds"]["image_tokens"] == 576
-    assert {"recommended depth", "prefill: ratio there"} <= set(v.details["measure"])
+    assert record["thresholds"]["decides"] == "costs"
+    assert {"recommended depth", "cache: bytes left there"} <= set(v.details["measure"])
     shuffled = {k: t.sample(frac=1, random_state=1) for k, t in given.items()}
     again = verdict("C8", table.sample(frac=1, random_state=2), control=shuffled)
     assert again.verdict == v.verdict and again.effect == pytest.approx(v.effect)

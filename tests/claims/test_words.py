@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from calibration import chained, curves, grids, styles, truncated
+from calibration import chained, curves, cuts, grids, styles, truncated
 from tests.claims import test_c6 as c6
 from tests.claims import test_c8 as c8
-from tests.runs.test_replication import table as verdicts_of
+from tests.claims import test_c9 as c9
 from visdepth_utils.claims.bootstrap import beside, no_more
 from visdepth_utils.claims.registry import CLAIMS_FILE, verdict
 from visdepth_utils.claims.verdict import Verdict
@@ -76,15 +76,13 @@ def sweeps(hazards: dict[str, Any], **options: Any) -> tuple[pd.DataFrame, Any]:
     return truncated.sweep_tables(hazards, n=96, **options)
 
 
-def drops(keeps: dict[str, int], times: pd.DataFrame, **options: Any) -> tuple[pd.DataFrame, Any]:
-    table, conditions = c8.simulate(keeps, **options)
-    return table, {"conditions": conditions, "times": times}
+def drops(keeps: dict[str, int], **given: Any) -> tuple[pd.DataFrame, Any]:
+    table, controls = cuts.cut_tables(keeps)
+    return table, controls | given
 
 
 LESS = {k: truncated.needs(0.3 if k == "caption" else 0.4) for k in truncated.TOKENS}
-SLOW = [0.3, 0.4, 0.6, 0.7, 0.9, 0.95, 0.95, 0.95, 1.0]
-SLOWER = [0.3, 0.4, 0.6, 0.7, 1.04, 1.04, 1.04, 1.04, 1.0]
-UNSURE = [min(1, share + 0.2) for share in c8.LINEAR]
+UNSURE = [min(1, share + 0.2) for share in cuts.LINEAR]
 CASES: dict[str, tuple[str, Callable[[], tuple[pd.DataFrame, Any]], str]] = {
     "late": ("C1", lambda: (curves.image_table("jump"), None), "0 of 3 measures"),
     "two of three": ("C1", lambda: (curves.image_table("look-alike"), None), "only 2 measures"),
@@ -128,20 +126,27 @@ CASES: dict[str, tuple[str, Callable[[], tuple[pd.DataFrame, Any]], str]] = {
         lambda: styles.styles_tables({"direct": styles.even, "long": styles.even}, n=2000),
         r"longer reasoning .*: [-+]0\.\d\d of the gain",
     ),
-    "pays": ("C8", lambda: drops(c8.EARLY, c8.clock()), r"cut at depth 4 of 8.* \d\d% of the"),
-    "too late": ("C8", lambda: drops(c8.LATE, c8.clock()), r"up to 5 of 8\) loses 3 points"),
-    "memory": ("C8", lambda: drops(c8.EARLY, c8.clock(SLOW)), r"by \d\d%, .* takes 0\.\d+ of its"),
-    "slower": ("C8", lambda: drops(c8.EARLY, c8.clock(SLOWER)), r"takes 1\.0\d of its time"),
+    "pays": ("C8", lambda: drops(c8.EARLY), r"cut at depth 4 of 8.* \d\d% of the.*clock agrees"),
+    "too late": ("C8", lambda: drops(c8.LATE), r"up to 5 of 8\) loses 3 points"),
+    "memory": (
+        "C8",
+        lambda: drops(c8.EARLY, costs=cuts.costs(c8.SLOW)),
+        r"0\.90 of .* and 0\.55 of the cache",
+    ),
     "clock": (
         "C8",
-        lambda: drops(c8.EARLY, c8.clock(UNSURE, noise=0.3, seed=3)),
-        r"takes 0\.\d+ to \d\.\d+ of .* at most 0\.75",
+        lambda: drops(c8.EARLY, times=cuts.clock(UNSURE, noise=0.3, seed=3)),
+        r"the clock does not tell \(0\.\d+ to \d\.\d+ of the time",
     ),
-    "bad clock": ("C8", lambda: drops(c8.EARLY, c8.clock(again=1.2)), r"2\d% slower than itself"),
+    "bad clock": (
+        "C8",
+        lambda: drops(c8.EARLY, times=cuts.clock(again=1.2)),
+        r"2\d% slower than itself",
+    ),
     "agree": (
         "C9",
-        lambda: (verdicts_of(a=["weaker"] * 6, b=["weaker"] * 5 + ["supported"]), None),
-        "5 of 6 claims",
+        lambda: (c9.table(a=c9.MIXED[:6], b=[*c9.MIXED[:5], "weaker"]), None),
+        r"5 of 6 claims .*p = 0\.\d+",
     ),
 }
 

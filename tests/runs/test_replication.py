@@ -2,14 +2,12 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 from tests import tiny
 from visdepth_utils import load_vlm
 from visdepth_utils.__main__ import main
-from visdepth_utils.claims.c9 import replications
-from visdepth_utils.claims.registry import claim_entry, verdict
+from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.models.untrained import save_untrained
 from visdepth_utils.plots.verdicts import effects_by_model
 from visdepth_utils.runs.records import (
@@ -58,16 +56,6 @@ def test_a_run_is_compared_with_those_on_its_data_first_with_those_of_its_settin
     assert not all_verdicts(tmp_path / "none", RECORDED, like=usual).empty
 
 
-def table(**verdicts):
-    """Model -> verdicts of C1, C2, ... as a table."""
-    rows = [
-        {"claim": f"C{i}", "model": model.replace("_", "-"), "verdict": said}
-        for model, all_said in verdicts.items()
-        for i, said in enumerate(all_said, 1)
-    ]
-    return pd.DataFrame(rows)
-
-
 def test_runs_are_read_and_the_latest_counts(tmp_path):
     run(tmp_path / "results" / "a", "m/a", {"C1": "supported", "C3": "weaker"})
     run(tmp_path / "results" / "a-2", "m/a", {"C1": "not supported"}, "2026-02-01")
@@ -88,60 +76,6 @@ def test_runs_are_read_and_the_latest_counts(tmp_path):
     assert [ax.get_title() for ax in figure.axes] == ["C1", "C3"]
     with pytest.raises(ValueError, match="has no rows"):
         effects_by_model(empty)
-
-
-def test_votes_are_counted():
-    counts = replications(table(a=["x", "y"], b=["x", "z"], c=["x"])).set_index("claim")
-    assert counts.loc["C1"].tolist() == [3, "x", 3, True]
-    assert counts.loc["C2"].tolist() == [2, "y", 1, False]
-
-
-YES, NO, OPEN = "supported", "not supported", "inconclusive"
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "said", "effect"),
-    [
-        ([YES] * 8, [YES] * 8, "supported", 1.0),
-        ([YES] * 8, [NO] * 8, "not supported", 0.0),
-        ([YES] * 8, [YES] * 4 + [NO] * 4, "inconclusive", 0.5),
-        ([YES] * 3, [YES] * 3, "not testable", None),
-        ([YES] * 8, [OPEN] * 8, "not testable", None),  # undecided is no vote
-    ],
-)
-def test_known_truths(a, b, said, effect):
-    v = verdict("C9", table(a=a, b=b, a_random_init=["weaker"] * 8))
-    assert v.verdict == said
-    if effect is not None:
-        assert v.effect == effect and v.ci[0] <= effect <= v.ci[1]
-
-
-@pytest.mark.parametrize(
-    ("untrained", "said"),
-    [
-        ([YES] * 3 + [NO] * 5, "supported"),
-        ([YES] * 4 + [NO] * 4, "weaker"),
-        ([YES] * 2 + [OPEN] * 6, "weaker"),  # of those it was asked and that were decided
-        ([OPEN] * 8, "inconclusive"),
-        ([], "inconclusive"),
-    ],
-)
-def test_agreement_that_untrained_models_share_is_less(untrained, said):
-    v = verdict("C9", table(a=[YES] * 8, b=[YES] * 8, a_random_init=untrained))
-    assert (v.verdict, v.effect) == (said, 1.0)
-    disagreed = verdict("C9", table(a=[YES] * 8, b=[NO] * 8, a_random_init=untrained))
-    assert disagreed.verdict == "not supported"  # no control can raise it
-
-
-def test_bounds_are_exact_and_untrained_models_only_a_control():
-    v = verdict("C9", table(a=[YES] * 8, b=[YES] * 8))
-    assert v.ci == pytest.approx((0.025 ** (1 / 8), 1.0))
-    both = table(a=[YES] * 8, b=[YES] * 8, a_random_init=[NO] * 6 + [YES] * 2)
-    w = verdict("C9", both)
-    assert (w.verdict, w.effect, w.control_effect) == ("supported", 1.0, 0.25)
-    alone = verdict("C9", table(a=[YES] * 8, a_random_init=[YES] * 8))
-    assert alone.verdict == "not testable"
-    assert "C9" not in set(verdict("C9", table(a=[YES] * 9, b=[YES] * 9)).details["claim"])
 
 
 def test_a_run_is_kept(tmp_path):

@@ -1,7 +1,7 @@
 """C8, image tokens can be dropped at a saving that pays: the rule behind data/claims.yaml.
 
 The questions come in this order: do the tasks use the picture, is there a cut that answers keep,
-and does the clock notice it.
+and do FLOPs and cache fall by enough there. What a clock makes of it is reported beside.
 """
 
 import copy
@@ -30,6 +30,8 @@ from visdepth_utils.claims.savings import (
 State = tuple[str, Interval, Interval | None]
 """Whether a task counts, its gain by the picture, the share of it that another picture brings."""
 NAN = float("nan")
+COSTS = {"image_tokens", "depth", "prefill_ratio", "kv_ratio"}
+UNITS = {"costs": "FLOPs", "clock": "time"}
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -38,8 +40,10 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     Args:
         spec: Entry of claims.yaml with ``common`` merged in.
         table: ``truncation_sweep`` of single-token tasks, one below the other.
-        controls: ``"times"``: ``time_by_depth`` of the model's own decoder; ``"conditions"``:
-            ``evaluate`` without picture and with another one. Without both nothing is "supported".
+        controls: ``"costs"``: ``predicted_costs`` of the model's own decoder, which decide;
+            ``"times"``: its ``time_by_depth``, which are reported beside; ``"conditions"``:
+            ``evaluate`` without picture and with another one. Without costs nothing is testable,
+            without conditions nothing "supported".
 
     Returns:
         Fields of ``Verdict`` except claim, statement, model and notebook.
@@ -52,8 +56,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     sweep = table[(table["mode"] == spec["mode"]) & table["task"].isin(spec["tasks"])]
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     depth = 0 if sweep.empty else int(sweep["depth"].max())
-    settings = ("mode", "score", "tasks", "image_tokens", "min_repetitions", "min_images")
-    found["thresholds"] = rule_thresholds(spec, depth, *settings)
+    settings = ("mode", "score", "tasks", "decides", "image_tokens", "min_repetitions")
+    found["thresholds"] = rule_thresholds(spec, depth, *settings, "min_images")
     if lacking := [task for task in spec["tasks"] if task not in set(sweep["task"])]:
         return found | said("not testable", f"table has no task {lacking[0]!r} in this mode")
     if depth < common["min_layers"]:
@@ -84,10 +88,21 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
             seed=common["seed"],
             **options,
         )
-    times = ratios_of(spec, controls.get("times"), sorted(set(sweep["depth"])))
-    if advice is not None and times is not None:
-        found |= _saved(advice, times, common)
-    found["details"] = details_of(spec, states, advice, times)
+    depths = sorted(set(sweep["depth"]))
+    times = ratios_of(spec, controls.get("times"), depths)
+    counted = spec["decides"] == "costs"
+    shares = counted_of(spec, controls.get("costs"), depths)
+    if not counted:
+        shares = None if times is None else timed_of(spec, times)
+    if advice is not None and shares is not None:
+        saved = 1 - shares["prefill"]
+        ends = [(1 - common["level"]) / 2, (1 + common["level"]) / 2]
+        lo, hi = np.quantile(saved[advice.distribution], ends)
+        found |= {"effect": float(saved[advice.depth]), "ci": (float(lo), float(hi))}
+    others = [states[task][2] for task in used]
+    found["control_effect"] = max((o.value for o in others if o is not None), default=NAN)
+    clock = ("was not asked", None) if advice is None else _clock(spec, times, advice.depth)
+    found["details"] = details_of(spec, states, advice, shares, times, clock)
     found["controls"] = controls_of(spec, states, times)
     if n < common["min_images"]:
         least = common["min_images"]
@@ -95,7 +110,13 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if advice is None:
         why = "; ".join(f"{task} {state[0]}" for task, state in states.items())
         return found | said("not testable", f"the model cannot do it ({why})")
-    return found | _answer(spec, margins, states, advice, times, found)
+    if shares is None:
+        what = "costs" if counted else "times"
+        why = f"no {what} of all depths at {spec['image_tokens']} image tokens were given"
+        return found | said("not testable", why)
+    if not counted and clock[1] is None:
+        return found | said("inconclusive", f"the clock {clock[0]}")
+    return found | _answer(spec, states, advice, shares, clock[0])
 
 
 def variants(spec: Spec) -> dict[str, Spec]:
@@ -117,69 +138,57 @@ def _state(spec: Spec, drawn: Resampled, task: str) -> State:
     return label, gain, other
 
 
-def _saved(advice: Recommendation, times: pd.DataFrame, common: Spec) -> dict[str, Any]:
-    """Time saved at the recommended depth; its interval over images and repetitions."""
-    rng, values = np.random.default_rng(common["seed"]), []
-    by_depth = {d: prefill_of(times, d) for d in set(advice.distribution.tolist()) | {advice.depth}}
-    for depth in advice.distribution.tolist():
-        ratios = by_depth[depth]
-        values.append(1 - np.median(ratios[rng.integers(0, len(ratios), len(ratios))]))
-    lo, hi = np.quantile(values, [(1 - common["level"]) / 2, (1 + common["level"]) / 2])
-    effect = 1 - float(np.median(by_depth[advice.depth]))
-    again = 1 - float(np.median(prefill_of(times, int(times["depth"].max()), again=True)))
-    return {"effect": effect, "ci": (float(lo), float(hi)), "control_effect": again}
+def _clock(spec: Spec, times: pd.DataFrame | None, cut: int) -> tuple[str, Interval | None]:
+    """What the clock says of a cut, in words, and bounds of the median ratio if it can tell."""
+    if times is None:
+        return "was not asked", None
+    if (count := times["repetition"].nunique()) < spec["min_repetitions"]:
+        return f"does not tell: {count} repetitions, it takes {spec['min_repetitions']}", None
+    last, most = int(times["depth"].max()), spec["margins"]["prefill_ratio"]["value"]
+    saved = 1 - float(np.median(prefill_of(times, last, again=True)))
+    if not abs(saved) < spec["margins"]["no_cut"]["value"]:
+        faster = "faster" if saved > 0 else "slower"
+        return f"does not tell: the whole model is {abs(saved):.0%} {faster} than itself", None
+    low, ratio, high = timed_of(spec, times).loc[cut, ["low", "prefill", "high"]]
+    word = "agrees" if high <= most else "disagrees" if low > most else "does not tell"
+    words = f"{word} ({beside(low, most)} to {beside(high, most)} of the time)"
+    return words, Interval(ratio, low, high, low, high)
 
 
 def _answer(
     spec: Spec,
-    margins: dict[str, float],
     states: dict[str, State],
     advice: Recommendation,
-    times: pd.DataFrame | None,
-    found: dict[str, Any],
+    shares: pd.DataFrame,
+    clock: str,
 ) -> dict[str, str]:
-    """The verdict of tasks that use the picture."""
-    if times is None:
-        why = f"no times of all depths at {spec['image_tokens']} image tokens were given"
-        return said("inconclusive", why)
-    if (count := times["repetition"].nunique()) < spec["min_repetitions"]:
-        least = spec["min_repetitions"]
-        return said("inconclusive", f"{count} repetitions; the rule asks for at least {least}")
-    if not abs(found["control_effect"]) < margins["no_cut"]:
-        faster = "faster" if found["control_effect"] > 0 else "slower"
-        why = f"the whole model is {abs(found['control_effect']):.0%} {faster} than itself"
-        return said("inconclusive", f"this clock cannot tell: {why}")
-    last = int(times["depth"].max())
-    bounds = bounds_of(spec, times)
-    most, points = margins["time_ratio"], f"{100 * margins['loss']:g} points"
-    pays = [d for d, (low, _) in bounds.items() if low <= most]
-    if not pays:
-        return said("not supported", f"no depth saves {1 - most:.0%} of the prefill, not even 0")
-    cut, cache = advice.depth, 1.0
-    if cut < last:
-        cache = float(times.loc[times["depth"] == cut, "kv_ratio"].median())
-        answer = None
-        if bounds[cut][1] <= most:
-            saving = f"{found['effect']:.0%} of the prefill and {1 - cache:.0%} of the cache"
-            why = f"cut at depth {cut} of {last}, answers lose less than {points} and {saving} go"
-            answer = said("supported", why)
-        elif bounds[cut][0] > most and cache <= margins["kv_ratio"]:
-            time = beside(1 - found["effect"], most)
-            why = f"the cache shrinks by {1 - cache:.0%}, the prefill takes {time} of its time"
-            answer = said("weaker", f"cut at depth {cut} of {last}, {why}")
-        if answer is not None:
-            return _attributed(spec, states, advice, answer)
+    """The verdict of tasks that use the picture, by what a cut leaves of the whole model's cost."""
+    most, cached, loss = (
+        spec["margins"][name]["value"] for name in ("prefill_ratio", "kv_ratio", "loss")
+    )
+    unit, cut, last = UNITS[spec["decides"]], advice.depth, int(shares.index.max())
+    points, quarter = f"{100 * loss:g} points", f"{1 - most:.0%} of the prefill's {unit}"
+    may = shares[(shares["low"] <= most) & (shares["kv"] <= cached)].index
+    if may.empty:
+        return said("not supported", f"no depth saves {quarter} and of the cache, not even 0")
+    low, ratio, high, cache = shares.loc[cut, ["low", "prefill", "high", "kv"]]
+    where = f"cut at depth {cut} of {last}"
+    if cut in may and high <= most:
+        saving = f"{1 - ratio:.0%} of the prefill's {unit} and {1 - cache:.0%} of the cache go"
+        answer = said("supported", f"{where}, answers lose less than {points} and {saving}")
+        return _attributed(spec, states, advice, clock, answer)
+    if cut < last and (low > most and cache <= cached or high <= most and cache > cached):
+        left = f"{beside(ratio, most)} of the prefill's {unit} and {beside(cache, cached)}"
+        why = f"{where}, answers keep, but {left} of the cache are left"
+        return _attributed(spec, states, advice, clock, said("weaker", why))
     lost = advice.losses.groupby("depth")["low"].max()
-    if (lost[pays] >= margins["loss"]).all():
-        why = (
-            f"each depth that may save {1 - most:.0%} (up to {max(pays)} of {last}) loses {points}"
-        )
+    if (lost[may] >= loss).all():
+        why = f"each depth that may save {quarter} (up to {may.max()} of {last}) loses {points}"
         return said("not supported", f"{why} or more")
-    if cut < last and bounds[cut][0] <= most < bounds[cut][1]:
-        low, high = (beside(bound, most) for bound in bounds[cut])
+    if cut in may:
         asked = f"the clock does not tell whether that is at most {most:g}"
-        why = f"takes {low} to {high} of the prefill's time: {asked}"
-        return said("inconclusive", f"a cut at depth {cut} of {last} keeps answers, but {why}")
+        taken = f"takes {beside(low, most)} to {beside(high, most)} of the prefill's time"
+        return said("inconclusive", f"a {where} keeps answers, but {taken}: {asked}")
     return said("inconclusive", "intervals too wide to tell whether a cut that saves keeps answers")
 
 
@@ -187,6 +196,7 @@ def _attributed(
     spec: Spec,
     states: dict[str, State],
     advice: Recommendation,
+    clock: str,
     answer: dict[str, str],
 ) -> dict[str, str]:
     """Hold the verdict back where the picture's part is unclear or a loss could hide."""
@@ -198,7 +208,41 @@ def _attributed(
             return said("inconclusive", f"{task} was not tried with another picture")
         if label == "unclear":
             return said("inconclusive", f"whether another picture helps {task} is unclear")
-    return answer
+    if spec["decides"] == "clock":
+        return answer
+    return said(answer["verdict"], f"{answer['reason']}; the clock {clock}")
+
+
+def counted_of(spec: Spec, costs: pd.DataFrame | None, depths: list[int]) -> pd.DataFrame | None:
+    """Shares of cost by depth, counted: both bounds are the share itself.
+
+    Args:
+        spec: Entry of claims.yaml.
+        costs: ``predicted_costs`` of one decoder, of several counts of image tokens or of one.
+        depths: That must be there.
+
+    Returns:
+        By depth ``low, prefill, high, kv``; None where the costs do not cover the depths.
+    """
+    if costs is None:
+        return None
+    require(costs, COSTS, "costs", "costs.predicted_costs")
+    own = costs[costs["image_tokens"] == spec["image_tokens"]].set_index("depth").sort_index()
+    if not set(depths) <= set(own.index):
+        return None
+    prefill = own["prefill_ratio"]
+    bounds = {"low": prefill, "prefill": prefill, "high": prefill}
+    return pd.DataFrame(bounds | {"kv": own["kv_ratio"]})
+
+
+def timed_of(spec: Spec, times: pd.DataFrame) -> pd.DataFrame:
+    """As ``counted_of``, of the clock: medians with one-sided bounds; the whole model takes 1."""
+    rows = {}
+    for depth, own in times[~times["again"]].groupby("depth"):
+        ratios = own["prefill_ratio"].to_numpy()
+        low, high = median_bounds(ratios, spec["common"]["level"])
+        rows[depth] = (low, np.median(ratios), high, own["kv_ratio"].median())
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["low", "prefill", "high", "kv"])
 
 
 def ratios_of(spec: Spec, times: pd.DataFrame | None, depths: list[int]) -> pd.DataFrame | None:
@@ -216,18 +260,12 @@ def prefill_of(times: pd.DataFrame, depth: int, again: bool = False) -> np.ndarr
     return rows.sort_values("repetition")["prefill_ratio"].to_numpy()
 
 
-def bounds_of(spec: Spec, times: pd.DataFrame) -> dict[int, tuple[float, float]]:
-    """Depth below the last -> one-sided bounds of the median prefill ratio."""
-    level, last = spec["common"]["level"], int(times["depth"].max())
-    return {depth: median_bounds(prefill_of(times, depth), level) for depth in range(last)}
-
-
 def controls_of(
     spec: Spec,
     states: dict[str, State],
     times: pd.DataFrame | None,
 ) -> pd.DataFrame:
-    """Another picture per task, and the whole model against itself."""
+    """Another picture per task, and for the clock the whole model against itself."""
     most, rows = spec["margins"]["other_share"]["value"], []
     for task, (_, _, other) in states.items():
         if other is not None:
@@ -237,7 +275,7 @@ def controls_of(
     if times is not None:
         saved = 1 - prefill_of(times, int(times["depth"].max()), again=True)
         shows = "no" if abs(np.median(saved)) < spec["margins"]["no_cut"]["value"] else "yes"
-        row = {"control": "no cut, time saved (range)", "shows it": shows}
+        row = {"control": "the clock: no cut, time saved (range)", "shows it": shows}
         rows.append(row | {"effect": np.median(saved), "lo": saved.min(), "hi": saved.max()})
     return pd.DataFrame(rows)
 
@@ -246,33 +284,43 @@ def details_of(
     spec: Spec,
     states: dict[str, State],
     advice: Recommendation | None,
+    shares: pd.DataFrame | None,
     times: pd.DataFrame | None,
+    clock: tuple[str, Interval | None],
 ) -> pd.DataFrame:
     """One row per part of the claim, for the reader."""
-    margins, rows = spec["margins"], []
+    margins, rows = {k: m["value"] for k, m in spec["margins"].items()}, []
     for task, (label, gain, _) in states.items():
-        rows.append(gain.row(f"{task}: gain by the picture", label, margins["gain"]["value"]))
+        rows.append(gain.row(f"{task}: gain by the picture", label, margins["gain"]))
     if advice is None:
         return pd.DataFrame(rows)
     depth = Interval(advice.depth, advice.lo, advice.hi, NAN, NAN)
     rows.append(depth.row("recommended depth", "all tasks that count"))
     for row in advice.losses[advice.losses["depth"] == advice.depth].itertuples():
         loss = Interval(row.loss, row.low, row.high, row.low, row.high)
-        rows.append(loss.row(f"{row.task}: loss there", "90% interval", margins["loss"]["value"]))
+        rows.append(loss.row(f"{row.task}: loss there", "90% interval", margins["loss"]))
+    if shares is not None:
+        saves = shares[
+            (shares["low"] <= margins["prefill_ratio"]) & (shares["kv"] <= margins["kv_ratio"])
+        ]
+        deepest = Interval(saves.index.max(), *[NAN] * 4)
+        rows.append(deepest.row("deepest cut that may save enough", "reported only"))
+        how = {"costs": "counted", "clock": "measured"}[spec["decides"]]
+        unit = UNITS[spec["decides"]]
+        for name, measure, margin in (
+            ("prefill", f"prefill: {unit} left there", "prefill_ratio"),
+            ("kv", "cache: bytes left there", "kv_ratio"),
+        ):
+            low, high = np.quantile(shares.loc[advice.distribution, name], [0.025, 0.975])
+            left = Interval(shares.loc[advice.depth, name], low, high, NAN, NAN)
+            rows.append(left.row(measure, f"{how}; interval over pictures", margins[margin]))
     if times is None:
         return pd.DataFrame(rows)
-    bounds, most = bounds_of(spec, times), margins["time_ratio"]["value"]
-    pays = max((d for d, (low, _) in bounds.items() if low <= most), default=NAN)
-    rows.append(
-        Interval(pays, *[NAN] * 4).row("deepest cut that may save enough", "reported only", most)
-    )
-    if advice.depth in bounds:
-        median = float(np.median(prefill_of(times, advice.depth)))
-        own = Interval(median, *bounds[advice.depth], NAN, NAN)
-        rows.append(own.row("prefill: median ratio there", "bounds of the median", most))
-    for name, margin in (("prefill", "time_ratio"), ("decode", None), ("kv", "kv_ratio")):
+    if clock[1] is not None:
+        label = f"the clock {clock[0].split(' (')[0]}"
+        rows.append(clock[1].row("prefill: median time there", label, margins["prefill_ratio"]))
+    for name in ("prefill", "decode"):
         own = times[(times["depth"] == advice.depth) & ~times["again"]][f"{name}_ratio"]
         bounded = Interval(float(own.median()), float(own.min()), float(own.max()), NAN, NAN)
-        value = margins[margin]["value"] if margin else NAN
-        rows.append(bounded.row(f"{name}: ratio there", "range of repetitions", value))
+        rows.append(bounded.row(f"{name}: time there", "range of repetitions"))
     return pd.DataFrame(rows)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-__all__ = ["DEPTHS", "LINEAR", "clock", "costs", "cut_tables"]
+__all__ = ["DEPTHS", "LINEAR", "SLIGHT", "clock", "costs", "cut_tables"]
 
 DEPTHS = np.arange(9)
 LINEAR = tuple(0.1 + 0.9 * DEPTHS / DEPTHS[-1])
+SLIGHT = tuple(1 - 0.02 * (DEPTHS[-1] - DEPTHS))
 
 
 def cut_tables(

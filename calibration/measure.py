@@ -23,7 +23,7 @@ __all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_ta
 
 RESAMPLES = 400
 """Bootstrap resamples in place of the registered number, for time: bounds are a little coarser."""
-SIMULATIONS = {"C1": 100, "C2": 60, "C3": 60, "C4": 60, "C5": 24, "C7": 100}
+SIMULATIONS = {"C1": 100, "C2": 60, "C3": 60, "C4": 60, "C5": 24, "C7": 100, "C8": 60}
 POOLED = 24
 """Simulations whose rows together give an effect without noise: the truth, for coverage."""
 COUNTS = ("supported", "not supported")
@@ -123,7 +123,8 @@ def _together(
 
     # Only what the effect itself reads: conditions, but neither untrained models nor tokens.
     control = [c["conditions"] for _, c in parts if "conditions" in c]
-    given = {"conditions": joined(control)} if control else None
+    given = {"conditions": joined(control)} if control else {}
+    given |= {k: t for k, t in parts[0][1].items() if k == "costs"}
     table = joined([table for table, _ in parts])
     return verdict(claim, table, control=given, path=path, p_value=False).effect
 

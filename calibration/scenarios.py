@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from calibration import chained, curves, grids, styles, truncated
+from calibration import chained, curves, cuts, grids, styles, truncated
 from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.measure.chains import compare
 
@@ -90,13 +90,17 @@ def _left_over(margins: float) -> curves.Shape:
     return both(0), both(1), both(2)
 
 
-def _c7_power(exponent: float):
-    return _c7(lambda z: z**exponent, lambda z: z ** (1 / exponent))
+def _c7_power(exponent: float, **options: Any):
+    return _c7(lambda z: z**exponent, lambda z: z ** (1 / exponent), **options)
+
+
+def _c8(mcq: int = 3, vqa: int = 4, **options: Any):
+    return lambda seed: cuts.cut_tables({"mcq": mcq, "vqa": vqa}, seed=seed, **options)
 
 
 ALL, EARLY, LATE = curves.SHAPES, curves.early_change, curves.late_change
 _EDGE = (EARLY(3), LATE(1), LATE(1))
-_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7")}
+_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7", "C8")}
 
 SCENARIOS = (
     Scenario("C1", "no structure", False, _c1(ALL["flat"])),
@@ -190,4 +194,27 @@ SCENARIOS = (
     ),
     Scenario("C7", "long chains keep less", False, _c7(styles.early, styles.late)),
     Scenario("C7", "power_at: long chains keep more", True, _c7_power(_P["C7"]["exponent"])),
+    Scenario(
+        "C7",
+        "long chains keep more, base's own blind scores",
+        True,
+        _c7_power(_P["C7"]["exponent"], **styles.OWN),
+    ),
+    Scenario(
+        "C7",
+        "styles alike, base's own blind scores",
+        False,
+        _c7(styles.even, styles.even, **styles.OWN),
+    ),
+    Scenario("C8", "every cut loses 3 in 100", False, _c8(loss=0.03)),
+    Scenario("C8", "words need the picture late", False, _c8(mcq=3, vqa=7)),
+    Scenario("C8", "no cut saves a quarter", False, _c8(shares=cuts.SLIGHT)),
+    Scenario("C8", "another picture does as well", False, _c8(other=0.9)),
+    Scenario("C8", "2 answers in 100 are lost", True, _c8(loss=0.02)),
+    Scenario(
+        "C8",
+        "power_at: a cut that keeps answers",
+        True,
+        _c8(loss=_P["C8"]["loss"], noise=_P["C8"]["clock_noise"]),
+    ),
 )

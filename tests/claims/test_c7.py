@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from calibration.styles import early, even, late
+from calibration.styles import OWN, early, even, late
 from calibration.styles import styles_tables as simulate
 from visdepth_utils.claims.registry import claim_entry, sensitivity, verdict
 
@@ -85,3 +85,24 @@ def test_another_picture_that_may_help_leaves_it_open():
     assert "unclear" in set(states) and "yes" not in set(states)
     assert v.verdict == "inconclusive"
     assert "whether another picture helps" in v.reason and "is unclear" in v.reason
+
+
+def test_too_few_pictures_refute_nothing():
+    """At base's own blind scores 96 pictures cannot tell: that is no "not supported"."""
+    exponent = claim_entry("C7")["power_at"]["exponent"]
+    kept = {"direct": lambda z: z**exponent, "long": lambda z: z ** (1 / exponent)}
+    few = [decide(kept, seed=seed, **OWN) for seed in range(8)]
+    assert "not supported" not in {v.verdict for v in few}
+    assert sum(v.verdict == "supported" for v in few) <= 2
+    assert decide(kept, n=1200, **OWN).verdict == "supported"
+    assert claim_entry("C7")["power_at"]["own_blind"] == OWN["blind"]
+
+
+def test_no_difference_is_a_bound_below_the_margin():
+    most = claim_entry("C7")["margins"]["contrast"]["value"]
+    v = decide({"direct": even, "long": even}, n=6000)
+    assert v.verdict == "not supported" and "makes no difference" in v.reason
+    assert v.ci[1] < 2 * most
+    few = [decide({"direct": even, "long": even}, seed=seed, **OWN) for seed in range(6)]
+    open_ones = [v for v in few if v.verdict == "inconclusive" and v.effect < most]
+    assert open_ones and not any(v.ci[1] < most for v in open_ones)

@@ -15,6 +15,7 @@ __all__ = [
     "image_table",
     "text_table",
     "worlds_of_c1",
+    "worlds_of_c2",
 ]
 
 LAYERS = 12
@@ -175,6 +176,7 @@ def curves_table(
     noise: float = 1.0,
     seed: int = 0,
     speed: Curve = slows,
+    apart: Curve | None = None,
     questions: int = 1,
     modality: str = "image",
     tails: float | None = None,
@@ -187,7 +189,8 @@ def curves_table(
         n: Images.
         noise: Factor on the noise of a value, 1 as in real runs.
         seed: Of the noise.
-        speed: Update ratio, and 1 - CKA, by depth.
+        speed: Update ratio by depth.
+        apart: 1 - CKA by depth; None for the same as ``speed``.
         questions: Samples of each image.
         modality: Name of the type.
         tails: Degrees of freedom of the noise (Student's t, of the same variance); None for a
@@ -209,7 +212,7 @@ def curves_table(
         return np.exp(dimension(z))
 
     means = {"entropy": entropy, "id_twonn": points, "id_mle": points, "curvature": curvature}
-    means |= {"update_ratio": speed, "cka_ahead": lambda z: 1 - speed(z)}
+    means |= {"update_ratio": speed, "cka_ahead": lambda z: 1 - (apart or speed)(z)}
     parts = []
     for name, first, last, sd, spread in _NOISE:
         layers = np.arange(first, last)
@@ -250,32 +253,64 @@ TEXTS: Mapping[str, tuple[Shape, Shape, Shape]] = {
 }
 
 
+MOVE_MARGIN = 0.02
+"""Of both measures of movement in claims.yaml (a test compares them)."""
+
+
+def moves(margins: float) -> Curve:
+    """Size of updates above that of a representation that comes to rest, by so many margins."""
+    return lambda z: slows(z) + margins * MOVE_MARGIN
+
+
+def moves_at_the_end(z: Any) -> Any:
+    """Size of updates that are large in the last two layers alone."""
+    return slows(z) + 0.5 * (np.asarray(z) > 9.5 / 11)
+
+
+# Who moves: image, text, and text in the image's places.
+SPEEDS: Mapping[str, tuple[Curve, Curve, Curve]] = {
+    "text keeps changing": (slows, goes_on, goes_on),
+    "both keep changing": (goes_on, goes_on, goes_on),
+    "text changes more": (moves(5), goes_on, goes_on),
+    "both settle": (slows, slows, slows),
+    "neither changes": (slows, slows, slows),
+    "image keeps changing": (goes_on, slows, slows),
+    "position only": (slows, goes_on, slows),
+    "both jump at the end": (moves_at_the_end,) * 3,
+}
+
+
 def text_table(
     shapes: str | tuple[Shape, Shape, Shape],
     *,
+    speeds: tuple[Curve, Curve, Curve] | None = None,
     seed: int = 0,
     n: int = 48,
     noise: float = 1.0,
     text_noise: float | None = None,
-    text_speed: Curve = goes_on,
     shuffled: bool = True,
     placed: bool = True,
+    **options: Any,
 ) -> pd.DataFrame:
     """A table like ``text_geometry``'s and ``placed_geometry``'s, one below the other.
 
     Args:
         shapes: Image, text, and text in the image's places; or a name of TEXTS.
+        speeds: Their update ratios by depth; None for those of the name in SPEEDS, and for shapes
+            without a name an image that comes to rest and text that does not.
         seed: Of the noise.
         n: Images.
         noise: As in ``curves_table``.
         text_noise: The same for text; None for that of the image.
-        text_speed: Update ratio of text by depth.
         shuffled: With shuffled labels (both a mixture of image and text).
         placed: With text in the image's places.
+        options: Of ``curves_table``.
 
     Returns:
         The columns of ``layer_geometry``.
     """
+    given = SPEEDS[shapes] if isinstance(shapes, str) else (slows, goes_on, goes_on)
+    still, moving, in_place_moving = speeds or given
     image, text, in_place = TEXTS[shapes] if isinstance(shapes, str) else shapes
     text_noise = noise if text_noise is None else text_noise
 
@@ -284,17 +319,56 @@ def text_table(
 
     mixture: Shape = tuple(mixed(a, b) for a, b in zip(image, text, strict=True))  # type: ignore
     groups: list[tuple[str, Shape, float, Curve]] = [
-        ("image", image, noise, slows),
-        ("text", text, text_noise, text_speed),
+        ("image", image, noise, still),
+        ("text", text, text_noise, moving),
     ]
     if placed:
-        groups.append(("text in the image's places", in_place, text_noise, text_speed))
+        groups.append(("text in the image's places", in_place, text_noise, in_place_moving))
     if shuffled:
-        groups += [(f"shuffled {kind}", mixture, noise, slows) for kind in ("image", "text")]
+        between = mixed(still, moving)
+        groups += [(f"shuffled {kind}", mixture, noise, between) for kind in ("image", "text")]
     return pd.concat(
         [
-            curves_table(shape, n=n, noise=sd, seed=[seed, i], speed=speed, modality=name)
+            curves_table(
+                shape, n=n, noise=sd, seed=[seed, i], speed=speed, modality=name, **options
+            )
             for i, (name, shape, sd, speed) in enumerate(groups)
         ],
         ignore_index=True,
     )
+
+
+def worlds_of_c2() -> dict[str, tuple[bool, Callable[[int], dict[str, Any]]]]:
+    """Worlds of C2 that a rule must not get wrong.
+
+    Returns:
+        Name -> whether the claim is true there, and seed -> arguments of ``text_table``.
+    """
+    still: tuple[Shape, Shape, Shape] = (SHAPES["flat"],) * 3
+    text = (slows, moves(3), moves(3))
+
+    def of(
+        shapes: str | tuple[Shape, Shape, Shape], speeds: tuple[Curve, Curve, Curve], **options: Any
+    ) -> Callable[[int], dict[str, Any]]:
+        return lambda seed: {"shapes": shapes, "speeds": speeds, "seed": seed, **options}
+
+    changing = TEXTS["text keeps changing"]
+    one = {"apart": slows}
+    return {
+        "text moves and changes shape": (True, of(changing, text)),
+        "text moves, all shapes are flat": (True, of(still, text)),
+        "text moves, heavy tails": (True, of(still, text, tails=3.0)),
+        "text moves, images alike by fours": (True, of(still, text, alike=4)),
+        "text changes shape, nothing moves": (False, of(changing, (slows,) * 3)),
+        "nothing moves more": (False, of(still, (slows,) * 3)),
+        "nothing moves more, heavy tails": (False, of(still, (slows,) * 3, tails=3.0)),
+        "nothing moves more, images alike by fours": (False, of(still, (slows,) * 3, alike=4)),
+        "both move": (False, of(changing, (goes_on,) * 3)),
+        "text moves by just the margin": (False, of(changing, (slows, moves(1), moves(1)))),
+        "text moves in the last two layers": (
+            False,
+            of(changing, (slows, moves_at_the_end, moves_at_the_end)),
+        ),
+        "larger updates, states as alike": (False, of(changing, text, **one)),
+        "position only": (False, of(changing, (slows, moves(3), slows))),
+    }

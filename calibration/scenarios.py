@@ -53,11 +53,11 @@ def _c1(shape: curves.Shape, control: curves.Shape = curves.SHAPES["drift"], noi
     return make
 
 
-def _c2(shapes: str | tuple[curves.Shape, ...], control: str = "both settle", noise: float = 1.0):
+def _c2(shapes: Any, control: str = "both settle", **given: Any):
     def make(seed: int) -> Tables:
         options = {"shuffled": False, "placed": False}
         other = curves.text_table(control, seed=seed + 10**6, **options)
-        return curves.text_table(shapes, seed=seed, noise=noise), {"untrained": other}
+        return curves.text_table(shapes, seed=seed, **given), {"untrained": other}
 
     return make
 
@@ -99,8 +99,37 @@ def _c8(mcq: int = 3, vqa: int = 4, **options: Any):
 
 
 ALL, EARLY, LATE = curves.SHAPES, curves.early_change, curves.late_change
-_EDGE = (EARLY(3), LATE(1), LATE(1))
+
+
+def _moves(margins: float) -> tuple[curves.Curve, curves.Curve, curves.Curve]:
+    """Text, in its own and in the image's places, moves more by so many margins."""
+    return (curves.slows, curves.moves(margins), curves.moves(margins))
+
+
 _P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7", "C8")}
+
+
+def _worlds(claim: str, but: set[str]) -> tuple[Scenario, ...]:
+    """The worlds of C1 or C2 in ``curves``, without those that stand below under other names."""
+
+    def make(options: Callable[[int], dict[str, Any]]) -> Callable[[int], Tables]:
+        def tables(seed: int) -> Tables:
+            if claim == "C1":
+                other = curves.curves_table(ALL["drift"], seed=[seed, 1])
+                return curves.curves_table(**options(seed)), {"untrained": other}
+            bare = {"shuffled": False, "placed": False}
+            other = curves.text_table("both settle", seed=seed + 10**6, **bare)
+            return curves.text_table(**options(seed)), {"untrained": other}
+
+        return tables
+
+    worlds = {"C1": curves.worlds_of_c1, "C2": curves.worlds_of_c2}[claim]()
+    return tuple(
+        Scenario(claim, name, bool(true), make(options))
+        for name, (true, options) in worlds.items()
+        if name not in but
+    )
+
 
 SCENARIOS = (
     Scenario("C1", "no structure", False, _c1(ALL["flat"])),
@@ -110,11 +139,14 @@ SCENARIOS = (
     Scenario("C1", "early change, then one of just the margin", False, _c1(_left_over(1.0))),
     Scenario("C1", "plateau, and untrained as well", False, _c1(EARLY(3), ALL["look-alike"])),
     Scenario("C1", "power_at: early plateau", True, _c1(EARLY(_P["C1"]["margins"]))),
+    *_worlds("C1", {"early plateau", "flat from the input", "drift"}),
     Scenario("C2", "no structure", False, _c2("neither changes")),
     Scenario("C2", "both settle early", False, _c2("both settle")),
     Scenario("C2", "both drift slowly", False, _c2("both keep changing")),
     Scenario("C2", "both jump late", False, _c2("both jump at the end")),
-    Scenario("C2", "text changes by just the margin", False, _c2(_EDGE)),
+    Scenario(
+        "C2", "text changes by just the margin", False, _c2("text keeps changing", speeds=_moves(1))
+    ),
     Scenario("C2", "position only", False, _c2("position only")),
     Scenario(
         "C2", "untrained as well", False, _c2("text keeps changing", control="text keeps changing")
@@ -123,7 +155,17 @@ SCENARIOS = (
         "C2",
         "power_at: text drifts, image settles",
         True,
-        _c2((EARLY(3), LATE(_P["C2"]["margins"]), LATE(_P["C2"]["margins"]))),
+        _c2("text keeps changing", speeds=_moves(_P["C2"]["margins"])),
+    ),
+    *_worlds(
+        "C2",
+        {
+            "text moves and changes shape",
+            "text moves by just the margin",
+            "nothing moves more",
+            "both move",
+            "position only",
+        },
     ),
     Scenario(
         "C3",

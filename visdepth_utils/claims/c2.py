@@ -1,38 +1,76 @@
 """C2, text tokens keep restructuring: the rule behind the entry in data/claims.yaml.
 
-The questions come in this order: can it be measured, does text still change when image tokens
-should have settled and more than they do, do the states themselves move more, is that more than
-position explains, and more than untrained models and shuffled labels show.
+The questions come in this order: can it be measured, do text states still move when image tokens
+should have settled and more than they do, is that more than position explains, and more than
+untrained models and shuffled labels show. How a cloud of states is shaped (three measures of C1)
+stands beside it.
 """
 
 import copy
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from visdepth_utils.claims.bootstrap import aside, no_more, noted, require, said
 from visdepth_utils.claims.c1 import margin_of, without_last
 from visdepth_utils.claims.interchange import early_layer
 from visdepth_utils.claims.stabilisation import (
-    MORE,
     UNCLEAR,
     Late,
     by_image,
     image_layer_matrix,
     interval,
     late,
-    least,
     mirrored,
 )
 
 Spec = dict[str, Any]
 Curves = dict[str, pd.DataFrame]  # measure -> (images x layers)
-Parts = dict[str, Late]
+Shapes = dict[str, Late]
 NAN = float("nan")
 IN_PLACE = "text in the image's places"
 SHUFFLED = "shuffled labels"
 COLUMNS = {"image", "modality", "layer", "metric", "value"}
+MOVES, MOVES_NOT = "text moves more", "text moves no more"
+
+
+@dataclass(frozen=True)
+class Move:
+    """How much more text states move than image states from one third on, in one measure.
+
+    Attributes:
+        label: ``MOVES``, ``MOVES_NOT`` or ``UNCLEAR``.
+        margin: Of the difference.
+        text: Mean of text.
+        image: Mean of the image tokens.
+        lo: Two-sided interval of text - image, lower end.
+        hi: Upper end.
+        low: One-sided lower bound.
+        high: One-sided upper bound.
+        shows: Whether text moves more by the margin; None where the bounds do not decide.
+        effect: (text - image) / margin.
+        effects: The same in every resample, (B,).
+    """
+
+    label: str
+    margin: float
+    text: float
+    image: float
+    lo: float
+    hi: float
+    low: float
+    high: float
+    shows: bool | None
+    effect: float
+    effects: NDArray[np.float64]
+
+
+Parts = dict[str, Move] | dict[str, Late]
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -58,22 +96,27 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     found["thresholds"] = thresholds(spec, depth)
     if spec["text"] not in set(table["modality"]):
         return found | said("not testable", f"table has no tokens of group {spec['text']!r}")
-    image, text = (curves_of(spec, table, name) for name in ("image", spec["text"]))
-    images = complete([*image.values(), *text.values()])
+    if "image" not in set(table["modality"]):
+        raise ValueError("table has no 'image' tokens: pass what text_geometry returns")
+    shapes, beside = shapes_of(spec, table, spec["text"], depth)
+    images = leading(spec, table, spec["text"], depth)
     found["n_images"] = len(images)
     if len(images) == 0 or len(images) < (1 - common["max_missing_share"]) * asked:
-        why = why_missing(table, ("image", spec["text"]))
+        why = why_missing(spec, table, ("image", spec["text"]))
         return found | said("not testable", f"{asked - len(images)} of {asked} images {why}")
     if depth < common["min_layers"]:
         few = common["min_layers"]
         return found | said("not testable", f"{depth} decoder layers; it takes at least {few}")
 
-    parts = parts_of(spec, text, image, images, depth)
-    effect, ci = mirrored(*least(parts), common["level"])
+    parts = parts_of(spec, table, spec["text"], images, depth)
+    moves = movement(spec, table, spec["text"], images, depth)
+    effect, ci = mirrored(*combined(spec, parts), common["level"])
     found |= {"effect": effect, "ci": ci}
-    check = movement(spec, table, images, depth)
-    placed = placed_text(spec, table, image, images, depth)
-    found["details"] = pd.concat([_details(spec, parts, placed), check], ignore_index=True)
+    placed = None
+    if IN_PLACE in set(table["modality"]):
+        whole = images.isin(leading(spec, table, IN_PLACE, depth)).all()
+        placed = parts_of(spec, table, IN_PLACE, images, depth) if whole else None
+    found["details"] = _details(spec, moves, shapes, beside, placed)
     rivals = rivals_of(spec, table, controls, images)
     notes = {name: noted(t) for name, t in controls.items() if rivals[name] is None}
     found["controls"] = contrasts = _contrasts(spec, parts, rivals, notes)
@@ -82,7 +125,11 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if len(images) < common["min_images"]:
         few = common["min_images"]
         return found | said("inconclusive", f"{len(images)} images; the rule asks for {few}")
-    return found | (_pattern(parts, contrasts) or _attribution(check, placed, contrasts))
+    answer = _pattern(spec, parts, contrasts) or _attribution(spec, moves, placed, contrasts)
+    if spec["decides"] == "movement":
+        agree = sum(part.shows is True for part in shapes.values())
+        answer["reason"] += f"; {agree} of {len(shapes)} measures of shape change more and later"
+    return found | answer
 
 
 def variants(spec: Spec) -> dict[str, Spec]:
@@ -97,54 +144,64 @@ def variants(spec: Spec) -> dict[str, Spec]:
     out, asked = {}, spec["sensitivity"]
     for factor in asked["margin_factors"]:
         out[f"margins x {factor:g}"] = changed = copy.deepcopy(spec)
+        for measure in changed["movement"].values():
+            measure["margin"] *= factor
         for metric in changed["metrics"].values():
             log = metric["scale"] == "log"
             metric["margin"] = metric["margin"] ** factor if log else metric["margin"] * factor
-    out[f"dimension by {asked['id_estimator']}"] = changed = copy.deepcopy(spec)
-    changed["metrics"]["intrinsic_dimension"]["column"] = asked["id_estimator"]
     return out | {name: copy.deepcopy(spec) | change for name, change in asked["rules"].items()}
 
 
 def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     """The numbers the rule uses on a decoder of ``depth`` layers, for the record."""
     names = ("level", "resamples", "seed", "min_images", "min_layers", "max_missing_share")
+    own = ("decides", "combine", "early", "text", "first_state", "drop_last", "least_distinct")
     return {
-        **{name: spec[name] for name in ("early", "text", "first_state")},
+        **{name: spec[name] for name in own},
         "early_layer": early_layer(spec, depth),
+        **{f"margin_{column}": m["margin"] for column, m in spec["movement"].items()},
         **{f"margin_{m['column']}": m["margin"] for m in spec["metrics"].values()},
         **{name: spec["common"][name] for name in names},
     }
 
 
-def _pattern(parts: Parts, contrasts: pd.DataFrame) -> dict[str, str] | None:
+def _pattern(spec: Spec, parts: Parts, contrasts: pd.DataFrame) -> dict[str, str] | None:
     """A verdict where the pattern is not fully there; None where it is."""
     told = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
     fewest = sum(part.shows is True for part in parts.values())
     most = fewest + sum(part.shows is None for part in parts.values())
-    if fewest == len(parts):
-        return None
-    if max(fewest, 1) != max(most, 1):  # the open ones could move the verdict
+    does = "text moving more" if spec["decides"] == "movement" else "text changing more and later"
+
+    def answer(shown: int) -> str:
+        if shown == len(parts):
+            return "there"
+        return "weaker" if shown and shown == len(parts) - 1 else "not supported"
+
+    if answer(fewest) != answer(most):  # the open ones could move the verdict
         why = f"intervals too wide to tell whether text changes more than image tokens ({told})"
         return said("inconclusive", why)
-    if fewest < len(parts) - 1:
-        why = f"{fewest} of {len(parts)} measures show text changing more and later ({told})"
-        return said("not supported", why)
-    there = [name for name, part in parts.items() if part.shows]
+    if answer(fewest) == "there":
+        return None
+    if answer(fewest) == "not supported":
+        return said("not supported", f"{fewest} of {len(parts)} measures show {does} ({told})")
+    there = {name: part.label for name, part in parts.items() if part.shows}
     same = [
         row["control"]
         for row in contrasts.to_dict("records")
-        if all(row.get(name.replace("_", " ")) == MORE for name in there)
+        if all(row.get(name.replace("_", " ")) == label for name, label in there.items())
     ]
-    tail = f"; a control shows these as well ({same[0]})" if same else ""
-    return said("weaker", f"only {fewest} measures show text changing more ({told}){tail}")
+    tail = f"; a control shows this as well ({same[0]})" if same else ""
+    return said("weaker", f"only {fewest} of {len(parts)} measures show {does} ({told}){tail}")
 
 
 def _attribution(
-    check: pd.DataFrame, placed: Parts | None, contrasts: pd.DataFrame
+    spec: Spec, moves: dict[str, Move], placed: Parts | None, contrasts: pd.DataFrame
 ) -> dict[str, str]:
-    """Text changes more and later: do its states move, is it position, is it learnt?"""
-    there = "text changes more and later, but"
-    if check["label"].eq("no more").any():
+    """The pattern is there: is it position, is it learnt?"""
+    by_shape = spec["decides"] != "movement"
+    does = "text changes more and later" if by_shape else "text moves more"
+    there = f"{does}, but"
+    if by_shape and any(move.effect <= 0 for move in moves.values()):
         return said("weaker", f"{there} its states themselves move no more than image tokens")
     for name in contrasts.loc[contrasts["shows it"] == "yes", "control"]:
         return said("weaker", f"{there} a control shows it too ({name})")
@@ -159,31 +216,35 @@ def _attribution(
     for row in contrasts[contrasts["shows it"] != "no"].to_dict("records"):
         why = f"{there} whether a control shows it is unclear ({aside(row)})"
         return said("inconclusive", why)
-    if check["label"].eq(UNCLEAR).any():
+    if by_shape and not all(move.lo > 0 for move in moves.values()):
         return said("inconclusive", f"{there} whether its states move more is unclear")
     if not all(part.low > 0 for part in placed.values()):
         why = "text in the image's places does not beyond doubt: position may explain it"
         return said("weaker", f"{there} {why}")
     for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
         return said("weaker", f"{there} {no_more(row.hi)} than in a control ({row.control})")
-    return said(
-        "supported",
-        "all three measures change more and later in text than in image tokens, in the image's own "
-        "places too, and no control shows it",
-    )
+    why = f"{does} than image tokens, in the image's own places too, and no control shows it"
+    return said("supported", why)
+
+
+def combined(spec: Spec, parts: Parts) -> tuple[float, NDArray[np.float64]]:
+    """Smallest or mean effect over the measures, in the data and in every resample."""
+    over = np.min if spec["combine"] == "smallest" else np.mean
+    effects = over([part.effects for part in parts.values()], axis=0)
+    return float(over([part.effect for part in parts.values()])), effects
 
 
 def _contrasts(
     spec: Spec, parts: Parts, rivals: dict[str, Parts | None], notes: dict[str, str]
 ) -> pd.DataFrame:
     """One row per control: does it show the pattern, and how much less of it."""
-    level, (effect, draws), rows = spec["common"]["level"], least(parts), []
+    level, (effect, draws), rows = spec["common"]["level"], combined(spec, parts), []
     columns = ["control", "shows it", "effect", "contrast", "lo", "hi"]
     for name, other in rivals.items():
         row: dict[str, Any] = dict.fromkeys(columns, NAN)
         row |= {"control": name, "shows it": "not measured"}
         if other is not None:
-            own, own_draws = least(other)
+            own, own_draws = combined(spec, other)
             row["effect"], _ = mirrored(own, own_draws, level)
             contrast = mirrored(effect - own, draws - own_draws, level)
             row["contrast"], (row["lo"], row["hi"]) = contrast
@@ -196,27 +257,31 @@ def _contrasts(
     return pd.DataFrame(rows, columns=columns if not rows else None)
 
 
-def _details(spec: Spec, parts: Parts, placed: Parts | None) -> pd.DataFrame:
-    """One row per measure, for the reader; ``in place``: text in the image's places."""
-    return pd.DataFrame(
-        [
-            {
-                "measure": spec["metrics"][name]["label"],
-                "metric": spec["metrics"][name]["column"],
-                "label": part.label,
-                "text": part.text,
-                "image": part.image,
-                "difference": part.text - part.image,
-                "lo": part.low,
-                "hi": part.high,
-                "margin": part.margin,
-                "z* text": part.z_text,
-                "z* image": part.z_image,
-                "in place": placed[name].text if placed else NAN,
-            }
-            for name, part in parts.items()
-        ]
-    )
+def _details(
+    spec: Spec,
+    moves: dict[str, Move],
+    shapes: Shapes,
+    beside: dict[str, str],
+    placed: Parts | None,
+) -> pd.DataFrame:
+    """One row per measure, movement first; ``in place``: text in the image's places."""
+    rows = []
+    for name, move in moves.items():
+        row = {"measure": spec["movement"][name]["label"], "metric": name, "label": move.label}
+        row |= {"text": move.text, "image": move.image, "difference": move.text - move.image}
+        rows.append(row | {"lo": move.lo, "hi": move.hi, "margin": move.margin})
+    for name, part in shapes.items():
+        metric = spec["metrics"][name]
+        row = {"measure": metric["label"], "metric": metric["column"], "label": part.label}
+        row |= {"text": part.text, "image": part.image, "difference": part.text - part.image}
+        row |= {"lo": part.low, "hi": part.high, "margin": part.margin}
+        rows.append(row | {"z* text": part.z_text, "z* image": part.z_image})
+    for name, why in beside.items():
+        metric = spec["metrics"][name]
+        rows.append({"measure": metric["label"], "metric": metric["column"], "label": why})
+    at = {spec["metrics"][n]["column"] if n in spec["metrics"] else n: n for n in placed or ()}
+    inside = [placed[at[row["metric"]]].text if row["metric"] in at else NAN for row in rows]
+    return pd.DataFrame(rows).assign(**{"in place": inside})
 
 
 def depth_of(table: pd.DataFrame) -> int:
@@ -225,18 +290,23 @@ def depth_of(table: pd.DataFrame) -> int:
 
 
 def curves_of(spec: Spec, table: pd.DataFrame, modality: str) -> Curves:
-    """Every measure of one group of tokens, from the first state that counts."""
+    """Every measure of shape of one group of tokens, from the first state that counts."""
     rows = table[table["modality"] == modality]
     if rows.empty:
         raise ValueError(f"table has no {modality!r} tokens: pass what text_geometry returns")
     out = {}
     for name, metric in spec["metrics"].items():
-        if metric["column"] not in set(rows["metric"]):
-            raise ValueError(f"table has no metric {metric['column']!r}: add it to metrics=")
-        wide = image_layer_matrix(rows, metric["column"])
+        wide = _by_layer(rows, metric["column"])
         wide = wide.loc[:, wide.columns >= spec["first_state"]]
         out[name] = wide.map(math.log) if metric["scale"] == "log" else wide
     return out
+
+
+def _by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One metric as (images x layers)."""
+    if metric not in set(rows["metric"]):
+        raise ValueError(f"table has no metric {metric!r}: add it to metrics=")
+    return image_layer_matrix(rows, metric)
 
 
 def complete(curves: list[pd.DataFrame]) -> pd.Index:
@@ -247,22 +317,85 @@ def complete(curves: list[pd.DataFrame]) -> pd.Index:
     return images
 
 
-def why_missing(table: pd.DataFrame, names: tuple[str, ...]) -> str:
-    """What is most often noted where a value is missing."""
-    lost = table[table["modality"].isin(names) & table["value"].isna() & (table["layer"] > 0)]
+def why_missing(spec: Spec, table: pd.DataFrame, names: tuple[str, ...]) -> str:
+    """What is most often noted where a value that decides is missing."""
+    shapes = [metric["column"] for metric in spec["metrics"].values()]
+    columns = list(spec["movement"]) if spec["decides"] == "movement" else shapes
+    rows = table[table["modality"].isin(names) & table["metric"].isin(columns)]
+    lost = rows[rows["value"].isna() & (rows["layer"] > 0)]
     note = noted(lost)
     return "have no value" + (f" ({note})" if note else "")
 
 
-def parts_of(spec: Spec, text: Curves, image: Curves, images: pd.Index, depth: int) -> Parts:
-    """Every measure under the same resamples of images."""
+def speeds(spec: Spec, table: pd.DataFrame, modality: str, depth: int) -> Curves:
+    """How far states move from one third on, by measure, (images x layers)."""
+    out = {}
+    for column in spec["movement"]:
+        curve = without_last(spec, _by_layer(table[table["modality"] == modality], column))
+        curve = curve.loc[:, curve.columns >= early_layer(spec, depth)]
+        out[column] = 1 - curve if column.startswith("cka") else curve
+    return out
+
+
+def leading(spec: Spec, table: pd.DataFrame, text: str, depth: int) -> pd.Index:
+    """Images with every value that the verdict needs, for image tokens and this group of text."""
+    kinds = ("image", text)
+    if spec["decides"] == "movement":
+        curves = [c for kind in kinds for c in speeds(spec, table, kind, depth).values()]
+    else:
+        curves = [c for kind in kinds for c in curves_of(spec, table, kind).values()]
+    return complete(curves)
+
+
+def parts_of(spec: Spec, table: pd.DataFrame, text: str, images: pd.Index, depth: int) -> Parts:
+    """What decides: a group of text against image tokens, on these images."""
+    if spec["decides"] == "movement":
+        return movement(spec, table, text, images, depth)
+    words, pixels = (curves_of(spec, table, kind) for kind in (text, "image"))
+    return shape(spec, words, pixels, images, depth, list(spec["metrics"]))
+
+
+def movement(
+    spec: Spec, table: pd.DataFrame, text: str, images: pd.Index, depth: int
+) -> dict[str, Move]:
+    """Do text states move more from one third on, mean over layers? By measure and image."""
     common, out = spec["common"], {}
-    for name, metric in spec["metrics"].items():
+    words, pixels = (speeds(spec, table, kind, depth) for kind in (text, "image"))
+    for column, measure in spec["movement"].items():
+        means = [c[column].reindex(images).mean(axis=1, skipna=False) for c in (words, pixels)]
+        mean, draws = by_image(
+            (means[0] - means[1]).to_frame(), common["resamples"], common["seed"]
+        )
+        margin, (lo, hi) = measure["margin"], interval(draws[:, 0], common["level"])
+        low, high = np.quantile(draws[:, 0], [1 - common["level"], common["level"]])
+        shows = True if low > margin else False if high <= margin else None
+        out[column] = Move(
+            label={True: MOVES, False: MOVES_NOT, None: UNCLEAR}[shows],
+            margin=margin,
+            text=float(means[0].mean()),
+            image=float(means[1].mean()),
+            lo=lo,
+            hi=hi,
+            low=float(low),
+            high=float(high),
+            shows=shows,
+            effect=float(mean[0]) / margin,
+            effects=draws[:, 0] / margin,
+        )
+    return out
+
+
+def shape(
+    spec: Spec, text: Curves, image: Curves, images: pd.Index, depth: int, names: list[str]
+) -> Shapes:
+    """Measures of shape under the same resamples of images."""
+    common, out = spec["common"], {}
+    for name in names:
         words, pixels = (without_last(spec, c[name].loc[images]) for c in (text, image))
         out[name] = late(
             words,
             pixels,
-            margin=margin_of(spec, metric, words),
+            margin=margin_of(spec, spec["metrics"][name], words),
             early=early_layer(spec, depth),
             depth=depth,
             level=common["level"],
@@ -272,36 +405,33 @@ def parts_of(spec: Spec, text: Curves, image: Curves, images: pd.Index, depth: i
     return out
 
 
-def movement(spec: Spec, table: pd.DataFrame, images: pd.Index, depth: int) -> pd.DataFrame:
-    """Do the states themselves move more from one third on? Text minus image, by image."""
-    common, out = spec["common"], []
-    for column in spec["representation_check"]["columns"]:
-        means = {}
-        for name in ("image", spec["text"]):
-            curve = image_layer_matrix(table[table["modality"] == name], column).reindex(images)
-            curve = curve.loc[:, curve.columns >= early_layer(spec, depth)]
-            speed = 1 - curve if column.startswith("cka") else curve
-            means[name] = speed.mean(axis=1, skipna=False)
-        change = (means[spec["text"]] - means["image"]).to_frame()
-        label, value, lo, hi = UNCLEAR, NAN, NAN, NAN
-        if len(change) and change.notna().all(axis=None):
-            mean, draws = by_image(change, common["resamples"], common["seed"])
-            value, (lo, hi) = float(mean[0]), interval(draws[:, 0], common["level"])
-            label = "text moves more" if lo > 0 else "no more" if value <= 0 else UNCLEAR
-        row = {"measure": f"check: {column}", "metric": column, "label": label}
-        out.append(row | {"difference": value, "lo": lo, "hi": hi})
-    return pd.DataFrame(out)
+def shapes_of(
+    spec: Spec, table: pd.DataFrame, text: str, depth: int
+) -> tuple[Shapes, dict[str, str]]:
+    """Measures of shape that can be read, and why others cannot."""
+    words, pixels = (curves_of(spec, table, kind) for kind in (text, "image"))
+    beside, out = {}, {}
+    asked = table["image"].nunique()
+    for name, metric in spec["metrics"].items():
+        images = complete([words[name], pixels[name]])
+        if len(images) < max(2, (1 - spec["common"]["max_missing_share"]) * asked):
+            beside[name] = "not measured"
+        elif metric["column"] == "id_twonn" and distinct(table, text) < spec["least_distinct"]:
+            beside[name] = "not read: words repeat"
+        else:
+            out |= shape(spec, words, pixels, images, depth, [name])
+    return out, beside
 
 
-def placed_text(
-    spec: Spec, table: pd.DataFrame, image: Curves, images: pd.Index, depth: int
-) -> Parts | None:
-    """Text in the image's places against the image; None where it was not measured."""
-    if IN_PLACE not in set(table["modality"]):
-        return None
-    text = curves_of(spec, table, IN_PLACE)
-    whole = images.isin(complete(list(text.values())))
-    return parts_of(spec, text, image, images, depth) if whole.all() else None
+def distinct(table: pd.DataFrame, text: str) -> float:
+    """Share of a draw's tokens that differ at the input, median over samples, by their notes.
+
+    A dimension at state 0 that has no value is noted with "k distinct tokens of n".
+    """
+    first = table["modality"].eq(text) & table["layer"].eq(0) & table["metric"].eq("id_twonn")
+    notes = table.loc[first, "note"] if "note" in table else pd.Series(dtype=str)
+    found = [re.search(r"(\d+) distinct tokens of (\d+)", str(note)) for note in notes]
+    return float(np.median([int(m[1]) / int(m[2]) if m else 1.0 for m in found] or [1.0]))
 
 
 def rivals_of(
@@ -323,7 +453,6 @@ def rivals_of(
         if spec["text"] not in set(rows["modality"]):
             out[name] = None
             continue
-        image, text = (curves_of(spec, rows, kind) for kind in ("image", spec["text"]))
-        whole = images.isin(complete([*image.values(), *text.values()])).all()
-        out[name] = parts_of(spec, text, image, images, depth) if whole else None
+        whole = images.isin(leading(spec, rows, spec["text"], depth)).all()
+        out[name] = parts_of(spec, rows, spec["text"], images, depth) if whole else None
     return out

@@ -350,12 +350,6 @@ def mirrored(estimate: float, draws: Floats, level: float) -> tuple[float, tuple
     return float(2 * estimate - draws.mean()), (2 * estimate - hi, 2 * estimate - lo)
 
 
-def least(parts: dict[str, Late]) -> tuple[float, Floats]:
-    """The smallest effect over the measures, in the data and in every resample."""
-    effects = np.min([part.effects for part in parts.values()], axis=0)
-    return min(part.effect for part in parts.values()), effects
-
-
 def _settled(
     value: float, draws: Floats, noise: Floats, margin: float, level: float
 ) -> bool | None:

@@ -1,75 +1,79 @@
-"""Tables like ``reasoning_sweep``'s whose hazard per word is known (C5)."""
+"""Tables like ``reasoning_sweep``'s whose hazard per word is known by depth (C5)."""
 
 import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.c5 import CONTROLS
 
-__all__ = ["DEPTHS", "chains_table"]
+__all__ = ["DEPTHS", "chains_table", "needs"]
 
 DEPTHS, LENGTH, ANSWERS, VOCABULARY = range(9), 30, 4, 40
+Z = np.arange(len(DEPTHS)) / max(DEPTHS)
+GUESS = (0.4, 0.3, 0.2, 0.1)  # of the answers; the first is what is said without an image
+
+
+def needs(share: float, height: float = 0.95) -> np.ndarray:
+    """A word is lost while fewer layers than this share of the depth see the image."""
+    return height / (1 + np.exp(12 * (Z - share))) * (Z < 1)
 
 
 def chains_table(
-    hazard: float = 0.0,
-    answer_hazard: float | None = None,
+    chain: np.ndarray | None = None,
+    answer: np.ndarray | None = None,
     *,
-    cascades: bool = True,
-    random: bool = False,
+    cascades: bool = False,
+    question_words: float = 0.0,
+    template: bool = False,
     n: int = 48,
     seed: int = 0,
     mode: str = "remove",
 ) -> pd.DataFrame:
-    """Chains of random words in which each word flips with a hazard that falls with depth.
-
-    With ``cascades`` all words behind the first flip are other ones too, the answer included; an
-    answer that has its own hazard is not reached by that. ``random`` makes every cut output one
-    about nothing. Under teacher forcing each token flips by itself.
+    """Chains of random words; each word that is lost becomes one that no image was needed for.
 
     Args:
-        hazard: Of a word of the chain at depth 0.
-        answer_hazard: Of the answer; None: that of a word, and it follows the chain.
-        cascades: See above.
-        random: See above.
+        chain: Probability at each depth that a word of the chain is lost; None: never.
+        answer: The same of the answer; None: it is lost with the last word of the chain.
+        cascades: All words after the first lost one are lost too.
+        question_words: Share of the words of a chain that repeat the question, and never change.
+        template: Without an image always the same words and answer; else random ones.
         n: Questions, each about an image of its own.
         seed: Of all draws.
         mode: Of the truncation.
 
     Returns:
-        ``reasoning_sweep``'s columns that ``chains.compare`` and the rule read.
+        ``reasoning_sweep``'s columns that ``chains.compare`` and the rule read, and ``question``.
     """
     rng = np.random.default_rng(seed)
-    other = answer_hazard is not None
+    none = np.zeros(len(DEPTHS))
+    chain = none if chain is None else chain
+    fixed = np.diff(np.floor(np.arange(LENGTH + 1) * question_words)) > 0
+    common = rng.integers(VOCABULARY, size=LENGTH)
 
-    def perturbed(
-        chain: np.ndarray, answer: int, h: float, h_answer: float
-    ) -> tuple[np.ndarray, int]:
-        flips = rng.random(LENGTH) < h
-        if cascades and flips.any():
-            flips[int(flips.argmax()) :] = True
-        chain = np.where(flips, rng.integers(VOCABULARY, size=LENGTH), chain)
-        reached = cascades and flips.any() and not other
-        if reached or rng.random() < h_answer:
-            answer = rng.integers(ANSWERS)
-        return chain, answer
+    def anything() -> tuple[np.ndarray, int]:
+        return rng.integers(VOCABULARY, size=LENGTH), int(rng.choice(ANSWERS, p=GUESS))
 
     rows = []
     for i in range(n):
-        chain, answer = rng.integers(VOCABULARY, size=LENGTH), rng.integers(ANSWERS)
-        conditions = [(d, "", hazard * (1 - d / max(DEPTHS))) for d in DEPTHS]
-        conditions += [(max(DEPTHS), name, 0.0) for name in CONTROLS]
-        for depth, control, h in conditions:
-            h_answer = (answer_hazard or 0.0) * (1 - depth / max(DEPTHS)) if other else h
-            said, end = perturbed(chain, answer, h, h_answer)
-            if control == "another picture" or (random and not control and depth < max(DEPTHS)):
-                said, end = rng.integers(VOCABULARY, size=LENGTH), rng.integers(ANSWERS)
-            text = " ".join(f"w{word}" for word in said)
-            forced = {
-                "changed_chain": rng.binomial(LENGTH, h) / LENGTH,
-                "changed_answer": float(rng.random() < h_answer),
-            }
-            if random and not control and depth < max(DEPTHS):
-                forced = dict.fromkeys(forced, 0.9)
+        asked = np.array([f"q{word}" for word in rng.integers(VOCABULARY, size=LENGTH)])
+        own, end = anything()
+        conditions = [(d, "", d) for d in DEPTHS]
+        conditions += [(max(DEPTHS), name, max(DEPTHS)) for name in CONTROLS]
+        for depth, control, at in conditions:
+            said, final = own, end
+            blind = (common, 0) if template else anything()
+            lost = (rng.random(LENGTH) < chain[at]) & ~fixed
+            if cascades and lost.any():
+                lost[int(lost.argmax()) :] = True
+            missed = lost[~fixed][-1] if answer is None else rng.random() < answer[at]
+            if control == "another picture":
+                said, final = anything()
+            else:
+                said = np.where(lost, blind[0], own)
+                final = blind[1] if missed else end
+            text = " ".join(np.where(fixed, asked, [f"w{word}" for word in said]))
+            changed = (rng.random(LENGTH) < chain[at]) & ~fixed
+            p = chain[at] if answer is None else answer[at]
+            forced = {"changed_chain": changed.mean(), "changed_answer": float(rng.random() < p)}
             row = {
                 "sample": f"s{i}",
                 "image": f"i{i}",
@@ -79,10 +83,11 @@ def chains_table(
                 "mode": mode,
                 "depth": depth,
                 "control": control,
-                "output": f"{text} . so the answer is {end} .",
+                "question": " ".join(sorted(set(asked))),
+                "output": f"{text} . so the answer is {final} .",
                 "correct": 1.0,
-                "kl_chain": h,
-                "kl_answer": h_answer,
+                "kl_chain": chain[at],
+                "kl_answer": p,
                 "answer_kept": 1 - forced["changed_answer"],
             }
             rows.append(row | forced)

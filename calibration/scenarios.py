@@ -71,8 +71,11 @@ def _c4(single: Any, text: Any, **options: Any):
     return lambda seed: truncated.sweep_tables(hazards, n=96, seed=seed, **options)
 
 
-def _c5(*hazards: float, **options: Any):
-    return lambda seed: (compare(chained.chains_table(*hazards, n=96, seed=seed, **options)), None)
+def _c5(chain: Any = None, answer: Any = None, **options: Any):
+    return lambda seed: (
+        compare(chained.chains_table(chain, answer, n=96, seed=seed, **options)),
+        None,
+    )
 
 
 def _c7(direct: Callable, long: Callable, **options: Any):
@@ -99,6 +102,7 @@ def _c8(mcq: int = 3, vqa: int = 4, **options: Any):
 
 
 ALL, EARLY, LATE = curves.SHAPES, curves.early_change, curves.late_change
+_HALF = chained.needs(0.5)
 
 
 def _moves(margins: float) -> tuple[curves.Curve, curves.Curve, curves.Curve]:
@@ -223,10 +227,30 @@ SCENARIOS = (
         ),
     ),
     Scenario("C5", "no change", False, _c5()),
-    Scenario("C5", "length only", False, _c5(0.05)),
-    Scenario("C5", "everything random", False, _c5(random=True)),
-    Scenario("C5", "slips that add up", False, _c5(0.05, 0.05)),
-    Scenario("C5", "power_at: chains move more", True, _c5(_P["C5"]["chain"], _P["C5"]["answer"])),
+    Scenario("C5", "alike, words of the question", False, _c5(_HALF, _HALF, question_words=0.2)),
+    Scenario(
+        "C5",
+        "alike, own ceilings, words of the question",
+        False,
+        _c5(_HALF, _HALF, question_words=0.2, template=True),
+    ),
+    Scenario("C5", "length only", False, _c5(chained.needs(0.5, 0.2), cascades=True)),
+    Scenario(
+        "C5",
+        "slips that add up",
+        False,
+        _c5(chained.needs(0.75, 0.3), chained.needs(0.6), cascades=True),
+    ),
+    Scenario(
+        "C5",
+        "power_at: chains move more, words of the question",
+        True,
+        _c5(
+            *(chained.needs(_P["C5"][k]) for k in ("chain", "answer")),
+            question_words=0.2,
+            template=True,
+        ),
+    ),
     Scenario("C7", "styles alike", False, _c7(styles.even, styles.even)),
     Scenario(
         "C7",

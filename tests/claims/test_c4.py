@@ -284,7 +284,8 @@ def test_sensitivity_asks_again_with_other_modes_scores_and_tasks():
     ids=["no contrast, other units", "1.2 x units", "2 x, heavy tails, clusters"],
 )
 def test_nulls_are_rarely_called_supported(hazards, options):
-    found = [decide(hazards, **{"n": 96, "seed": s} | options).verdict for s in range(12)]
+    options = {"n": 96, "other": 0.15} | options
+    found = [decide(hazards, seed=s, **options).verdict for s in range(12)]
     assert found.count("supported") <= 2  # 3 or more of 12 at 5% has p = 0.02
 
 
@@ -296,7 +297,7 @@ def test_nulls_are_rarely_called_supported(hazards, options):
 def test_a_clear_effect_is_mostly_found_and_never_refuted(options):
     at = claim_entry("C4")["power_at"]
     hazards = {"mcq": needs(at["single"]), "vqa": needs(at["single"]), "caption": needs(at["text"])}
-    options = {"n": 96, "function_words": 0.34} | options
+    options = {"n": 96, "function_words": 0.34, "other": at["other"]} | options
     found = [decide(hazards, seed=s, **options).verdict for s in range(6)]
     assert found.count("supported") >= 5
     assert "not supported" not in found

@@ -10,7 +10,6 @@ import pytest
 from calibration.curves import LAYERS, curves_table, early_change
 from calibration.truncated import DEPENDS, sweep_tables
 from visdepth_utils.claims.c1 import curves_of, margin_of, parts_of
-from visdepth_utils.claims.c5 import _corrected
 from visdepth_utils.claims.registry import claim_entry, load_claims, verdict_by
 from visdepth_utils.claims.retention import tokens_of
 from visdepth_utils.claims.specifications import (
@@ -164,13 +163,6 @@ def test_units_that_differ_between_tasks_do_not_pass_for_an_effect():
     rows = verdict_by("C4", entry, table, controls).details.set_index("measure")
     row = rows.loc["divergence per content token, share of depth 0: text minus single-token"]
     assert row["lo"] < 0 < row["hi"]
-
-
-def test_a_distance_over_depth_0_is_1_there_and_in_its_own_units():
-    means = {"edit|0": 0.8, "edit|4": 0.4, "edit_chance|4": 0.5}
-    assert float(_corrected(means, "edit", 0, "depth 0")) == 1.0
-    assert float(_corrected(means, "edit", 4, "depth 0")) == 0.5
-    assert float(_corrected(means, "edit", 4)) == 0.8
 
 
 def test_a_jump_in_the_last_layer_alone_is_seen_for_what_it_is():

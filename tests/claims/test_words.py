@@ -103,7 +103,10 @@ CASES: dict[str, tuple[str, Callable[[], tuple[pd.DataFrame, Any]], str]] = {
     "helped": ("C4", lambda: sweeps(truncated.DEPENDS, other=0.95), r"brings 0\.\d\d of the gain"),
     "chains less": (
         "C5",
-        lambda: (compare(chained.chains_table(0.0, 0.3, n=36)), None),
+        lambda: (
+            compare(chained.chains_table(chained.needs(0.3), chained.needs(0.65), n=36)),
+            None,
+        ),
         "chains move less far",
     ),
     "half back": (

@@ -182,7 +182,11 @@ def test_batch_size_and_rows_at_once_change_no_answer(small: VLM) -> None:
 def test_the_verdict_does_not_depend_on_the_rows_at_once(small: VLM) -> None:
     task = load_task("reason", n=32)
     chains = [
-        compare(reasoning_sweep(small, task, others=task.samples, max_rows=rows))
+        compare(
+            reasoning_sweep(small, task, others=task.samples, max_rows=rows).assign(
+                question=lambda table: table["sample"].map({s.id: s.prompt for s in task.samples})
+            )
+        )
         for rows in (None, 24)
     ]
     first, second = (verdict("C5", table, model=small.name) for table in chains)

@@ -1,8 +1,8 @@
-"""C5, chains move more than answers: the rule behind the entry in data/claims.yaml.
+"""C5, chains move more than answers: the rule of the entry in data/claims.yaml.
 
-The questions come in this order: do chain and answer depend on the picture at all, does the chain
-move further on a scale on which both can be compared, is that more than any small change of the
-picture does, and is a token of the chain hit harder than the answer's.
+The questions come in this order: do chain and answer depend on the image at all, does the chain
+move further on the scales on which both can be compared, do the scales agree, is that more than any
+small change of the image does, and is a token of the chain hit harder than the answer's.
 """
 
 from typing import Any
@@ -34,7 +34,6 @@ NEEDED = {
     "correct",
     "ends",
     "edit",
-    "edit_chance",
     "flip",
     "flip_chance",
     "changed_chain",
@@ -45,6 +44,12 @@ NEEDED = {
 }
 CONTROLS = ("run again", "one pixel", "another picture")
 TOKENS = ("changed_chain", "changed_answer", "kl_chain", "kl_answer")
+SCALES = {  # name -> whose distance a distance is divided by, and whether chance is taken out
+    "depth 0": (0, False),
+    "another picture": ("another picture", True),
+    "depth 0 over chance": (0, True),
+    "unrelated outputs": (None, True),
+}
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -64,13 +69,14 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     """
     common, margins = spec["common"], spec["margins"]
     chain = spec["chain"]
-    require(table, NEEDED | {chain, f"{chain}_chance"}, "table", "chains.compare")
+    source = "chains.compare of a table with questions"
+    require(table, NEEDED | {chain, f"{chain}_chance"}, "table", source)
     rows = table[table["mode"] == spec["mode"]]
     if spec["kinds"]:
         rows = rows[rows["kind"].isin(spec["kinds"])]
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     layers = 0 if rows.empty else int(rows["depth"].max())
-    found["thresholds"] = rule_thresholds(spec, layers, "mode", "chain", "chance", "kinds")
+    found["thresholds"] = rule_thresholds(spec, layers, "mode", "chain", "scales", "kinds")
     if rows.empty:
         return found | said("not testable", f"table has no rows of mode {spec['mode']!r}")
     depth = int(rows["depth"].max())
@@ -85,8 +91,9 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         share = beside(100 * ends, 100 * margins["ends"]["value"], 0)
         why = f"the full model names a final answer in {share}% of its outputs only"
         return found | said("not testable", why)
-    if spec["chance"] not in {"others", "depth 0", *rows["control"]}:
-        return found | said("not testable", f"table has no rows of control {spec['chance']!r}")
+    scales = [s for s in spec["scales"] if SCALES[s][0] in {0, None, *rows["control"]}]
+    if not scales:
+        return found | said("not testable", f"table has no rows for scale {spec['scales'][0]!r}")
     asked = _per_image(spec, rows)
     whole = asked.dropna(subset=[c for c in asked if "|" in c])
     found["n_images"] = n = len(whole)
@@ -95,7 +102,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("not testable", why)
     drawn = Resampled.of(whole, common)
     depths = sorted({int(d) for d in rows["depth"]})
-    effect = drawn.bounded(lambda m: _effect(m, spec, depths))
+    effects = {s: drawn.bounded(lambda m, s=s: _effect(m, chain, depths, s)) for s in scales}
+    effect = effects[scales[0]]
     tokens = None
     if whole["changed_chain"].notna().any() and whole["changed_answer"].notna().any():
         tokens = drawn.bounded(lambda m: m["changed_chain"] - m["changed_answer"])
@@ -103,12 +111,14 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     there = [name for name in ("one pixel",) if f"{chain}|{name}" in whole]
     contrasts = {
         name: drawn.bounded(
-            lambda m, name=name: _effect(m, spec, depths) - _difference(m, spec, name)
+            lambda m, name=name: (
+                _effect(m, chain, depths, scales[0]) - _difference(m, chain, name, scales[0])
+            )
         )
         for name in there
     }
-    found["details"] = _details(spec, drawn, depths, effect, tokens, rows)
-    found["controls"] = _controls(spec, drawn, contrasts)
+    found["details"] = _details(spec, drawn, depths, effects, tokens, rows)
+    found["controls"] = _controls(chain, scales[0], drawn, contrasts)
     if len(found["controls"]):
         found["control_effect"] = float(found["controls"]["effect"].max())
     if n < common["min_images"]:
@@ -116,7 +126,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
     if unread := _unread(spec, drawn):
         return found | said("not testable", unread)
-    return found | (_pattern(spec, drawn, effect) or _attribution(drawn, chain, contrasts, tokens))
+    return found | (_pattern(spec, drawn, effects) or _attribution(contrasts, tokens))
 
 
 def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
@@ -139,37 +149,46 @@ def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, axis=1).reindex(rows["image"].unique())
 
 
-def _corrected(m: dict[str, Any], name: str, at: Any, chance: str = "others") -> Any:
-    """Distance over chance; 0 where nothing changes, also if chance is 0 as well."""
-    below = f"{name}_chance|{at}" if chance == "others" else f"{name}|{chance}"
-    below = f"{name}|0" if chance == "depth 0" else below
-    top, chance = np.asarray(m[f"{name}|{at}"]), np.asarray(m[below])
-    return np.where(top == 0, 0.0, top / np.where(chance == 0, np.nan, chance))
+def _ratio(top: Any, below: Any) -> Any:
+    """A distance over another; 0 where nothing changes, also if the other is 0 as well."""
+    top, below = np.asarray(top), np.asarray(below)
+    return np.where(top == 0, 0.0, top / np.where(below == 0, np.nan, below))
 
 
-def _area(m: dict[str, Any], name: str, depths: list[int], chance: str) -> Any:
-    """Mean of the corrected distance over d / L."""
-    curve = np.stack([_corrected(m, name, d, chance) for d in depths], -1)
+def _scaled(m: dict[str, Any], name: str, at: Any, scale: str = "unrelated outputs") -> Any:
+    """Distance at a depth or under a control, in the units of a scale."""
+    end, corrected = SCALES[scale]
+
+    def far(where: Any) -> Any:
+        own = m[f"{name}|{where}"]
+        return _ratio(own, m[f"{name}_chance|{where}"]) if corrected else own
+
+    return far(at) if end is None else _ratio(far(at), far(end))
+
+
+def _area(m: dict[str, Any], name: str, depths: list[int], scale: str) -> Any:
+    """Mean of the distance over d / L."""
+    curve = np.stack([_scaled(m, name, d, scale) for d in depths], -1)
     return np.trapezoid(curve, np.array(depths) / depths[-1], axis=-1)
 
 
-def _effect(m: dict[str, Any], spec: Spec, depths: list[int]) -> Any:
+def _effect(m: dict[str, Any], chain: str, depths: list[int], scale: str) -> Any:
     """Chains minus answers, mean over depth."""
-    chance = spec["chance"]
-    return _area(m, spec["chain"], depths, chance) - _area(m, "flip", depths, chance)
+    return _area(m, chain, depths, scale) - _area(m, "flip", depths, scale)
 
 
-def _difference(m: dict[str, Any], spec: Spec, control: str) -> Any:
+def _difference(m: dict[str, Any], chain: str, control: str, scale: str) -> Any:
     """Chains minus answers under a control."""
-    chance = spec["chance"]
-    return _corrected(m, spec["chain"], control, chance) - _corrected(m, "flip", control, chance)
+    return _scaled(m, chain, control, scale) - _scaled(m, "flip", control, scale)
 
 
-def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Interval]) -> pd.DataFrame:
+def _controls(
+    chain: str, scale: str, drawn: Resampled, contrasts: dict[str, Interval]
+) -> pd.DataFrame:
     """One row per control: its own difference, and the effect minus it."""
     rows = []
     for name, contrast in contrasts.items():
-        own = drawn.bounded(lambda m, name=name: _difference(m, spec, name))
+        own = drawn.bounded(lambda m, name=name: _difference(m, chain, name, scale))
         row = {"control": name, "shows it": as_much(own, contrast)}
         rows.append(
             row
@@ -180,45 +199,58 @@ def _controls(spec: Spec, drawn: Resampled, contrasts: dict[str, Interval]) -> p
 
 
 def _unread(spec: Spec, drawn: Resampled) -> str:
-    """Why the outputs say nothing about the picture; empty if they do."""
+    """Why an end of a scale is missing: the image moves too little; empty if none is."""
     least = spec["margins"]["reads"]["value"]
-    for name, what in ((spec["chain"], "chains"), ("flip", "answers")):
-        if f"{name}|another picture" not in drawn.means:
-            continue
-        far = drawn.bounded(lambda m, name=name: _corrected(m, name, "another picture"))
-        if not far.low >= least:
-            word = "hardly" if far.below(least) else "not beyond doubt"
-            moves = f"with another one they move {beside(far.value, least)} of the way"
-            return f"{what} {word} depend on the picture: {moves}"
+    for at, how in (("another picture", "with another one"), (0, "without any")):
+        for name, what in ((spec["chain"], "chains"), ("flip", "answers")):
+            if f"{name}|{at}" not in drawn.means:
+                continue
+            far = drawn.bounded(lambda m, name=name, at=at: _scaled(m, name, at))
+            if not far.low >= least:
+                word = "hardly" if far.below(least) else "not beyond doubt"
+                moves = f"{how} they move {beside(far.value, least)} of the way"
+                return f"{what} {word} depend on the picture: {moves}"
     return ""
 
 
-def _pattern(spec: Spec, drawn: Resampled, effect: Interval) -> dict[str, str] | None:
-    """A verdict where chains do not move more; None where they do."""
-    margins = spec["margins"]
-    again = f"{spec['chain']}|run again"
+def _pattern(spec: Spec, drawn: Resampled, effects: dict[str, Interval]) -> dict[str, str] | None:
+    """A verdict where chains do not move more, or not on every scale; None where they do."""
+    margins, chain = spec["margins"], spec["chain"]
+    again = f"{chain}|run again"
     if drawn.means.get(again, 0.0) > margins["self"]["value"]:
         why = f"two runs of the same model differ by {drawn.means[again]:.3f}"
         return said("inconclusive", why)
-    if effect.value <= 0:
-        move = "less far" if effect.hi < 0 else "no further"
-        return said("not supported", f"chains move {move} than answers, corrected for chance")
-    least = margins["difference"]["value"]
-    if effect.below(least):
-        return said("not supported", f"chains move less than {least:g} further than answers")
-    if not effect.lo > 0:
-        return said("inconclusive", "intervals too wide to tell whether chains move further")
-    return None
-
-
-def _attribution(
-    drawn: Resampled, chain: str, contrasts: dict[str, Interval], tokens: Interval | None
-) -> dict[str, str]:
-    """Chains move further: is it the depth, and is it more than their length?"""
-    there = "chains move further than answers, but"
     lacking = [c for c in CONTROLS if f"{chain}|{c}" not in drawn.means]
     if lacking:
-        return said("inconclusive", f"{there} controls are missing: {', '.join(lacking)}")
+        return said("inconclusive", f"controls are missing: {', '.join(lacking)}")
+    least = margins["difference"]["value"]
+    (scale, effect), *others = effects.items()
+    for other, there in others:
+        signs = (effect.lo > 0 and there.hi < 0) or (effect.hi < 0 and there.lo > 0)
+        if signs or {_outcome(effect, least)[0], _outcome(there, least)[0]} == {"more", "no more"}:
+            numbers = f"{effect.value:.2f} over {scale}, {there.value:.2f} over {other}"
+            return said("inconclusive", f"depends on the scale: chains minus answers is {numbers}")
+    outcome, why = _outcome(effect, least)
+    if outcome == "more":
+        return None
+    return said("not supported" if outcome == "no more" else "inconclusive", why)
+
+
+def _outcome(effect: Interval, least: float) -> tuple[str, str]:
+    """Whether chains move "more" or "no more" on a scale, or that is "unclear"; and why."""
+    if effect.value <= 0:
+        move = "less far" if effect.hi < 0 else "no further"
+        return "no more", f"chains move {move} than answers, each over its own distance"
+    if effect.below(least):
+        return "no more", f"chains move less than {least:g} further than answers"
+    if not effect.lo > 0:
+        return "unclear", "intervals too wide to tell whether chains move further"
+    return "more", ""
+
+
+def _attribution(contrasts: dict[str, Interval], tokens: Interval | None) -> dict[str, str]:
+    """Chains move further: is it the depth, and is it more than their length?"""
+    there = "chains move further than answers, but"
     for name, contrast in contrasts.items():
         if not contrast.lo > 0:
             return said("weaker", f"{there} {no_more(contrast.hi)} than under: {name}")
@@ -239,23 +271,25 @@ def _details(
     spec: Spec,
     drawn: Resampled,
     depths: list[int],
-    effect: Interval,
+    effects: dict[str, Interval],
     tokens: Interval | None,
     rows: pd.DataFrame,
 ) -> pd.DataFrame:
     """One row per part of the claim, and the naive numbers beside them."""
     chain, margins, out = spec["chain"], spec["margins"], []
-    for name, what in ((chain, "chains"), ("flip", "answers")):
-        area = drawn.bounded(lambda m, name=name: _area(m, name, depths, spec["chance"]))
-        out.append(area.row(f"{what}: corrected distance, mean over depth"))
-    least = margins["difference"]["value"]
-    label = "positive" if effect.lo > 0 else "not above 0"
-    out.append(effect.row("chains minus answers", label, least))
-    for control in CONTROLS:
-        for name, what in ((chain, "chains"), ("flip", "answers")):
+    sides, least = ((chain, "chains"), ("flip", "answers")), margins["difference"]["value"]
+    for scale, effect in effects.items():
+        for name, what in sides:
+            area = drawn.bounded(lambda m, n=name, s=scale: _area(m, n, depths, s))
+            out.append(area.row(f"{what}: distance over {scale}, mean over depth"))
+        label = "positive" if effect.lo > 0 else "not above 0"
+        out.append(effect.row(f"chains minus answers, over {scale}", label, least))
+    for control in (0, *CONTROLS):
+        for name, what in sides:
             if f"{name}|{control}" in drawn.means:
-                far = drawn.bounded(lambda m, n=name, c=control: _corrected(m, n, c))
-                out.append(far.row(f"{what}: corrected distance, {control}", "control"))
+                far = drawn.bounded(lambda m, n=name, c=control: _scaled(m, n, c))
+                where, label = (control, "control") if control else ("depth 0", "end of the scale")
+                out.append(far.row(f"{what}: distance over chance, {where}", label))
     for name in TOKENS:
         what = "nats per token" if name.startswith("kl") else "tokens that change"
         side = "chain" if name.endswith("chain") else "answer"

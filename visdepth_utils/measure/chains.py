@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,11 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> float:
 
 def step_agreement(a: str, b: str) -> float:
     """F1 of the steps of two chains, equal after normalising, each used once; both empty: 1."""
-    one, two = Counter(steps(a)), Counter(steps(b))
+    return _agreement(Counter(steps(a)), Counter(steps(b)))
+
+
+def _agreement(one: Counter[str], two: Counter[str]) -> float:
+    """F1 of two multisets of steps."""
     if not one and not two:
         return 1.0
     return 2 * sum((one & two).values()) / (sum(one.values()) + sum(two.values()))
@@ -76,14 +80,17 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: Columns ``sample, image, task, kind, style, mode, depth, control, output``; the rows
-            of the largest depth without a control are the full model's.
+            of the largest depth without a control are the full model's. With ``question`` (what was
+            asked), distances without the question's words are added: a chain repeats them whatever
+            the image shows.
 
     Returns:
         The table with ``chain, answer`` (texts), ``ends`` (whether a final answer is named),
         ``same`` (the very output), ``diverges`` (words before the first that differs; NaN where
         none does), ``edit`` (words, 0..1), ``steps`` (1 - F1), ``flip`` (another
-        final answer), each of the last three also as ``..._chance``; NaN where no other picture
-        has such a question.
+        final answer) and, with questions, ``own_words`` (the chain's words that its question has
+        not) and ``edit_own`` (their distance), all distances also as ``..._chance``; NaN where no
+        other picture has such a question.
 
     Raises:
         ValueError: If a column is missing, or a sample has no row of the full model.
@@ -94,6 +101,12 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     parts = [split_answer(text) for text in table["output"]]
     table["chain"], table["answer"], table["ends"] = zip(*parts, strict=True)
+    if "question" in table:
+        asked = {text: set(words(text)) for text in table["question"].unique()}
+        table["own_words"] = [
+            " ".join(word for word in words(text) if word not in asked[question])
+            for text, question in zip(table["chain"], table["question"], strict=True)
+        ]
     full = table[(table["depth"] == table["depth"].max()) & (table["control"] == "")]
     full = full.drop_duplicates("sample").set_index("sample")
     if lacking := set(table["sample"]) - set(full.index):
@@ -113,10 +126,10 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 def _with_distances(rows: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
     """Own and chance distances of one condition and format; ``full`` holds the same samples."""
     others = full["image"].to_numpy()[:, None] != rows["image"].to_numpy()[None, :]
-    found = {}
+    found, texts = {}, {"edit": "chain", "edit_own": "own_words"}
     for name, matrix in (
-        ("edit", _edits(full["chain"], rows["chain"])),
-        ("steps", _pairwise(full["chain"], rows["chain"], lambda a, b: 1 - step_agreement(a, b))),
+        *((name, _edits(full[t], rows[t])) for name, t in texts.items() if t in rows),
+        ("steps", _step_distances(full["chain"], rows["chain"])),
         ("flip", full["answer"].to_numpy()[:, None] != rows["answer"].to_numpy()[None, :]),
     ):
         found[name] = np.diagonal(matrix).astype(float)
@@ -150,15 +163,7 @@ def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
     return cdist(*coded, scorer=Levenshtein.normalized_distance, dtype=np.float64)
 
 
-def _pairwise(
-    one: Sequence[str], two: Sequence[str], distance: Callable[[str, str], float]
-) -> np.ndarray:
-    """All distances, each pair of texts worked out once."""
-    known: dict[tuple[str, str], float] = {}
-    out = np.empty((len(one), len(two)))
-    for i, a in enumerate(one):
-        for j, b in enumerate(two):
-            if (a, b) not in known:
-                known[a, b] = distance(a, b)
-            out[i, j] = known[a, b]
-    return out
+def _step_distances(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
+    """All distances of steps, (len(one), len(two)); the steps of each text are found once."""
+    of = {text: Counter(steps(text)) for text in {*one, *two}}
+    return np.array([[1 - _agreement(of[a], of[b]) for b in two] for a in one])

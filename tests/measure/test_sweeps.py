@@ -157,7 +157,8 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
     table = substitution_grid(llava, SAMPLES, max_new_tokens=0, seed=3)
     counts = table["control"].value_counts().to_dict()
     n = llava.n_layers
-    assert counts == {"": 3 * n * n, "noise": 3 * n * (n - 1), "other image": 3 * n}
+    per_layer = {"other image": 3 * n, substitution.FAR_NOISE: 3 * n}
+    assert counts == {"": 3 * n * n, "noise": 3 * n * (n - 1), **per_layer}
     others = dict(zip([s.id for s in SAMPLES], with_other_image(SAMPLES, 3), strict=True))
     for sample in SAMPLES:
         enc, strange = llava.encode([sample]), llava.encode([others[sample.id]])
@@ -171,6 +172,59 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
     again = substitution_grid(llava, SAMPLES[1:2], max_new_tokens=0, seed=3, others=SAMPLES)
     mine = table[table["sample"] == "s1"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again, mine, check_exact=False, atol=1e-6)
+
+
+def test_noise_equals_one_hooked_run_per_row(vlm: VLM) -> None:
+    """Both noises by the naive loop: own states plus the sample's vectors, at the length named."""
+    table = substitution_grid(vlm, SAMPLES, max_new_tokens=4, seed=3)
+    others = dict(zip([s.id for s in SAMPLES], with_other_image(SAMPLES, 3), strict=True))
+    for sample in SAMPLES[:2]:
+        enc = vlm.encode([sample])
+        strange = vlm.encode([substitution.fitted(sample, others[sample.id])])
+        with torch.no_grad():
+            own = vlm.model(**enc.inputs, output_hidden_states=True).hidden_states
+            other = vlm.model(**strange.inputs, output_hidden_states=True).hidden_states
+        drawn = np.random.default_rng([3, *sample.id.encode()])
+        shape = (int(enc.is_image.sum()), own[0].shape[-1])
+        unit = torch.from_numpy(drawn.standard_normal(shape, np.float32))
+        unit = unit / unit.norm(dim=-1, keepdim=True)
+        plain = last_logits(vlm, enc)
+        noises = table[(table["sample"] == sample.id) & table["control"].str.startswith("noise")]
+        assert len(noises) == vlm.n_layers**2  # n * (n - 1) pairs, and one for each layer
+        for row in noises.itertuples():
+            at = own[row.layer][enc.is_image]
+            far = row.control == substitution.FAR_NOISE
+            assert (row.source_layer == row.layer) == far
+            to = other[row.layer][strange.is_image] if far else own[row.source_layer][enc.is_image]
+            states = own[row.layer].clone()
+            states[enc.is_image] = at + unit * (to - at).norm(dim=-1, keepdim=True)
+            with substituted(vlm, enc, row.layer, enc.is_image, states):
+                logits = last_logits(vlm, enc)
+                said = vlm.generate([sample], 4)[0]
+            assert row.kl == pytest.approx(float(kl_divergence(plain, logits)), abs=1e-5)
+            assert row.output == said
+        assert noises.loc[noises["control"] == substitution.FAR_NOISE, "kl"].gt(1e-6).all()
+
+
+def test_noise_as_far_as_another_image_needs_no_other_control_and_no_pass_of_its_own(
+    llava: VLM, monkeypatch
+) -> None:
+    passes = []
+    inner = substitution.prefill
+    monkeypatch.setattr(
+        substitution, "prefill", lambda *a, **k: passes.append(1) or inner(*a, **k)
+    )
+
+    def measured(*controls: str) -> tuple[int, pd.DataFrame]:
+        passes.clear()
+        table = substitution_grid(llava, SAMPLES, controls=controls, max_new_tokens=0, max_rows=99)
+        return len(passes), table
+
+    together, table = measured("other image", "noise", substitution.FAR_NOISE)
+    assert together == measured("other image")[0] == 2  # own and other images, for all controls
+    alone = measured(substitution.FAR_NOISE)[1]
+    expected = table[table["control"].isin(["", substitution.FAR_NOISE])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, expected, check_exact=False, atol=1e-6)
 
 
 def test_noise_is_as_long_as_what_it_stands_for(llava: VLM) -> None:
@@ -206,9 +260,9 @@ def test_what_belongs_to_an_image_is_not_text(qwen: VLM) -> None:
 
 
 def test_pairs_and_stride(llava64: VLM) -> None:
-    specs = pairs([1, 3], ["noise", "other image"], (False, True))
+    specs = pairs([1, 3], ["noise", "other image", substitution.FAR_NOISE], (False, True))
     assert [spec.layer for spec in specs] == sorted(spec.layer for spec in specs)
-    assert len(specs) == len(set(specs)) == 2 * (1 + 1 + 2 + 1)
+    assert len(specs) == len(set(specs)) == 2 * (1 + 1 + 1 + 2 + 1)
     table = substitution_grid(llava64, SAMPLES[:2], stride=2, controls=(), max_new_tokens=0)
     assert sorted(set(table["layer"])) == [1, 3]
     with pytest.raises(ValueError, match="stride=0"):

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
 
-CONTROLS = ("other image", "noise")
+FAR_NOISE = "noise as far as another image"
+CONTROLS = ("other image", "noise", FAR_NOISE)
+FROM_OTHER = {"other image", FAR_NOISE}
+"""Controls that need the states of another image: one row per layer, its own source."""
 
 COLUMNS = (
     "sample",
@@ -96,8 +99,10 @@ def substitution_grid(
         stride: Take every stride-th of them, counted back from the last.
         controls: For image states, of ``"other image"`` (the states going into b when another
             sample's picture, at the same size, is in the prompt; one row per layer, its own
-            source) and ``"noise"`` (own states plus a random vector as long as the difference
-            between the source layer's and the own, token by token).
+            source), ``"noise"`` (own states plus a random vector as long as the difference
+            between the source layer's and the own, token by token) and ``"noise as far as another
+            image"`` (the same as long as the difference between the other image's states at b
+            and the own; one row per layer).
         rescale: Rows without, with, or both: replaced states scaled to the length of the own ones,
             token by token (the residual stream grows with depth).
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
@@ -132,7 +137,7 @@ def substitution_grid(
         return pd.DataFrame(columns=list(COLUMNS))
     pool = list(samples if others is None else others)
     strange = {}
-    if "other image" in active:
+    if FROM_OTHER & set(active):
         pool_of = zip(pool, with_other_image(pool, seed), strict=True)
         wanted = {sample.id for sample in samples}
         strange = {own.id: fitted(own, other) for own, other in pool_of if own.id in wanted}
@@ -148,8 +153,7 @@ def pairs(layers: Sequence[int], controls: Sequence[str], rescale: Sequence[bool
     out = []
     for layer in layers:
         out.append(Spec(layer, layer))
-        if "other image" in controls:
-            out.append(Spec(layer, layer, "other image"))
+        out += [Spec(layer, layer, name) for name in controls if name in FROM_OTHER]
         for source_layer in layers:
             if source_layer == layer:
                 continue
@@ -228,16 +232,17 @@ def _states(
 ) -> torch.Tensor:
     """What a row puts in, (B, n, D)."""
     own = pre.state(spec.layer, target)
-    if spec.control == "other image":
-        return strange.state(spec.layer, Index.of(strange.enc.is_image))
-    source_layer = pre.state(spec.source_layer, target)
-    if spec.control == "noise":
-        size = (source_layer - own).float().norm(dim=-1, keepdim=True)
+    if spec.control in FROM_OTHER:
+        new = strange.state(spec.layer, Index.of(strange.enc.is_image))
+    else:
+        new = pre.state(spec.source_layer, target)
+    if spec.control in ("noise", FAR_NOISE):
+        size = (new - own).float().norm(dim=-1, keepdim=True)
         return own + (noise * size).to(own.dtype)
     if spec.rescaled:
-        norms = [state.float().norm(dim=-1, keepdim=True) for state in (own, source_layer)]
-        return source_layer * (norms[0] / norms[1].clamp(min=1e-12)).to(source_layer.dtype)
-    return source_layer
+        norms = [state.float().norm(dim=-1, keepdim=True) for state in (own, new)]
+        return new * (norms[0] / norms[1].clamp(min=1e-12)).to(new.dtype)
+    return new
 
 
 def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -> torch.Tensor:

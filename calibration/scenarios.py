@@ -111,6 +111,7 @@ def _moves(margins: float) -> tuple[curves.Curve, curves.Curve, curves.Curve]:
 
 
 _P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7", "C8")}
+_C3_TRUE = {"image": grids.always(_P["C3"]["index"], _P["C3"]["loss"])}
 
 
 def _worlds(claim: str, but: set[str]) -> tuple[Scenario, ...]:
@@ -180,13 +181,50 @@ SCENARIOS = (
     Scenario(
         "C3", "index just at its margin", False, _c3(image=grids.always(0.8, 0.0), spread=0.6)
     ),
-    Scenario("C3", "noise does as little", False, _c3(noise=grids.SAME)),
+    Scenario(
+        "C3",
+        "index just at its margin, heavy tails over pictures",
+        False,
+        _c3(image=grids.always(0.8, 0.0), tails=0.8),
+    ),
+    Scenario(
+        "C3",
+        "index just at its margin, three questions to a picture",
+        False,
+        _c3(image=grids.always(0.8, 0.0), spread=0.6, tails=0.6, questions=3),
+    ),
     Scenario("C3", "nothing can be put in place", False, _c3(image=grids.NOT_AT_ALL)),
+    Scenario(
+        "C3",
+        "nothing can be put in place, noise of the same size is harmless",
+        False,
+        _c3(image=grids.NOT_AT_ALL, noise=grids.SAME),
+    ),
+    Scenario("C3", "even noise as far as another image is harmless", False, _c3(far=grids.SAME)),
+    Scenario(
+        "C3",
+        "noise as far as another image just at the margin",
+        False,
+        _c3(far=grids.always(0.8, 0.0), spread=0.6),
+    ),
+    Scenario(
+        "C3",
+        "equal states at all layers",
+        True,
+        _c3(image=grids.always(1.0, 0.0), noise=grids.always(1.0, 0.0)),
+    ),
+    Scenario("C3", "interchangeable, heavy tails over pictures", True, _c3(**_C3_TRUE, tails=1.2)),
+    Scenario(
+        "C3",
+        "interchangeable, three questions to a picture",
+        True,
+        _c3(**_C3_TRUE, questions=3, concentrated=True),
+    ),
     Scenario(
         "C3",
         "power_at: interchangeable",
         True,
-        _c3(image=grids.always(_P["C3"]["index"], _P["C3"]["loss"])),
+        _c3(**_C3_TRUE),
     ),
     Scenario(
         "C4",

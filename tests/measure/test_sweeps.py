@@ -211,9 +211,7 @@ def test_noise_as_far_as_another_image_needs_no_other_control_and_no_pass_of_its
 ) -> None:
     passes = []
     inner = substitution.prefill
-    monkeypatch.setattr(
-        substitution, "prefill", lambda *a, **k: passes.append(1) or inner(*a, **k)
-    )
+    monkeypatch.setattr(substitution, "prefill", lambda *a, **k: passes.append(1) or inner(*a, **k))
 
     def measured(*controls: str) -> tuple[int, pd.DataFrame]:
         passes.clear()

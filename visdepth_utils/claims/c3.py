@@ -1,8 +1,10 @@
 """C3, image states are interchangeable between layers: the rule behind the entry in claims.yaml.
 
 The questions come in this order: can anything be lost at all, do answers and next-token
-distributions survive the states of another layer, at large gaps too, and is that more than text
-states or random vectors of the same size do.
+distributions survive the states of another layer, at large gaps too, and does a random change as
+large as the way to another image do harm there. Why states are interchangeable (they hardly differ,
+or they differ and still do), and whether text states do more harm at larger gaps, is told beside
+it and decides nothing.
 """
 
 import copy
@@ -12,7 +14,9 @@ import pandas as pd
 
 from visdepth_utils.claims.bootstrap import Interval, Resampled, no_more, require, said
 from visdepth_utils.claims.interchange import (
+    FAR_NOISE,
     RIVALS,
+    SAME_NOISE,
     Pairs,
     Spec,
     complete,
@@ -27,6 +31,9 @@ from visdepth_utils.claims.interchange import (
 Part = tuple[Interval, Interval]  # score lost, interchange index
 NAN = float("nan")
 COLUMNS = {"image", "modality", "source_layer", "layer", "control", "kl", "correct"}
+HARDLY_DIFFER, DIFFER = "the states hardly differ", "they differ and are still exchangeable"
+EFFECT_OF_SIZE = {HARDLY_DIFFER: "do as little", DIFFER: "do more harm", "unclear": "leave it open"}
+"""Why states are interchangeable -> what random vectors of the same size do."""
 
 
 def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -70,18 +77,21 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     everywhere = pairs_of(spec, cells["image kl"], depth)
     moved = cells["other kl"].mean()
     pairs = [(a, b) for a, b in everywhere if moved[b] >= margins["read_kl"]["value"]]
-    drawn = Resampled.of(per_image(cells, everywhere, pairs), common)
+    drawn = Resampled.of(per_image(spec, cells, everywhere, pairs), common)
     able = drawn.bounded(lambda m: m["other first"])
     found["details"] = pd.DataFrame([able.row("score lost with another picture throughout")])
     parts: dict[str, Part] = {}
     if pairs:
-        parts = {name: _part(drawn, name) for name in gap_parts(pairs)}
+        gaps = gap_parts(spec, pairs)
+        parts = {name: _part(drawn, name) for name in gaps}
         index = parts["all"][1]
         found |= {"effect": index.value, "ci": (index.lo, index.hi)}
-        found["details"] = _details(margins, drawn, able, parts, gap_parts(pairs))
-        found["controls"] = _rivals(margins, drawn)
-        if len(found["controls"]):
-            found["control_effect"] = float(found["controls"]["effect"].max())
+        found["controls"] = rivals = _rivals(margins, drawn)
+        why, rises = _why(rivals) if _pattern(parts, margins) is None else "", _rises(drawn)
+        rows = [*_details(margins, drawn, able, parts, gaps), *_beside(drawn, rivals, why, rises)]
+        found["details"] = pd.DataFrame(rows)
+        asked_of = rivals.loc[rivals["control"].isin(spec["must_do_harm"]), "effect"]
+        found["control_effect"] = float(asked_of.max())
     if n < common["min_images"]:
         least = common["min_images"]
         return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
@@ -94,7 +104,10 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("not testable", f"from layer {early_layer(spec, depth)} on, {why}")
     if answer := _sensitive(drawn.bounded(lambda m: m["other"]), margins):
         return found | answer
-    answer = _pattern(parts, margins) or _attribution(found["controls"])
+    answer = _pattern(parts, margins) or _read(spec, rivals)
+    if answer["verdict"] == "supported":
+        size = f"{why}: random vectors of the same size {EFFECT_OF_SIZE[why]}"
+        answer["reason"] += f"; {size}; text states: {rises}"
     if answer["verdict"] in ("supported", "weaker") and n < spec["min_images"]:
         points = f"{100 * margins['loss']['value']:g} points"
         why = f"{n} images; a loss of {points} can hide in fewer than {spec['min_images']}"
@@ -128,6 +141,9 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     return {
         "early": spec["early"],
         "early_layer": early_layer(spec, depth),
+        "large_gaps_above": spec["gaps"]["large_above"],
+        "small_gaps_up_to": spec["gaps"]["small_up_to"],
+        "must_do_harm": ", ".join(spec["must_do_harm"]),
         "source_layers": spec["source_layers"],
         "rescaled": spec["rescaled"],
         "min_images": spec["common"]["min_images"],
@@ -157,7 +173,8 @@ def _rivals(margins: Spec, drawn: Resampled) -> pd.DataFrame:
         row = {"control": name, "shows it": shows, "effect": index.value}
         row |= {"contrast": less.value, "lo": less.lo, "hi": less.hi, "loss": loss.value}
         rows.append(row)
-    return pd.DataFrame(rows)
+    columns = ["control", "shows it", "effect", "contrast", "lo", "hi", "loss"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _sensitive(other: Interval, margins: Spec) -> dict[str, str] | None:
@@ -195,25 +212,45 @@ def _pattern(parts: dict[str, Part], margins: Spec) -> dict[str, str] | None:
     return None
 
 
-def _attribution(rivals: pd.DataFrame) -> dict[str, str]:
-    """Interchangeable: more than text states and random vectors of the same size?"""
+def _read(spec: Spec, rivals: pd.DataFrame) -> dict[str, str]:
+    """Interchangeable: do the controls that the entry names do harm in the same place?"""
     there = "image states are interchangeable, but"
-    names = set(rivals["control"]) if len(rivals) else set()
-    for name in RIVALS:
-        if name not in names:
-            return said("inconclusive", f"{there} there is no complete control with {name}")
-    for name in rivals.loc[rivals["shows it"] == "yes", "control"]:
+    shown = rivals.set_index("control")
+    for name in spec["must_do_harm"]:
+        if name not in shown.index:
+            todo = "measure substitution_grid with all controls"
+            return said("inconclusive", f"{there} there is no complete control with {name}: {todo}")
+    shown = shown.loc[spec["must_do_harm"]]
+    for name in shown.index[shown["shows it"] == "yes"]:
         return said("weaker", f"{there} putting {name} in their place costs as little")
-    for name in rivals.loc[rivals["shows it"] == "unclear", "control"]:
+    for name in shown.index[shown["shows it"] == "unclear"]:
         open_one = f"whether putting {name} in their place costs as little is unclear"
         return said("inconclusive", f"{there} {open_one}")
-    for row in rivals[~(rivals["lo"] > 0)].itertuples():
-        return said("weaker", f"{there} {no_more(row.hi)} than {row.control}")
-    return said(
-        "supported",
-        "answers and next-token distributions survive the states of any other layer, at large gaps "
-        "too; text states and noise of the same size do more harm",
-    )
+    for row in shown[~(shown["lo"] > 0)].itertuples():
+        return said("weaker", f"{there} {no_more(row.hi)} than {row.Index}")
+    survive = "answers and next-token distributions survive the states of any other layer"
+    return said("supported", f"{survive}, at large gaps too")
+
+
+def _why(rivals: pd.DataFrame) -> str:
+    """Why states may be interchangeable; size tells nothing where even the far noise is passed."""
+    by_name = rivals.set_index("control").to_dict("index")
+    far, same = by_name.get(FAR_NOISE), by_name.get(SAME_NOISE)
+    if not far or not same or far["shows it"] != "no":
+        return "unclear"
+    if same["shows it"] == "yes":
+        return HARDLY_DIFFER
+    return DIFFER if same["shows it"] == "no" and same["lo"] > 0 else "unclear"
+
+
+def _rises(drawn: Resampled) -> str:
+    """What the harm of text states does as the gap grows, against that of image states."""
+    if "text states slope" not in drawn.means:
+        return "not measured"
+    text = drawn.bounded(lambda m: m["text states slope"])
+    more = drawn.bounded(lambda m: m["text states slope"] - m["image slope"])
+    verb = "rises" if min(text.lo, more.lo) > 0 else "does not beyond doubt rise"
+    return f"harm {verb} with the gap"
 
 
 def _details(
@@ -222,8 +259,8 @@ def _details(
     able: Interval,
     parts: dict[str, Part],
     gaps: dict[str, Pairs],
-) -> pd.DataFrame:
-    """One row per part of the claim, for the reader."""
+) -> list[dict[str, Any]]:
+    """One row per part of the claim."""
     words = {True: "holds", False: "fails", None: "unclear"}
     rows = [drawn.bounded(lambda m: m["plain"]).row("score, unmodified")]
     rows.append(able.row("score lost with another picture throughout"))
@@ -239,4 +276,20 @@ def _details(
         rows.append(index.row(f"interchange index, {where}", words[index.above(top)], top))
     unread = drawn.bounded(lambda m: m["unread too"])
     rows.append(unread.row("score lost, layers that nobody reads counted too"))
-    return pd.DataFrame(rows)
+    return rows
+
+
+def _beside(drawn: Resampled, rivals: pd.DataFrame, why: str, rises: str) -> list[dict[str, Any]]:
+    """Rows that decide nothing: why states are interchangeable, and harm over the gap."""
+    rows = []
+    for row in rivals[rivals["control"] == SAME_NOISE].to_dict("records"):
+        numbers = {"estimate": row["contrast"], "lo": row["lo"], "hi": row["hi"], "margin": 0.0}
+        rows.append({"measure": f"index, image states minus {SAME_NOISE}", "label": why} | numbers)
+    if "text states slope" in drawn.means:
+        unit = "harm per layer of gap (nats)"
+        for name in ("image", "text states"):
+            slope = drawn.bounded(lambda m, n=name: m[f"{n} slope"])
+            rows.append(slope.row(f"{unit}, {name.split()[0]} states"))
+        more = drawn.bounded(lambda m: m["text states slope"] - m["image slope"])
+        rows.append(more.row(f"{unit}, text minus image", rises, 0.0))
+    return rows

@@ -9,8 +9,13 @@ from visdepth_utils.claims.bootstrap import by_image_and
 
 Spec = dict[str, Any]
 Pairs = list[tuple[int, int]]  # (source_layer, layer)
-RIVALS = {"text states": ("text", ""), "noise of the same size": ("image", "noise")}
-"""Control -> (modality, control) of its rows."""
+SAME_NOISE, FAR_NOISE = "noise of the same size", "noise as far as another image"
+RIVALS = {
+    "text states": ("text", ""),
+    SAME_NOISE: ("image", "noise"),
+    FAR_NOISE: ("image", FAR_NOISE),
+}
+"""Control -> (modality, control) of its rows; the last has one row per layer, no pairs."""
 
 
 def early_layer(spec: Spec, depth: int) -> int:
@@ -56,14 +61,15 @@ def matrices(spec: Spec, table: pd.DataFrame, own: pd.DataFrame) -> dict[str, pd
     kinds = {"image": own[apart]}
     for name, (modality, control) in RIVALS.items():
         rows = rows_of(spec, table, modality, control)
-        kinds[name] = rows[rows["source_layer"] != rows["layer"]]
+        kinds[name] = rows[(rows["source_layer"] != rows["layer"]) | (name == FAR_NOISE)]
     out = {}
     for value in ("kl", "correct"):
         out[f"plain {value}"] = by_image_and(own[~apart], ["layer"], value)
         out[f"other {value}"] = by_image_and(other, ["layer"], value)
         for name, rows in kinds.items():
             if not rows.empty:
-                out[f"{name} {value}"] = by_image_and(rows, ["source_layer", "layer"], value)
+                columns = ["layer"] if name == FAR_NOISE else ["source_layer", "layer"]
+                out[f"{name} {value}"] = by_image_and(rows, columns, value)
     return out
 
 
@@ -85,34 +91,54 @@ def pairs_of(spec: Spec, wide: pd.DataFrame, depth: int) -> Pairs:
     return pairs
 
 
-def gap_parts(pairs: Pairs) -> dict[str, Pairs]:
-    """All pairs, those in the upper third of gaps and in the lower one; no part is empty."""
+def gap_parts(spec: Spec, pairs: Pairs) -> dict[str, Pairs]:
+    """All pairs, those at large gaps and those at small ones as ``gaps`` has it; none is empty."""
     gaps = [abs(a - b) for a, b in pairs]
-    small, large = max(max(gaps) / 3, min(gaps)), 2 * max(gaps) / 3
+    large, small = (Fraction(spec["gaps"][key]) for key in ("large_above", "small_up_to"))
+    most = max(small * max(gaps), min(gaps))
     return {
         "all": pairs,
-        "large gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap > large],
-        "small gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap <= small],
+        "large gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap > large * max(gaps)],
+        "small gaps": [p for p, gap in zip(pairs, gaps, strict=True) if gap <= most],
     }
 
 
-def per_image(cells: dict[str, pd.DataFrame], everywhere: Pairs, pairs: Pairs) -> pd.DataFrame:
-    """Losses and divergences of every image, averaged over pairs."""
+def gap_slope(kl: pd.DataFrame) -> pd.Series | None:
+    """Least-squares rise of an image's divergence per layer of gap, among the pairs of a receiver.
+
+    Args:
+        kl: (images x pairs).
+
+    Returns:
+        By image; None where no receiver has two gaps.
+    """
+    gaps = pd.Series([float(abs(a - b)) for a, b in kl.columns], kl.columns)
+    apart = gaps - gaps.groupby(level="layer").transform("mean")
+    return kl @ apart / (apart**2).sum() if apart.any() else None
+
+
+def per_image(
+    spec: Spec, cells: dict[str, pd.DataFrame], everywhere: Pairs, pairs: Pairs
+) -> pd.DataFrame:
+    """Losses, divergences and their slopes of every image, averaged over pairs."""
     plain = cells["plain correct"].mean(axis=1)
     out = {"plain": plain, "other first": plain - cells["other correct"].iloc[:, 0]}
     out["unread too"] = plain - cells["image correct"][everywhere].mean(axis=1)
-    parts = gap_parts(pairs) if pairs else {}
-    for name, part in parts.items():
-        layers = [b for _, b in part]
+    layers = [b for _, b in pairs]
+    for name, part in gap_parts(spec, pairs).items() if pairs else ():
         out[f"{name} loss"] = plain - cells["image correct"][part].mean(axis=1)
         out[f"{name} kl"] = cells["image kl"][part].mean(axis=1)
-        out[f"{name} other"] = cells["other kl"][layers].mean(axis=1)
-        if name == "all":
-            out["other"] = plain - cells["other correct"][layers].mean(axis=1)
-    for name in RIVALS if parts else ():
-        if f"{name} kl" in cells and set(pairs) <= set(cells[f"{name} kl"].columns):
-            kl, correct = cells[f"{name} kl"][pairs], cells[f"{name} correct"][pairs]
+        out[f"{name} other"] = cells["other kl"][[b for _, b in part]].mean(axis=1)
+    if pairs:
+        out["other"] = plain - cells["other correct"][layers].mean(axis=1)
+    for name in RIVALS if pairs else ():
+        at = layers if name == FAR_NOISE else pairs
+        if f"{name} kl" in cells and set(at) <= set(cells[f"{name} kl"].columns):
+            kl, correct = cells[f"{name} kl"][at], cells[f"{name} correct"][at]
             if kl.notna().all(axis=None) and correct.notna().all(axis=None):
                 out[f"{name} loss"] = plain - correct.mean(axis=1)
                 out[f"{name} kl"] = kl.mean(axis=1)
+    if "text states kl" in out:
+        slopes = {k: gap_slope(cells[f"{k} kl"][pairs]) for k in ("image", "text states")}
+        out |= {f"{name} slope": slope for name, slope in slopes.items() if slope is not None}
     return pd.DataFrame(out)

@@ -218,7 +218,7 @@ SCENARIOS = (
         "C3",
         "interchangeable, three questions to a picture",
         True,
-        _c3(**_C3_TRUE, questions=3, concentrated=True),
+        _c3(**_C3_TRUE, spread=0.6, tails=0.6, questions=3),
     ),
     Scenario(
         "C3",

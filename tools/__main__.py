@@ -36,12 +36,19 @@ def _dispatch(argv: list[str]) -> int:
     place.add_argument("url", nargs="?", help="a new one, e.g. of a fork (default: as it is)")
     rules = commands.add_parser("register", help="write down which rules are in force")
     rules.add_argument("note", help="what the registration is for")
+    training = commands.add_parser("adapters", help="train the adapters of C6 for data/adapters")
+    training.add_argument("model", help="folder of an embedded model")
+    training.add_argument("--steps", type=int, help="budget (default: the first in claims.yaml)")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     options = parser.parse_args(argv)
     if options.command == "readme":
         from tools.readme import update_readme
 
         lines = [str(file) for file in update_readme(command.existing_run(options.run))]
+    elif options.command == "adapters":
+        from tools.adapters import train_adapters
+
+        lines = [str(folder) for folder in train_adapters(options.model, options.steps)]
     elif options.command == "register":
         from tools.register import DEVIATIONS, deviations, register
 

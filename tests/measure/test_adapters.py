@@ -23,10 +23,13 @@ from visdepth_utils.measure.recovery import (
     TRAINED,
     adapted,
     adapter,
+    chosen,
     distill,
     recovery_sweep,
+    registered,
     state_settings,
     training_facts,
+    trainings,
 )
 from visdepth_utils.measure.strategies import decode
 from visdepth_utils.models.vlm import VLM
@@ -154,6 +157,41 @@ def test_every_state_says_what_it_says_by_itself(llava, tmp_path):
         recovery_dots(pd.concat([table, table.assign(cut=2)]))
 
 
+def test_every_rate_is_tried_and_the_whole_model_has_the_one_with_the_lowest_loss(llava, tmp_path):
+    settings = replace(SHORT, steps=6, validation=3, every=2)
+    options = {"max_new_tokens": 4, "shipped": tmp_path / "none", "say": lambda _: None}
+    rates = [1e-4, 5e-2]
+    made = trainings(llava, SAMPLES, settings, rates, tmp_path / "own", **options)
+    assert [len(made[state]) for state in TRAINED] == [2, 2, 1]
+    lowest = [
+        min(loss for *_, loss in json.loads((f / "validation.json").read_text()))
+        for f in made["recovered"]
+    ]
+    best = chosen(made["recovered"])
+    assert lowest[0] != lowest[1] and best == made["recovered"][lowest.index(min(lowest))]
+    rate = json.loads((best / "distillation.json").read_text())["rate"]
+    whole = made["full trained"][0] / "distillation.json"
+    assert json.loads(whole.read_text())["rate"] == rate
+    table = recovery_sweep(llava, TASK, 1, made)
+    own = table[table["state"] == "recovered"].drop_duplicates("rate").set_index("rate")
+    assert list(own.index) == rates and set(own["steps"]) == {6} and set(own["seed"]) == {0}
+    for folder, curve in zip(made["recovered"], own["curve"], strict=True):
+        assert json.loads(curve) == json.loads((folder / "validation.json").read_text())
+    assert (table.loc[table["state"] == "full", "curve"] == "").all()
+
+    # Shipped ones of any rate and length count, also where they learnt from fewer samples.
+    home = tmp_path / "shipped" / "tiny"
+    home.mkdir(parents=True)
+    for folder in (f for state in TRAINED for f in made[state]):
+        folder.rename(home / folder.name)
+    options["shipped"] = tmp_path / "shipped"
+    more = [*SAMPLES, tiny.sample(8)]
+    found = trainings(llava, more, replace(settings, steps=1), [1e-3], tmp_path / "no", **options)
+    names = {state: sorted(f.name for f in made[state]) for state in TRAINED}
+    assert {state: sorted(f.name for f in found[state]) for state in TRAINED} == names
+    assert not (tmp_path / "no").exists()
+
+
 def test_precision_is_a_choice_and_a_fact(llava, tmp_path):
     whole = distill(llava, SAMPLES, replace(SHORT, precision="float32"), tmp_path / "a", **BUDGET)
     half = distill(llava, SAMPLES, SHORT, tmp_path / "b", **BUDGET)
@@ -209,13 +247,12 @@ def test_shipped_adapters_are_those_of_the_claim():
         facts = json.loads((folder / "distillation.json").read_text())
         found.setdefault(folder.parent.name, {})[folder.name] = facts
     assert {"base", "small"} <= set(found)
-    own = {k: v for k, v in entry["distill"].items() if k != "targets"}
     for model, adapters in found.items():
         vlm = load_vlm(f"data/minivlm/{model}")
         pairs = [(entry["tasks"][role], entry["depth"]) for role in ("recovers", "does not")]
         for task, part in (*pairs, *(FULL if model == "base" else ())):
             depth = cut_depth({"depth": part}, vlm.n_layers)
-            settings = Distillation(depth=depth, mode=entry["mode"], **own)
+            settings = registered(entry["distill"], depth, entry["mode"], **entry["shipped"])
             samples = training_samples(load_task(task, n=2), settings.steps * settings.batch)
             wanted = {
                 json.dumps(training_facts(vlm, samples, state_settings(settings, s, vlm.n_layers)))
@@ -227,4 +264,4 @@ def test_shipped_adapters_are_those_of_the_claim():
 def test_shipped_folders_hold_no_more_than_is_needed():
     names = {"adapter_config.json", "adapter_model.safetensors", "distillation.json", "losses.json"}
     for folder in shipped():
-        assert {file.name for file in folder.iterdir()} == names
+        assert names <= {file.name for file in folder.iterdir()} <= names | {"validation.json"}

@@ -140,22 +140,54 @@ def test_targets_are_the_full_models_tokens_and_their_end(stopping):
     assert len(ends) > 1 and stop[0] not in ends
 
 
-def test_a_killed_training_ends_where_an_undisturbed_one_does(vlm, tmp_path):
+@pytest.mark.parametrize("validation", [0, 3])
+def test_a_killed_training_ends_where_an_undisturbed_one_does(vlm, tmp_path, validation):
     options = {"max_new_tokens": 4, "save_every": 2}
-    whole = distill(vlm, SAMPLES, SHORT, tmp_path / "whole", **options)
+    settings = replace(SHORT, validation=validation, every=1)
+    whole = distill(vlm, SAMPLES, settings, tmp_path / "whole", **options)
 
     def kill(done, _total, _label):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(vlm, SAMPLES, SHORT, tmp_path / "killed", progress=kill, **options)
+        distill(vlm, SAMPLES, settings, tmp_path / "killed", progress=kill, **options)
     assert not any("lora" in name for name, _ in vlm.model.named_modules())
-    again = distill(vlm, SAMPLES, SHORT, tmp_path / "killed", **options)
+    again = distill(vlm, SAMPLES, settings, tmp_path / "killed", **options)
     states = [torch.load(f / "state.pt", weights_only=True) for f in (whole, again)]
     assert states[0]["losses"] == states[1]["losses"]
     for one, two in zip(states[0]["weights"], states[1]["weights"], strict=True):
         assert torch.equal(one, two)
+    files = [(f / "adapter_model.safetensors").read_bytes() for f in (whole, again)]
+    assert files[0] == files[1]
+    assert states[0].get("validation") == states[1].get("validation")
+
+
+def test_the_validation_loss_is_kept_and_so_are_the_weights_with_the_lowest(vlm, tmp_path):
+    settings = replace(SHORT, steps=12, rate=3.0, validation=3, every=4)
+    folder = distill(vlm, SAMPLES, settings, tmp_path / "a", max_new_tokens=4)
+    curve = json.loads((folder / "validation.json").read_text())
+    assert [done for done, *_ in curve] == [0, 4, 8, 12]
+    spent = [distillation._schedule(step, 12) for step in range(12)]
+    assert [s for _, s, _ in curve] == [
+        pytest.approx(sum(spent[:k]) / sum(spent), abs=1e-4) for k in (0, 4, 8, 12)
+    ]
+    said = json.loads((folder / "targets.json").read_text())
+    lowest = min(loss for *_, loss in curve)
+    assert lowest < curve[-1][2]  # so high a rate ends worse than it was
+    with adapted(vlm, folder), torch.no_grad():
+        assert float(answer_loss(vlm, SAMPLES[-3:], said, 1)) == pytest.approx(lowest, abs=0.01)
+
+
+def test_samples_of_the_validation_are_not_learnt_from(vlm, tmp_path):
+    losses, others = [], [tiny.sample(20 + i) for i in range(3)]
+    for name, samples in (("a", SAMPLES), ("b", SAMPLES[:5] + others)):
+        settings = replace(SHORT, validation=3, every=2)
+        folder = distill(vlm, samples, settings, tmp_path / name, max_new_tokens=4)
+        losses.append(json.loads((folder / "losses.json").read_text()))
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="5 samples for steps of 6"):
+        distill(vlm, SAMPLES, replace(settings, batch=6), tmp_path / "c", max_new_tokens=4)
 
 
 def test_shuffled_pictures_are_another_training(vlm, tmp_path):

@@ -387,9 +387,10 @@ def test_training_is_counted_only_where_no_adapter_is_at_hand(tmp_path) -> None:
     shipped = frozenset(folder.name for folder in (SHIPPED / "base").iterdir())
     assert trained(shipped) == {"distill": 0, "targets": 0}
     rule = load_claims()["claims"]["C6"]["distill"]
-    pictures = rule["steps"] * rule["batch"]
-    assert trained(frozenset()) == {"distill": 6 * rule["steps"], "targets": 2 * pictures}
-    assert trained(shipped - {"caption-d12"}) == {"distill": rule["steps"], "targets": pictures}
+    pictures, steps = rule["samples"] + rule["validation"], rule["steps"][0]
+    each = 2 * len(rule["rates"]) + 1  # every rate, also shuffled; the whole model once
+    assert trained(frozenset()) == {"distill": 2 * each * steps, "targets": 2 * pictures}
+    assert trained(shipped - {"caption-d12"}) == {"distill": steps, "targets": pictures}
     run = run_of("data/minivlm/base", tmp_path)
     assert plan._adapters(run) == shipped
     assert plan._adapters(run_of("data/minivlm/base", tmp_path, seed=1)) == frozenset()

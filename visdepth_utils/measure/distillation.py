@@ -56,6 +56,9 @@ class Distillation:
         seed: Of the adapter's start and of the order.
         shuffled: Train with another sample's picture: a control that can learn everything but what
             is in the picture.
+        validation: So many samples, the last ones, are kept out of the training; their loss tells
+            when it has converged, and the weights with the lowest are kept. 0 for none.
+        every: Steps between two looks at it.
     """
 
     depth: int
@@ -68,6 +71,8 @@ class Distillation:
     precision: str = "bfloat16"
     seed: int = 0
     shuffled: bool = False
+    validation: int = 0
+    every: int = 20
 
 
 def lora_config(vlm: VLM, settings: Distillation) -> LoraConfig:
@@ -109,25 +114,46 @@ def train(
     folder: Path,
     save_every: int,
     progress: Progress | None,
-) -> list[float]:
-    """The steps that are left; the state is saved as one file, so that a kill loses no more."""
+) -> tuple[list[float], list[list[float]]]:
+    """The steps that are left; the state is saved as one file, so that a kill loses no more.
+
+    The second list has a line per look at the validation loss: steps done, share of all the
+    learning rates spent, loss. Where there is one, the weights with the lowest loss are left.
+    """
+    held_out = list(samples[len(samples) - settings.validation :])
+    samples = samples[: len(samples) - settings.validation]
     weights = [p for p in student.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.0)
     half = settings.precision == "bfloat16"
     autocast = torch.autocast(vlm.device.type, torch.bfloat16, enabled=half)
-    state, losses = folder / "state.pt", []
+    state, losses, curve = folder / "state.pt", [], []
+    best = [w.data.clone() for w in weights]
+    rates = np.cumsum([_schedule(step, settings.steps) for step in range(settings.steps)])
     if state.is_file():
         try:
             saved = torch.load(state, weights_only=True, map_location=vlm.device)
             optimiser.load_state_dict(saved["optimiser"])
             for weight, value in zip(weights, saved["weights"], strict=True):
                 weight.data.copy_(value)
-            losses = list(saved["losses"])
+            losses, curve = list(saved["losses"]), list(saved.get("validation", []))
+            best = saved.get("best") or best
         except Exception as error:  # damaged bytes fail in torch in many ways; none runs code
             raise ValueError(
                 f"{state} is no state of this training ({first_line(error)}): "
                 "delete it and run again"
             ) from error
+
+    def look(done: int) -> None:
+        if not held_out or (done % settings.every and done < settings.steps):
+            return
+        with autocast, torch.no_grad():
+            loss = _mean_loss(vlm, held_out, targets, settings)
+        if not curve or loss < min(point[2] for point in curve):
+            best[:] = [w.data.clone() for w in weights]
+        curve.append([done, float(rates[done - 1] / rates[-1]) if done else 0.0, loss])
+
+    if not losses:
+        look(0)
     for step in range(len(losses), settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.rate * _schedule(step, settings.steps)
@@ -139,14 +165,32 @@ def train(
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         losses.append(float(loss.detach()))
+        look(step + 1)
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             with atomic(state) as temporary:
                 kept = {"weights": [w.data for w in weights], "losses": losses}
+                kept |= {"best": best, "validation": curve} if held_out else {}
                 torch.save(kept | {"optimiser": optimiser.state_dict()}, temporary)
         if progress:
             recent = np.mean(losses[-10:])
             progress(step + 1, settings.steps, f"distillation, loss {recent:.3f}")
-    return losses
+    if held_out:
+        for weight, value in zip(weights, best, strict=True):
+            weight.data.copy_(value)
+    return losses, curve
+
+
+def _mean_loss(
+    vlm: VLM, samples: Sequence[Sample], targets: dict[str, list[int]], settings: Distillation
+) -> float:
+    """Mean over all answer tokens, batch by batch."""
+    total = tokens = 0.0
+    for start in range(0, len(samples), settings.batch):
+        part = samples[start : start + settings.batch]
+        n = sum(len(targets[sample.id]) for sample in part)
+        total += n * float(answer_loss(vlm, part, targets, settings.depth, settings.mode))
+        tokens += n
+    return total / tokens
 
 
 def _chosen(n: int, settings: Distillation, step: int) -> np.ndarray:

@@ -42,17 +42,25 @@ if TYPE_CHECKING:
 __all__ = [
     "SHIPPED",
     "TRAINED",
+    "TRAINING",
     "adapted",
     "adapter",
+    "chosen",
     "distill",
     "recovery_sweep",
+    "registered",
     "state_settings",
     "training_facts",
+    "trainings",
 ]
 
 SHIPPED = REPO / "data" / "adapters"
 TRAINED = ("recovered", "shuffled", "full trained")
 """States of a model with an adapter; beside them ``"full"`` and ``"truncated"`` have none."""
+CURVE = "validation.json"
+"""In an adapter's folder: [steps done, share of the learning rates spent, validation loss]."""
+TRAINING = ("rate", "seed", "steps", "curve")
+"""Columns of a recovery table that say which training a row is of; empty for the plain states."""
 Progress = Callable[[int, int, str], None]
 
 
@@ -97,9 +105,9 @@ def distill(
             f"{vlm.name} has weights that lie offloaded on CPU or disk, which cannot be trained: "
             "load it with a device_map that spreads it over accelerators only"
         )
-    if len(samples) < settings.batch:
+    if (left := len(samples) - settings.validation) < settings.batch:
         raise ValueError(
-            f"{len(samples)} samples for steps of {settings.batch}: give more, or a smaller batch"
+            f"{left} samples for steps of {settings.batch}: give more, or a smaller batch"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +119,11 @@ def distill(
     with quiet():
         student = get_peft_model(vlm.model, lora_config(vlm, settings))
     try:
-        losses = train(vlm, student, shown, said, settings, folder, save_every, progress)
+        losses, curve = train(vlm, student, shown, said, settings, folder, save_every, progress)
         write_text(folder / "losses.json", json.dumps([round(x, 4) for x in losses]) + "\n")
+        if curve:
+            rounded = [[int(done), round(spent, 4), round(x, 4)] for done, spent, x in curve]
+            write_text(folder / CURVE, json.dumps(rounded) + "\n")
         student.peft_config["default"].base_model_name_or_path = vlm.name
         with quiet():
             student.save_pretrained(folder, save_embedding_layers=False)
@@ -175,13 +186,20 @@ def training_facts(vlm: VLM, samples: Sequence[Sample], settings: Distillation) 
     Returns:
         Plain values, as ``distillation.json`` keeps them.
     """
-    ids = "\n".join(sample.id for sample in samples)
+    facts = asdict(settings)
+    if not settings.validation:  # older trainings have no such facts
+        del facts["validation"], facts["every"]
     return {
-        **asdict(settings),
+        **facts,
         "weights": vlm.weights_hash,
         "n_samples": len(samples),
-        "samples": hashlib.sha256(ids.encode()).hexdigest(),
+        "samples": _hash_of(samples),
     }
+
+
+def _hash_of(samples: Sequence[Sample]) -> str:
+    """Which samples these are."""
+    return hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()
 
 
 def _kept_targets(
@@ -279,11 +297,125 @@ def adapter(
     return target
 
 
+def registered(
+    rule: Mapping[str, Any], depth: int, mode: str = "remove", **other: Any
+) -> Distillation:
+    """Settings of the first training that a claim registers.
+
+    Args:
+        rule: ``distill`` of its entry in claims.yaml.
+        depth: Where image tokens are cut.
+        mode: As for ``truncation_sweep``.
+        **other: Fields of ``Distillation`` with another value.
+
+    Returns:
+        The first rate, number of steps and seed, and all else as registered.
+    """
+    same = ("rank", "alpha", "batch", "precision", "validation", "every")
+    first = {name: rule[f"{name}s"][0] for name in ("rate", "seed")} | {"steps": rule["steps"][0]}
+    return Distillation(depth, mode, **{**{name: rule[name] for name in same}, **first, **other})
+
+
+def trainings(
+    vlm: VLM,
+    samples: Sequence[Sample],
+    settings: Distillation,
+    rates: Sequence[float],
+    folder: str | Path,
+    *,
+    shipped: str | Path = SHIPPED,
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> dict[str, list[Path]]:
+    """All trainings of a model on a task: those that are shipped, else made here.
+
+    Shipped are all of the same weights, cut and samples, of any rate, seed and number of steps.
+    Else one is made per rate; the whole model has the rate with the lowest validation loss.
+
+    Args:
+        vlm: The full model.
+        samples: Training samples, those for the validation last.
+        settings: Of the training; its rate is not looked at.
+        rates: Learning rates to choose from.
+        folder: As for ``adapter``.
+        shipped: Searched first.
+        say: As for ``adapter``.
+        **options: ``max_new_tokens`` and ``progress`` of ``adapter``.
+
+    Returns:
+        State, of ``TRAINED`` -> folders.
+    """
+    found: dict[str, list[Path]] = {}
+    for state in TRAINED:
+        own = state_settings(settings, state, vlm.n_layers)
+        found[state] = _shipped(vlm, samples, own, Path(shipped))
+        for path in found[state]:
+            say(f"adapter {path.name}: shipped in data/adapters/{path.parent.name}")
+        if not found[state]:
+            tried = rates
+            if state == "full trained":
+                best = chosen(found["recovered"])
+                tried = [float(read_object(best / "distillation.json")["rate"])]
+            found[state] = [
+                adapter(
+                    vlm, samples, replace(own, rate=r), folder, shipped=shipped, say=say, **options
+                )
+                for r in tried
+            ]
+    return found
+
+
+def _shipped(
+    vlm: VLM, samples: Sequence[Sample], settings: Distillation, shipped: Path
+) -> list[Path]:
+    """Folders of whole trainings that answer the same question."""
+    asked = {name: getattr(settings, name) for name in ("depth", "mode", "shuffled")}
+    asked["weights"] = vlm.weights_hash
+    found = []
+    for file in sorted(shipped.glob("*/*/distillation.json")):
+        facts = read_object(file)
+        whole = (file.parent / "adapter_model.safetensors").is_file()
+        if whole and all(facts.get(name) == value for name, value in asked.items()):
+            n = facts["n_samples"]  # fewer samples are the first of more
+            if n <= len(samples) and facts["samples"] == _hash_of(samples[:n]):
+                found.append(file.parent)
+    return found
+
+
+def chosen(folders: Sequence[Path]) -> Path:
+    """The training with the lowest validation loss.
+
+    Args:
+        folders: Of adapters.
+
+    Returns:
+        Its folder; the first where no training has such a loss.
+    """
+    return min(
+        folders, key=lambda folder: min((p[2] for p in _curve(folder)), default=float("inf"))
+    )
+
+
+def _curve(folder: Path) -> list[list[float]]:
+    """What ``distill`` saw of the validation loss; empty for older trainings."""
+    file = folder / CURVE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The columns ``TRAINING`` of an adapter's rows."""
+    file = folder / "distillation.json"
+    facts = read_object(file) if file.is_file() else {}  # not one of ours: nothing is known of it
+    curve = _curve(folder)
+    numbers = {name: float(facts.get(name, "nan")) for name in TRAINING[:3]}
+    return numbers | {"curve": json.dumps(curve) if curve else ""}
+
+
 def recovery_sweep(
     vlm: VLM,
     task: Task | Sequence[Sample],
     depth: int,
-    adapters: Mapping[str, str | Path] | None = None,
+    adapters: Mapping[str, str | Path | Sequence[Path]] | None = None,
     *,
     plain: bool = True,
     mode: str = "remove",
@@ -296,7 +428,8 @@ def recovery_sweep(
         vlm: The model.
         task: A task, or samples, each with an image.
         depth: Where image tokens are cut, 0..L.
-        adapters: State -> folder of its adapter, for some of ``TRAINED``.
+        adapters: State -> folder of its adapter, or of several trainings, for some of
+            ``TRAINED``.
         plain: Whether the two states without an adapter are measured.
         mode: As for ``truncation_sweep``.
         max_new_tokens: Budget of an answer; None for the task's.
@@ -305,13 +438,20 @@ def recovery_sweep(
     Returns:
         One row per sample and state: ``sample, image, task, kind, style, mode, cut`` (where the
         claim cuts), ``depth`` (where this state is cut; L for ``"full"`` and ``"full trained"``),
-        ``state, output, score`` (the task's own, 0..1), ``chrf`` (against the reference).
+        ``state, output, score`` (the task's own, 0..1), ``chrf`` (against the reference), and of
+        which training: ``rate, seed, steps, curve`` (its validation loss as JSON: a line per look,
+        of steps done, share of the learning rates spent, and loss; empty where none was kept).
 
     Raises:
         ValueError: Unknown state; else as ``truncation_sweep``.
     """
-    adapters = adapters or {}
-    found, sweeps = [], plain + len(adapters)
+    each = [
+        (state, Path(folder))
+        for state, given in (adapters or {}).items()
+        for folder in ([given] if isinstance(given, str | Path) else given)
+    ]
+    found, sweeps = [], plain + len(each)
+    none = {**dict.fromkeys(TRAINING[:3], float("nan")), "curve": ""}
 
     def said(depths: list[int]) -> pd.DataFrame:
         def show(done: int, total: int, label: str) -> None:
@@ -324,12 +464,12 @@ def recovery_sweep(
     if plain:
         own = said([depth, vlm.n_layers])
         found.append(
-            own.assign(state=["truncated" if d == depth else "full" for d in own["depth"]])
+            own.assign(state=["truncated" if d == depth else "full" for d in own["depth"]], **none)
         )
-    for state, folder in adapters.items():
+    for state, folder in each:
         settings = state_settings(Distillation(depth), state, vlm.n_layers)
         with adapted(vlm, folder):
-            found.append(said([settings.depth]).assign(state=state))
+            found.append(said([settings.depth]).assign(state=state, **_training(folder)))
     table = pd.concat(found, ignore_index=True).assign(cut=depth)
-    columns = [*LABELS, "mode", "cut", "depth", "state", "output", "score", "chrf"]
+    columns = [*LABELS, "mode", "cut", "depth", "state", "output", "score", "chrf", *TRAINING]
     return table.rename(columns={"correct": "score"})[columns]

@@ -31,7 +31,7 @@ from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.errors import named_line
 from visdepth_utils.data.tasks import Task, load_task
 from visdepth_utils.data.training_samples import training_samples
-from visdepth_utils.measure.distillation import TARGET_ROWS, Distillation
+from visdepth_utils.measure.distillation import TARGET_ROWS
 from visdepth_utils.measure.evaluation import evaluate
 from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
 from visdepth_utils.measure.geometry.token_groups import (
@@ -43,7 +43,7 @@ from visdepth_utils.measure.geometry.token_groups import (
 )
 from visdepth_utils.measure.random_decoders import random_decoder
 from visdepth_utils.measure.reasoning import reasoning_sweep
-from visdepth_utils.measure.recovery import distill, recovery_sweep
+from visdepth_utils.measure.recovery import distill, recovery_sweep, registered
 from visdepth_utils.measure.strategies import decode
 from visdepth_utils.measure.substitution import substitution_grid
 from visdepth_utils.measure.teacher_forcing import token_kl
@@ -134,13 +134,13 @@ class Bench:
     ) -> Path:
         """Train for a few steps, on samples that will be measured: the adapter is thrown away."""
         task, entry = self.task(name, most), self.claims["C6"]
-        own = {key: value for key, value in entry["distill"].items() if key != "targets"}
-        own |= {"steps": steps, "batch": min(own["batch"], len(task))}
+        rule = entry["distill"]
+        own = {"steps": steps, "batch": min(rule["batch"], len(task)), "validation": 0}
         depth = self.vlm.n_layers if state == "whole" else self.cut
         return distill(
             self.vlm,
             task,
-            Distillation(depth=depth, mode=entry["mode"], **own),
+            registered(rule, depth, entry["mode"], **own),
             self.folder / f"{name}-{state}",
             targets=self.folder / f"{name}-{len(task)}.json",
             progress=progress,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import time
@@ -394,7 +395,7 @@ def _adapters(run: Run) -> frozenset[str]:
         # Shipped ones were trained on samples of the generator, drawn by seed 0.
         ours = json.loads(file.read_text(encoding="utf-8"))["weights"] == weights
         if ours and settings["source"] is None and settings["seed"] == 0:
-            found.add(file.parent.name)
+            found.add(re.sub("-[0-9a-f]{8}$", "", file.parent.name))
     for file in (run.folder / "adapters").glob("*/adapter_model.safetensors"):
         found.add(file.parent.name.rpartition("-")[0])
     return frozenset(found)

@@ -199,22 +199,24 @@ def _c6(size: Size) -> list[Step]:
     tasks += claim["tasks"]["beside"] if size.full else []
     depths = [claim["depth"], "2/3"][: 1 + size.full]
     cuts = [cut_depth({"depth": depth}, size.n_layers) for depth in depths]
-    steps, batch = claim["distill"]["steps"], claim["distill"]["batch"]
+    rule = claim["distill"]
+    steps, pictures = rule["steps"][0], rule["samples"] + rule["validation"]
     out = [_load()]
     for name in tasks:
         task = "reason:long" if name == "reason" else name
         out.append(Step(f"c6_{name}", "recovery_sweep", task, size.n, len(cuts)))
-        out.append(Step("", "training_samples", task, steps * batch, len(cuts)))
+        out.append(Step("", "training_samples", task, pictures, len(cuts)))
         wanted = [f"{name}-d{cut}{end}" for cut in cuts for end in ("", "-shuffled")]
-        cut = len({*wanted} - size.adapters)
+        cut = len(rule["rates"]) * len({*wanted} - size.adapters)  # all rates are tried
+        swept = len(cuts) + len({*wanted} & size.adapters) + cut
         whole = len({f"{name}-d{size.n_layers}"} - size.adapters)
         if cut + whole:
-            out.append(Step("", "targets", task, steps * batch))
+            out.append(Step("", "targets", task, pictures))
         if cut:
             out.append(Step("", "distill", task, steps, cut, (("state", "cut"),)))
         if whole:
             out.append(Step("", "distill", task, steps, whole, (("state", "whole"),)))
-        out.append(Step(f"c6_{name}", "adapted sweep", task, size.n, 3 * len(cuts)))
+        out.append(Step(f"c6_{name}", "adapted sweep", task, size.n, swept))
         # Whole, cut, and cut with an adapter, which costs about as two of them.
         out += _decoded(f"c6_ways_{name}", task, size, DECODED["C6"], 4)
     return out

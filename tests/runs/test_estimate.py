@@ -271,7 +271,7 @@ def test_a_growing_process_is_seen_to_grow() -> None:
 
 NOTHING_MEASURED = {
     *("available_tasks", "chance", "claim_entry", "load_claims", "load_task", "lost", "verdict"),
-    *("accuracy_table", "adapted", "Distillation", "state_settings", "TRAINED", "cut_depth"),
+    *("accuracy_table", "adapted", "chosen", "registered", "cut_depth"),
     *("all_verdicts", "compare", "layer_bands", "open_run", "progress_line", "sensitivity"),
     *("side_by_side", "with_token_layers", "measured_ratios", "recommend_depth", "counted_flops"),
     *("predicted_costs", "predicted_sizes", "scores_and_savings", "shape_of", "tower_share"),
@@ -285,7 +285,7 @@ KINDS = {
     "physical sweep": "truncation_sweep",
     "adapted sweep": "recovery_sweep",
 }
-KINDS |= {"targets": "adapter", "distill": "adapter"}
+KINDS |= {"targets": "trainings", "distill": "trainings"}
 """Kinds whose name is not that of the function that a notebook calls."""
 
 

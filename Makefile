@@ -10,6 +10,7 @@ VENV := .venv
 SIZE ?= base
 WORKERS ?= 2
 RUN ?= base-quick
+CLAIM ?= C7
 
 # What each target takes on make's command line. Anything else there is refused by name: a misspelt
 # variable would leave the default to run for hours.
@@ -23,6 +24,7 @@ cache.takes := RUN PRUNE
 random-init.takes := MODEL OUT
 address.takes := URL
 register.takes := NOTE
+power.takes := CLAIM RUN MODEL
 lab.takes := LAB_OPTIONS
 train-minivlm.takes := SIZE SEED WORKERS TOWER
 goal := $(or $(firstword $(MAKECMDGOALS)),help)
@@ -42,7 +44,7 @@ text = $(if $(value $(1)),'$(subst ','\'',$(value $(1)))')
 flag = $(if $(filter-out 0,$(value $(1))),$(2))
 
 # Else make would expand them for the environment of each command, $(shell ...) included.
-unexport PYTHON MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY RUN WITH PRUNE URL NOTE \
+unexport PYTHON MODEL SOURCE N SEED DEVICE DTYPE PROFILE OUT JOBS ENGINE RAY DRY RUN WITH PRUNE URL NOTE CLAIM \
 	LAB_OPTIONS SIZE WORKERS TOWER
 
 PY := $(VENV)/bin/python
@@ -54,7 +56,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: house register mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: house power register mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -149,6 +151,9 @@ notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in 
 
 register: $(STAMP) ## write down which rules are in force, before a new model is looked at; NOTE='what for'
 	@$(PY) -m tools register $(or $(call text,NOTE),'')
+
+power: $(STAMP) ## how many images a claim needs on the model of a finished run, for 80% and 90% power; CLAIM=C7 RUN=base-quick or MODEL=data/minivlm/base
+	@$(PY) -m tools power $(call text,CLAIM) $(call text,RUN) $(call option,MODEL --model)
 
 house: $(STAMP) ## lines, modules and imports of the package beside their goals, and its contracts
 	@$(PY) -m tools.house

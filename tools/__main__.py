@@ -1,6 +1,7 @@
 """Command line of the chores: ``python -m tools COMMAND``."""
 
 import sys
+from pathlib import Path
 
 from visdepth_utils import __main__ as command
 from visdepth_utils.common.errors import Parser
@@ -39,6 +40,10 @@ def _dispatch(argv: list[str]) -> int:
     training = commands.add_parser("adapters", help="train the adapters of C6 for data/adapters")
     training.add_argument("model", help="folder of an embedded model")
     training.add_argument("--steps", type=int, help="budget (default: the first in claims.yaml)")
+    sizes = commands.add_parser("power", help="how many images a claim needs on a run's model")
+    sizes.add_argument("claim", help="C7")
+    sizes.add_argument("run", help="folder, or name in results/")
+    sizes.add_argument("--model", help="instead of the run: the model of results/MODEL-quick")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     options = parser.parse_args(argv)
     if options.command == "readme":
@@ -49,6 +54,11 @@ def _dispatch(argv: list[str]) -> int:
         from tools.adapters import train_adapters
 
         lines = [str(folder) for folder in train_adapters(options.model, options.steps)]
+    elif options.command == "power":
+        from tools.power import power
+
+        name = f"{Path(options.model).name}-quick" if options.model else options.run
+        lines = power(command.existing_run(name), options.claim)
     elif options.command == "register":
         from tools.register import DEVIATIONS, deviations, register
 

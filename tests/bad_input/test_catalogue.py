@@ -75,7 +75,7 @@ def test_a_bad_input_is_one_line_and_nothing_is_lost(
 
 def called(arguments: list[str]) -> int:
     """The command, of the package or of the repository's chores, that has this name."""
-    chore = arguments[:1] in (["readme"], ["address"], ["eval-minivlm"], ["register"])
+    chore = arguments[:1] in (["readme"], ["address"], ["eval-minivlm"], ["register"], ["power"])
     return chores.main(arguments) if chore else command.main(arguments)
 
 

@@ -59,6 +59,7 @@ TARGETS = [
     "worlds",
     "notebooks",
     "register",
+    "power",
     "house",
     "lint",
     "format",

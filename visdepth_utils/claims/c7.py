@@ -54,18 +54,15 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         return found | said("not testable", f"{depth} decoder layers; it takes at least {least}")
     if first := int(sweep["depth"].min()):
         return found | said("not testable", f"depths start at {first}: retention needs depth 0")
-    given = {k: _by_style(v) for k, v in controls.items() if k == "conditions"}
-    beside = [s for s in spec["styles"]["beside"] if s in set(sweep["task"])]
-    frames = columns_of({**spec, "floor": "blind"}, sweep, given, [long, short, *beside])
-    both = pd.concat([frames[s].add_prefix(f"{s} ") for s in (long, short)], axis=1)
+    both, frames = per_image(spec, table, controls)
+    beside = [s for s in spec["styles"]["beside"] if s in frames]
     whole = both.dropna()
     found["n_images"] = n = len(whole)
     if n == 0 or n < (1 - common["max_missing_share"]) * len(both):
         why = f"{len(both) - n} of {len(both)} images have no value in both styles"
         return found | said("not testable", why)
     drawn = Resampled.of(whole, common)
-    states = {style: usable(spec, drawn, style) for style in (long, short)}
-    contrast = drawn.bounded(lambda m: share_kept(m, [long]) - share_kept(m, [short]))
+    states, contrast = _parts(spec, drawn)
     gained = all(gain.lo > 0 for _, gain, _ in states.values())
     if gained:
         found |= {"effect": contrast.value, "ci": (contrast.lo, contrast.hi)}
@@ -77,10 +74,51 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     if n < common["min_images"]:
         least = common["min_images"]
         return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
-    skipped = [f"{style} {s[0]}" for style, s in states.items() if s[0].startswith("skipped")]
-    if skipped:
-        return found | said("not testable", f"the model cannot do it ({'; '.join(skipped)})")
     return found | _answer(spec, states, contrast)
+
+
+def per_image(
+    spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Scores per image of both styles side by side, gaps still in.
+
+    Args:
+        spec: As for ``decide``.
+        table: As for ``decide``.
+        controls: As for ``decide``.
+
+    Returns:
+        Columns ``"{style} full"``, ``area``, ``floor`` and what else was measured; and the same of
+        every style that is there by itself.
+    """
+    sweep = _by_style(table[table["mode"] == spec["mode"]])
+    given = {k: _by_style(v) for k, v in controls.items() if k == "conditions"}
+    long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
+    beside = [s for s in spec["styles"]["beside"] if s in set(sweep["task"])]
+    frames = columns_of({**spec, "floor": "blind"}, sweep, given, [long, short, *beside])
+    return pd.concat([frames[s].add_prefix(f"{s} ") for s in (long, short)], axis=1), frames
+
+
+def power_verdict(spec: Spec, whole: pd.DataFrame) -> str:
+    """The word that the rule says of images whose scores are known.
+
+    Args:
+        spec: As for ``decide``.
+        whole: Of ``per_image``, without gaps.
+
+    Returns:
+        The verdict.
+    """
+    return _answer(spec, *_parts(spec, Resampled.of(whole, spec["common"])))["verdict"]
+
+
+def _parts(
+    spec: Spec, drawn: Resampled
+) -> tuple[dict[str, tuple[str, Interval, Interval | None]], Interval]:
+    """Whether each style uses the picture, and what the longer one keeps more."""
+    long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
+    states = {style: usable(spec, drawn, style) for style in (long, short)}
+    return states, drawn.bounded(lambda m: share_kept(m, [long]) - share_kept(m, [short]))
 
 
 def _by_style(table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +129,10 @@ def _by_style(table: pd.DataFrame) -> pd.DataFrame:
 def _answer(
     spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]], contrast: Interval
 ) -> dict[str, str]:
-    """The verdict of two styles that both use the picture."""
+    """The verdict, if both styles use the picture."""
+    skipped = [f"{style} {s[0]}" for style, s in states.items() if s[0].startswith("skipped")]
+    if skipped:
+        return said("not testable", f"the model cannot do it ({'; '.join(skipped)})")
     least = spec["margins"]["contrast"]["value"]
     long, short = (f"{spec['styles'][name]} answers" for name in ("longer", "shorter"))
     if contrast.hi < 0:

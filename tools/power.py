@@ -33,7 +33,9 @@ def power(run: Path, claim: str) -> list[str]:
     curve = power_curve(claim, table, controls)
     images = table["image"].nunique()
     data, figure = (run / f"power-{claim}.{end}" for end in ("json", "png"))
-    write_text(data, json.dumps(power_record(claim, curve), indent=1) + "\n")
+    facts = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    record = power_record(claim, curve, facts["settings"]["model"])
+    write_text(data, json.dumps(record, indent=1) + "\n")
     power_by_images(curve, claim, images).savefig(figure, bbox_inches="tight", dpi=110)
     return [power_text(claim, curve, images), f"written: {data}, {figure.name}"]
 

@@ -15,7 +15,7 @@ import pandas as pd
 from visdepth_utils.claims.c7 import per_image, power_verdict
 from visdepth_utils.claims.registry import claim_entry
 
-__all__ = ["SIZES", "images_for", "power_curve", "power_text"]
+__all__ = ["SIZES", "images_for", "power_curve", "power_record", "power_text"]
 
 SIZES = (48, 96, 200, 400, 800, 1600, 3200)
 RESAMPLES = 400
@@ -30,7 +30,7 @@ def power_curve(
     controls: dict[str, pd.DataFrame],
     *,
     sizes: Sequence[int] = SIZES,
-    simulations: int = 60,
+    simulations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Share of simulated runs on so many images that support the claim at its ``power_at``.
@@ -139,15 +139,17 @@ def power_text(claim: str, curve: pd.DataFrame, n: int) -> str:
     return f"{claim} at {n} images: {own:.0%} power; {told}"
 
 
-def power_record(claim: str, curve: pd.DataFrame) -> dict[str, Any]:
+def power_record(claim: str, curve: pd.DataFrame, model: str) -> dict[str, Any]:
     """What is kept beside a run.
 
     Args:
         claim: Identifier.
         curve: Of ``power_curve``.
+        model: As the run's settings name it.
 
     Returns:
-        Plain values: ``claim, curve``, and ``images`` for 80% and 90% (None: more than was tried).
+        Plain values: ``model, claim, curve``, and ``images`` for 80% and 90% (None: more than was
+        tried).
     """
     needed = {f"{p:g}": images_for(curve, p) for p in (0.8, 0.9)}
-    return {"claim": claim, "images": needed, "curve": curve.to_dict("records")}
+    return {"model": model, "claim": claim, "images": needed, "curve": curve.to_dict("records")}

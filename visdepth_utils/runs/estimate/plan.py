@@ -23,6 +23,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from visdepth_utils.claims.power import power_text
+from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.common.cells import default_parameters
 from visdepth_utils.common.files import REPO
 from visdepth_utils.common.progress import duration, progress_line
@@ -274,7 +276,28 @@ def dry_run(
         return 1
     memory, disk = free_memory(run.device) / 1e9, free_disk(run.folder) / 1e9
     say(f"it fits: {memory:.1f} GB of memory and {disk:.1f} GB of disk are free")
+    for line in known_power(run, n_samples):
+        say(line)
     return 0
+
+
+def known_power(run: Run, n_samples: int | None) -> list[str]:
+    """What ``make power`` found on this model, at as many images as are asked for.
+
+    Args:
+        run: Its folder and settings; finished runs lie beside it.
+        n_samples: What the user chose; None for each claim's own.
+
+    Returns:
+        A line per claim, e.g. "C7 at 96 images: 30% power; 270 images for 80%, 340 images for 90%".
+    """
+    lines = {}
+    for file in sorted(run.folder.parent.glob("*/power-*.json")):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["model"] == run.settings["model"]:
+            n = n_samples or claim_entry(kept["claim"])["n_images"]
+            lines[kept["claim"]] = power_text(kept["claim"], pd.DataFrame(kept["curve"]), n)
+    return list(lines.values())
 
 
 def needs_text(run: Run, folder: Path = REPO / "notebooks") -> str:

@@ -194,12 +194,15 @@ class Run:
         print(f"{name}: {how} ({len(frame)} rows)")
         return frame
 
-    def figure(self, fig: Figure, name: str) -> None:
+    def figure(self, fig: Figure, name: str) -> Figure:
         """Save a figure as PNG and SVG, free of dates so that equal figures are equal files.
 
         Args:
             fig: The figure; it stays open.
             name: File name without ending.
+
+        Returns:
+            The same figure.
         """
         for kind, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
             with (
@@ -207,6 +210,7 @@ class Run:
                 style.context(["default", {"svg.hashsalt": name}]),
             ):
                 fig.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", **extra)
+        return fig
 
     def keep(self, *tasks: Any) -> None:
         """Keep which samples of which data were taken, see ``outputs.keep_selection``.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from calibration import chained, curves, cuts, grids, styles, truncated
+from calibration import chained, curves, cuts, grids, recovered, styles, truncated
 from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.measure.chains import compare
 
@@ -78,6 +78,11 @@ def _c5(chain: Any = None, answer: Any = None, **options: Any):
     )
 
 
+def _c6(caption: float, chart: float, **options: Any):
+    shares = {"caption": caption, "chart": chart}
+    return lambda seed: (recovered.recovery_table(shares, seed=seed, alike=0.0, **options), None)
+
+
 def _c7(direct: Callable, long: Callable, **options: Any):
     return lambda seed: styles.styles_tables({"direct": direct, "long": long}, seed=seed, **options)
 
@@ -110,7 +115,7 @@ def _moves(margins: float) -> tuple[curves.Curve, curves.Curve, curves.Curve]:
     return (curves.slows, curves.moves(margins), curves.moves(margins))
 
 
-_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C7", "C8")}
+_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")}
 _C3_TRUE = {"image": grids.always(_P["C3"]["index"], _P["C3"]["loss"])}
 
 
@@ -288,6 +293,17 @@ SCENARIOS = (
             question_words=0.2,
             template=True,
         ),
+    ),
+    Scenario("C6", "captions and charts come back alike", False, _c6(0.8, 0.8)),
+    Scenario("C6", "captions get exactly half back", False, _c6(0.5, 0.1)),
+    Scenario("C6", "shuffled pictures do as well", False, _c6(0.8, 0.2, shuffled=0.8)),
+    Scenario("C6", "not converged", False, _c6(0.8, 0.2, curves=recovered.FALLING)),
+    Scenario("C6", "captions get 0.55 back", True, _c6(0.55, 0.1)),
+    Scenario(
+        "C6",
+        "power_at: captions come back, charts do not",
+        True,
+        _c6(_P["C6"]["caption"], _P["C6"]["chart"]),
     ),
     Scenario("C7", "styles alike", False, _c7(styles.even, styles.even)),
     Scenario(

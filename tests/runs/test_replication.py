@@ -17,6 +17,7 @@ from visdepth_utils.runs.records import (
     record,
     side_by_side,
 )
+from visdepth_utils.runs.registration import in_force
 
 
 def run(folder, model, verdicts, updated="2026-01-01", effect=0.5):
@@ -136,3 +137,13 @@ def test_an_untrained_twin_has_the_shape_and_not_the_weights(llava_path, tmp_pat
         save_untrained(llava_path, target)
     with pytest.raises(ValueError, match="is no folder"):
         save_untrained("owner/name", tmp_path / "x")
+
+
+def test_only_verdicts_by_the_rules_in_force_are_compared_where_asked(tmp_path):
+    for name, rules in (("old", None), ("other", {"claims": "x", "judging": "y"}), ("now", 1)):
+        folder = run(tmp_path / name, f"m/{name}", {"C1": "supported"})
+        entries = json.loads((folder / "claims.json").read_text())
+        entries[0]["rules"] = in_force() if rules == 1 else rules
+        (folder / "claims.json").write_text(json.dumps(entries))
+    assert len(all_verdicts(tmp_path, tmp_path / "none")) == 3
+    assert all_verdicts(tmp_path, tmp_path / "none", current=True)["model"].tolist() == ["m/now"]

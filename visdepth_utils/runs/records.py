@@ -20,6 +20,7 @@ import pandas as pd
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.claims.verdict import VERDICTS
 from visdepth_utils.common.files import REPO, atomic, locked, rows_text, write_text
+from visdepth_utils.runs.registration import in_force
 
 _TEXTS = (
     *("statement", "reason", "notebook", "source", "effect_label", "control_label"),
@@ -261,6 +262,7 @@ def all_verdicts(
     results: str | Path,
     recorded: str | Path = RECORDED,
     like: Mapping[str, Any] | None = None,
+    current: bool = False,
 ) -> pd.DataFrame:
     """Every verdict there is: of the runs in a results folder, and of those in the repository.
 
@@ -269,6 +271,7 @@ def all_verdicts(
         recorded: Folder of further runs; one that is also in ``results`` is taken from there.
         like: Settings of the run that compares: only runs on its data are taken, and of several on
             one model those that share most of its N, seed, profile and dtype.
+        current: Only verdicts by the rules that are in force: others do not bear comparison.
 
     Returns:
         Columns ``claim, model, verdict, effect, lo, hi, p, control, images, run, date``, sorted by
@@ -280,7 +283,7 @@ def all_verdicts(
     """
     folders = {f.parent.name: f.parent for f in sorted(Path(recorded).glob("*/claims.json"))}
     folders |= {f.parent.name: f.parent for f in sorted(Path(results).glob("*/claims.json"))}
-    rows = []
+    rows, rules = [], in_force() if current else None
     for name, folder in folders.items():
         facts = read_provenance(folder)
         updated, chosen = str(facts.get("updated", "")), facts.get("settings") or {}
@@ -288,6 +291,8 @@ def all_verdicts(
             continue
         alike = sum(chosen.get(key) == like[key] for key in ALIKE) if like else 0
         for entry in read_claims(folder):
+            if rules and entry.get("rules") != rules:
+                continue
             low, high = entry.get("ci") or (None, None)
             numbers = (entry.get("effect"), low, high, entry.get("p"), entry.get("control_effect"))
             named = (entry["claim"], entry["model"], entry["verdict"])

@@ -4,7 +4,7 @@ import argparse
 
 import pandas as pd
 
-from calibration.measure import faults, markdown, measure, read_table
+from calibration.measure import markdown, measure, read_table, unexplained
 from calibration.scenarios import SCENARIOS
 from visdepth_utils.common.files import REPO, write_text
 
@@ -12,7 +12,7 @@ PAGE = REPO / "docs" / "calibration.md"
 
 
 def main() -> int:
-    """Write the page; the status is 1 if a rule errs beyond chance."""
+    """Write the page; the status is 1 if a rule errs beyond chance and nothing says why."""
     parser = argparse.ArgumentParser(description="Simulate tables with known truth and judge them.")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--claims", nargs="+", help="only these; the page keeps the others' rows")
@@ -26,7 +26,7 @@ def main() -> int:
         table = pd.concat([kept[~kept["claim"].isin(options.claims)], table])
         table = table.sort_values("claim", kind="stable")
     write_text(PAGE, markdown(table))
-    wrong = faults(table)
+    wrong = unexplained(table)
     print("\n".join(wrong) or f"written: {PAGE.relative_to(REPO)}")
     return bool(wrong)
 

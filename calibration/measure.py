@@ -19,7 +19,7 @@ from calibration.scenarios import SCENARIOS, Scenario
 from visdepth_utils.claims.registry import load_claims, verdict
 from visdepth_utils.runs.provenance import commit
 
-__all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_table"]
+__all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_table", "unexplained"]
 
 RESAMPLES = 400
 """Bootstrap resamples in place of the registered number, for time: bounds are a little coarser."""
@@ -150,6 +150,30 @@ def faults(table: pd.DataFrame) -> list[str]:
     return out
 
 
+_WHY = {(s.claim, s.name): s.not_met for s in SCENARIOS if s.not_met}
+
+
+def _world(fault: str) -> tuple[str, str]:
+    """Claim and world of a line of ``faults``."""
+    claim, _, rest = fault.partition(", ")
+    return claim, rest.partition(":")[0]
+
+
+def unexplained(table: pd.DataFrame) -> list[str]:
+    """Those of ``faults`` whose scenario does not say why, and reasons for faults that are none.
+
+    Args:
+        table: Of ``measure`` or ``read_table``.
+
+    Returns:
+        One line each; empty if the page says all there is to say.
+    """
+    found = {_world(fault): fault for fault in faults(table)}
+    judged = {(row["claim"], row["world"]) for row in table.to_dict("records")}
+    idle = [f"{c}, {w}: met, but explained" for c, w in _WHY.keys() & judged if (c, w) not in found]
+    return [fault for world, fault in found.items() if world not in _WHY] + idle
+
+
 def markdown(table: pd.DataFrame, resamples: int = RESAMPLES) -> str:
     """The page docs/calibration.md.
 
@@ -193,6 +217,16 @@ def markdown(table: pd.DataFrame, resamples: int = RESAMPLES) -> str:
             "|---|---|--:|--:|--:|---|--:|--:|---|",
             *lines,
             "",
+            "Goals that are not met:",
+            "",
+            *(
+                f"- {fault}: {_WHY.get(_world(fault), 'not explained yet')}."
+                for fault in faults(table)
+            ),
+            "",
+            "C9 is not simulated here: its probability is exact, by enumeration, and the tests",
+            "compare it with brute force.",
+            "",
         ]
     )
 
@@ -214,7 +248,8 @@ def read_table(text: str) -> tuple[pd.DataFrame, int]:
     if not said or head not in text:
         raise ValueError("no calibration table: make it with python -m calibration")
     body = text[text.index(head) :].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body if line]
+    lines = [line for line in body if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["simulations"] = table["simulations"].astype(int)
     for name in COUNTS:

@@ -199,7 +199,7 @@ SCENARIOS = (
         "index just at its margin, three questions to a picture",
         False,
         _c3(image=grids.always(0.8, 0.0), spread=0.6, tails=0.6, questions=3),
-        not_met="a few pictures carry most of the divergence, and a bootstrap of 100 pictures draws "
+        not_met="a few pictures carry most of the divergence, and a bootstrap of 100 draws "
         "too few of them: its bounds are short. BCa and bootstrap-t were tried and hardly help",
     ),
     Scenario("C3", "nothing can be put in place", False, _c3(image=grids.NOT_AT_ALL)),

@@ -273,6 +273,7 @@ NOTHING_MEASURED = {
     *("available_tasks", "chance", "claim_entry", "load_claims", "load_task", "lost", "verdict"),
     *("accuracy_table", "adapted", "chosen", "registered", "cut_depth"),
     *("all_verdicts", "compare", "layer_bands", "open_run", "progress_line", "sensitivity"),
+    *("judge", "changed_verdicts"),
     *("side_by_side", "with_token_layers", "measured_ratios", "recommend_depth", "counted_flops"),
     *("predicted_costs", "predicted_sizes", "scores_and_savings", "shape_of", "tower_share"),
     *("BESIDE", "GROUPS", "IN_PLACE", "random_decoder", "environment_facts", "needs_text"),

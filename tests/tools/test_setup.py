@@ -420,6 +420,7 @@ def test_a_command_of_the_readme_works_as_printed(
         "visdepth_utils.models.untrained.save_untrained",
         "tools.address.spread_address",
         "tools.readme.update_readme",
+        "tools.power.power",
     ):
         stub = lambda *a, **k: ran.append(a) or []  # noqa: E731
         monkeypatch.setattr(stubbed, stub)

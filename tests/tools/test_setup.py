@@ -425,7 +425,8 @@ def test_a_command_of_the_readme_works_as_printed(
         stub = lambda *a, **k: ran.append(a) or []  # noqa: E731
         monkeypatch.setattr(stubbed, stub)
     assert not (chores if asked[1] == "tools" else command).main(asked[2:])
-    assert len(ran) == (asked[2] in ("reproduce", "random-init", "address", "readme"))
+    stubbed = ("reproduce", "random-init", "address", "readme", "power")
+    assert len(ran) == (asked[2] in stubbed)
 
 
 def test_the_readme_has_its_commands() -> None:

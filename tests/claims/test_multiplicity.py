@@ -117,7 +117,7 @@ def test_p_is_the_smallest_level_at_which_the_rule_still_holds():
 
 
 def test_other_verdicts_have_no_p():
-    v = verdict("C1", image_table("flat"), control=image_table("drift", seed=9))
+    v = verdict("C1", image_table("drift"), control=image_table("drift", seed=9))
     assert v.verdict == "not supported" and math.isnan(v.p)
     assert v.to_dict()["p"] is None
     table = holm_over_claims([{**v.to_dict(), "model": "m"}])

@@ -23,7 +23,7 @@ tokens), load it with `load_vlm` and measure samples with one and two pictures o
 in one padded batch.
 
 - **exactly**: equal to naive runs of the untouched model, one per sample, depth, pair of layers and
-  token: divergences and states within 1e-5 (states behind linear attention, which sums in chunks,
+  token: divergences and states within 1e-5 (states after linear attention, which sums in chunks,
   within 5e-4), answers token for token.
 - **refused**: `ValueError` with the reason; nothing is approximated in silence.
 

@@ -39,7 +39,7 @@ def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
     cells = nbformat.read(target, as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]
     assert [o["text"] for o in shown if o.get("name") == "stderr"] == []
-    assert sum("image/png" in o.get("data", {}) for o in shown) == 2
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 3
 
     (entry,) = json.loads((tmp_path / "run" / "claims.json").read_text())
     assert entry["claim"] == "C1"
@@ -51,7 +51,7 @@ def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
     else:
         assert entry["effect"] is not None
         assert entry["control_effect"] is not None
-    assert len(list((tmp_path / "run" / "figures").glob("01_*.png"))) == 2
+    assert len(list((tmp_path / "run" / "figures").glob("01_*.png"))) == 3
     assert len(list((tmp_path / "run" / "tables").glob("*.parquet"))) == 4
 
 
@@ -76,7 +76,7 @@ def smolvlm_checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("model", "number", "claim", "reason"),
     [
-        ("qwen", "02", "C2", "fewer than n0=32"),
+        ("qwen", "02", "C2", "measures show text moving more"),  # states move without an answer
         ("qwen", "03", "C3", "no better than with another picture"),
         ("qwen", "04", "C4", "the model cannot do it"),
         ("qwen", "05", "C5", "names a final answer in 0% of its outputs"),
@@ -103,5 +103,7 @@ def test_a_model_that_cannot_answer_is_not_testable(
     assert [o["text"] for o in shown if o.get("name") == "stderr"] == []
     assert len(list((tmp_path / "run" / "figures").glob(f"{number}_*.png"))) >= 2
     (entry,) = json.loads((tmp_path / "run" / "claims.json").read_text())
-    assert (entry["claim"], entry["verdict"]) == (claim, "not testable")
+    verdicts = VERDICTS[:3] if claim == "C2" else ("not testable",)
+    assert entry["claim"] == claim
+    assert entry["verdict"] in verdicts
     assert reason in entry["reason"]

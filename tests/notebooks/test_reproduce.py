@@ -106,8 +106,8 @@ def test_all_notebooks_run_with_live_output_and_a_verdict_table(story: Story) ->
     assert "    values: measured (3 rows)" in lines
     assert "    measure: 2/3" in text  # progress is shown while it happens
     row = next(line for line in lines if line.startswith("C1"))
-    assert re.split(r"\s{2,}", row)[1:3] == ["not supported", "0.123 [0.1, 0.2]"]
-    assert re.split(r"\s{2,}", row)[4:6] == ["4", "embedded worlds"]
+    assert re.split(r"\s{2,}", row)[1:5] == ["-", "not supported", "-", "0.123 [0.1, 0.2]"]
+    assert re.split(r"\s{2,}", row)[6:8] == ["4", "embedded worlds"]
     assert "2 run, 0 unchanged, 0 broken" in text
 
 

@@ -325,7 +325,7 @@ def test_verdicts_are_merged_by_claim_and_model(run: Run) -> None:
     entries = json.loads(text)
     found = [(entry["claim"], entry["model"], entry["verdict"]) for entry in entries]
     assert found == [("C0", "m", "weaker"), ("C1", "m", "supported"), ("C1", "m2", "weaker")]
-    assert set(entries[0]) == {*VERDICT, "source"}
+    assert set(entries[0]) == {*VERDICT, "source", "rules"}
     assert entries[0]["source"] == "embedded worlds"
     assert entries[1]["ci"] == [0.1, None]
     assert entries[1]["n_images"] == 64

@@ -21,6 +21,7 @@ from visdepth_utils.claims.c1 import margin_of, without_last
 from visdepth_utils.claims.interchange import early_layer
 from visdepth_utils.claims.stabilisation import (
     UNCLEAR,
+    Compared,
     Late,
     by_image,
     image_layer_matrix,
@@ -39,35 +40,17 @@ COLUMNS = {"image", "modality", "layer", "metric", "value"}
 MOVES, MOVES_NOT = "text moves more", "text moves no more"
 
 
-@dataclass(frozen=True)
-class Move:
-    """How much more text states move than image states from one third on, in one measure.
+@dataclass(frozen=True, kw_only=True)
+class Move(Compared):
+    """How far states move from one third on, mean over layers.
 
     Attributes:
-        label: ``MOVES``, ``MOVES_NOT`` or ``UNCLEAR``.
-        margin: Of the difference.
-        text: Mean of text.
-        image: Mean of the image tokens.
         lo: Two-sided interval of text - image, lower end.
         hi: Upper end.
-        low: One-sided lower bound.
-        high: One-sided upper bound.
-        shows: Whether text moves more by the margin; None where the bounds do not decide.
-        effect: (text - image) / margin.
-        effects: The same in every resample, (B,).
     """
 
-    label: str
-    margin: float
-    text: float
-    image: float
     lo: float
     hi: float
-    low: float
-    high: float
-    shows: bool | None
-    effect: float
-    effects: NDArray[np.float64]
 
 
 Parts = dict[str, Move] | dict[str, Late]

@@ -96,8 +96,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         shares = None if times is None else timed_of(spec, times)
     if advice is not None and shares is not None:
         saved = 1 - shares["prefill"]
-        ends = [(1 - common["level"]) / 2, (1 + common["level"]) / 2]
-        lo, hi = np.quantile(saved[advice.distribution], ends)
+        lo, hi = np.quantile(saved[advice.distribution], ends_of(spec))
         found |= {"effect": float(saved[advice.depth]), "ci": (float(lo), float(hi))}
     others = [states[task][2] for task in used]
     found["control_effect"] = max((o.value for o in others if o is not None), default=NAN)
@@ -213,6 +212,12 @@ def _attributed(
     return said(answer["verdict"], f"{answer['reason']}; the clock {clock}")
 
 
+def ends_of(spec: Spec) -> list[float]:
+    """Quantiles of a two-sided interval."""
+    level = spec["common"]["level"]
+    return [(1 - level) / 2, (1 + level) / 2]
+
+
 def counted_of(spec: Spec, costs: pd.DataFrame | None, depths: list[int]) -> pd.DataFrame | None:
     """Shares of cost by depth, counted: both bounds are the share itself.
 
@@ -311,7 +316,7 @@ def details_of(
             ("prefill", f"prefill: {unit} left there", "prefill_ratio"),
             ("kv", "cache: bytes left there", "kv_ratio"),
         ):
-            low, high = np.quantile(shares.loc[advice.distribution, name], [0.025, 0.975])
+            low, high = np.quantile(shares.loc[advice.distribution, name], ends_of(spec))
             left = Interval(shares.loc[advice.depth, name], low, high, NAN, NAN)
             rows.append(left.row(measure, f"{how}; interval over pictures", margins[margin]))
     if times is None:

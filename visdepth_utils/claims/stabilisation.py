@@ -228,23 +228,17 @@ def by_image(curve: pd.DataFrame, resamples: int, seed: int) -> tuple[Floats, Fl
     return found.estimate, found.distribution
 
 
-@dataclass(frozen=True)
-class Late:
+@dataclass(frozen=True, kw_only=True)
+class Compared:
     """Text against image tokens in one measure, in its own units (log for intrinsic dimension).
 
     Attributes:
-        label: ``MORE``, ``SOONER``, ``NO_MORE``, ``SETTLED`` or ``UNCLEAR``.
+        label: What is said of it.
         margin: Of the difference.
-        text: Range of the text curve left after the early part.
-        image: The same of the image curve.
+        text: The number of text.
+        image: The same of image tokens.
         low: One-sided lower bound of text - image.
         high: Its upper bound.
-        z_text: Stabilisation depth of the mean text curve.
-        z_image: Of the mean image curve.
-        z_lo: Two-sided interval of z_text - z_image, lower end.
-        z_hi: Upper end.
-        image_settled: Whether image tokens are within the margin after the early part; None if
-            their bounds do not decide.
         shows: Whether the measure shows the pattern; None where the bounds do not decide.
         effect: (text - image) / margin.
         effects: The same in every resample, (B,).
@@ -256,14 +250,22 @@ class Late:
     image: float
     low: float
     high: float
-    z_text: float
-    z_image: float
-    z_lo: float
-    z_hi: float
-    image_settled: bool | None
     shows: bool | None
     effect: float
     effects: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Late(Compared):
+    """What two curves still change after the early part: the ranges that are left.
+
+    Attributes:
+        z_text: Stabilisation depth of the mean text curve.
+        z_image: Of the mean image curve.
+    """
+
+    z_text: float
+    z_image: float
 
 
 def late(
@@ -326,9 +328,6 @@ def late(
         high=float(value + doubt),
         z_text=float(depths(tails_t)),
         z_image=float(depths(tails_i)),
-        z_lo=z_lo,
-        z_hi=z_hi,
-        image_settled=settled,
         shows=shows,
         effect=float(value / margin),
         effects=draws / margin,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,7 @@ def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> float:
 
 def step_agreement(a: str, b: str) -> float:
     """F1 of the steps of two chains, equal after normalising, each used once; both empty: 1."""
-    return _agreement(Counter(steps(a)), Counter(steps(b)))
-
-
-def _agreement(one: Counter[str], two: Counter[str]) -> float:
-    """F1 of two multisets of steps."""
+    one, two = _counted(a), _counted(b)
     if not one and not two:
         return 1.0
     return 2 * sum((one & two).values()) / (sum(one.values()) + sum(two.values()))
@@ -164,6 +161,11 @@ def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
 
 
 def _step_distances(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
-    """All distances of steps, (len(one), len(two)); the steps of each text are found once."""
-    of = {text: Counter(steps(text)) for text in {*one, *two}}
-    return np.array([[1 - _agreement(of[a], of[b]) for b in two] for a in one])
+    """All distances of steps, (len(one), len(two))."""
+    return np.array([[1 - step_agreement(a, b) for b in two] for a in one])
+
+
+@lru_cache(4096)
+def _counted(text: str) -> Counter[str]:
+    """The steps of a text, found once."""
+    return Counter(steps(text))

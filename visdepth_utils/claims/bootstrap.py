@@ -13,11 +13,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from visdepth_utils.claims.once import once
 
 Floats = NDArray[np.float64]
 Statistic = Callable[..., np.ndarray]
@@ -42,10 +45,17 @@ def resample_weights(
     codes, names = pd.factorize(np.asarray(clusters))  # in order of appearance
     if (codes < 0).any() or len(codes) == 0:
         raise ValueError("clusters must name an image for every row: a name is missing")
-    C = len(names)
+    return codes, _weights(len(names), B, seed)
+
+
+@lru_cache(maxsize=8)
+def _weights(C: int, B: int, seed: int) -> np.ndarray:
+    """How often each resample holds each cluster, (B, C), read only."""
     chosen = np.random.default_rng(seed).integers(0, C, size=(B, C))
     flat = (chosen + C * np.arange(B)[:, None]).ravel()
-    return codes, np.bincount(flat, minlength=B * C).reshape(B, C).astype(np.float64)
+    weights = np.bincount(flat, minlength=B * C).reshape(B, C).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def resample_means(table: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -53,10 +63,12 @@ def resample_means(table: np.ndarray, codes: np.ndarray, weights: np.ndarray) ->
     table = np.asarray(table, dtype=np.float64)
     flat = table.reshape(len(table), -1)
     known = np.isfinite(flat)
-    shape = (weights.shape[1], flat.shape[1])
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, codes, np.where(known, flat, 0.0))
-    np.add.at(counts, codes, known.astype(np.float64))
+    sums, counts = (np.ascontiguousarray(x, float) for x in (np.where(known, flat, 0), known))
+    if weights.shape[1] < len(flat):  # else each row is a cluster, in order
+        rows, shape = (sums, counts), (weights.shape[1], flat.shape[1])
+        sums, counts = np.zeros(shape), np.zeros(shape)
+        np.add.at(sums, codes, rows[0])
+        np.add.at(counts, codes, rows[1])
     with np.errstate(invalid="ignore"):
         means = (weights @ sums) / (weights @ counts)
     return means.reshape(len(weights), *table.shape[1:])
@@ -307,6 +319,7 @@ class Resampled:
         return Interval(value, *(float(q) for q in np.quantile(draws, tails)))
 
 
+@once
 def by_image_and(rows: pd.DataFrame, columns: list[str], value: str) -> pd.DataFrame:
     """Mean of ``value`` as (images x columns); a missing value of any row leaves a gap.
 

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from visdepth_utils.claims.bootstrap import aside, no_more, noted
+from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.stabilisation import (
     EARLY,
     FLAT,
@@ -171,7 +172,7 @@ def _last(details: pd.DataFrame) -> str:
 
 def _representation(spec: Spec, table: pd.DataFrame, curves: Curves, layer: int) -> pd.DataFrame:
     """Is the representation itself slower after l* than before? Before minus after, by image."""
-    common, rows = spec["common"], table[table["modality"] == spec["modality"]]
+    common, rows = spec["common"], only(table, modality=spec["modality"])
     images = next(iter(curves.values())).index
     out = []
     for column in spec["representation_check"]["columns"]:
@@ -224,7 +225,7 @@ def _control(
     if (own := depth_of(table)) != depth:
         raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one architecture")
     images = next(iter(curves.values())).index
-    if lacking := set(images) - set(table["image"].unique()):
+    if lacking := set(images) - values_of(table, "image"):
         raise ValueError(
             f"control {name!r} lacks {len(lacking)} of {len(images)} images: use the same samples"
         )
@@ -290,6 +291,7 @@ def early_layer(spec: Spec, depth: int) -> int:
     return int(Fraction(spec["z_star_max"]) * (depth - 1))
 
 
+@once
 def depth_of(table: pd.DataFrame) -> int:
     """Decoder layers L: entropy is measured at states 0..L."""
     return int(table.loc[table["metric"] == "entropy", "layer"].max())
@@ -305,7 +307,7 @@ def curves_of(
     if missing := COLUMNS - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"table lacks column(s) {names}: pass what layer_geometry returns")
-    rows = table[table["modality"] == spec["modality"]]
+    rows = only(table, modality=spec["modality"])
     if rows.empty:
         raise ValueError(f"table has no {spec['modality']} tokens: add them to modalities=")
     wide = {name: by_layer(rows, metric["column"]) for name, metric in spec["metrics"].items()}
@@ -314,6 +316,7 @@ def curves_of(
         size = by_layer(rows, "update_ratio").mean()
         layers = wide["curvature"].columns
         tiny = [x for x in layers if not min(size.get(x - 1, 0), size.get(x, 0)) >= least_update]
+        wide["curvature"] = wide["curvature"].copy()
         wide["curvature"][tiny] = NAN
     complete = rows["image"].drop_duplicates()
     for name, curve in wide.items():
@@ -332,7 +335,7 @@ def _gaps(curve: pd.DataFrame) -> list[int]:
 
 def by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One metric as (images x layers); a missing value of any sample leaves a gap."""
-    if metric not in rows["metric"].unique():
+    if metric not in values_of(rows, "metric"):
         raise ValueError(f"table has no metric {metric!r}: add it to metrics= of layer_geometry")
     return image_layer_matrix(rows, metric)
 

@@ -17,8 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from visdepth_utils.claims.bootstrap import aside, no_more, noted, require, said
-from visdepth_utils.claims.c1 import margin_of, without_last
+from visdepth_utils.claims.c1 import depth_of, margin_of, without_last
 from visdepth_utils.claims.interchange import early_layer
+from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.stabilisation import (
     UNCLEAR,
     Compared,
@@ -77,9 +78,9 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     depth, asked = depth_of(table), table["image"].nunique()
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     found["thresholds"] = thresholds(spec, depth)
-    if spec["text"] not in set(table["modality"]):
+    if spec["text"] not in values_of(table, "modality"):
         return found | said("not testable", f"table has no tokens of group {spec['text']!r}")
-    if "image" not in set(table["modality"]):
+    if "image" not in values_of(table, "modality"):
         raise ValueError("table has no 'image' tokens: pass what text_geometry returns")
     shapes, beside = shapes_of(spec, table, spec["text"], depth)
     images = leading(spec, table, spec["text"], depth)
@@ -96,7 +97,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     effect, ci = mirrored(*combined(spec, parts), common["level"])
     found |= {"effect": effect, "ci": ci}
     placed = None
-    if IN_PLACE in set(table["modality"]):
+    if IN_PLACE in values_of(table, "modality"):
         whole = images.isin(leading(spec, table, IN_PLACE, depth)).all()
         placed = parts_of(spec, table, IN_PLACE, images, depth) if whole else None
     found["details"] = _details(spec, moves, shapes, beside, placed)
@@ -267,14 +268,9 @@ def _details(
     return pd.DataFrame(rows).assign(**{"in place": inside})
 
 
-def depth_of(table: pd.DataFrame) -> int:
-    """Decoder layers L: entropy is measured at states 0..L."""
-    return int(table.loc[table["metric"] == "entropy", "layer"].max())
-
-
 def curves_of(spec: Spec, table: pd.DataFrame, modality: str) -> Curves:
     """Every measure of shape of one group of tokens, from the first state that counts."""
-    rows = table[table["modality"] == modality]
+    rows = only(table, modality=modality)
     if rows.empty:
         raise ValueError(f"table has no {modality!r} tokens: pass what text_geometry returns")
     out = {}
@@ -287,7 +283,7 @@ def curves_of(spec: Spec, table: pd.DataFrame, modality: str) -> Curves:
 
 def _by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One metric as (images x layers)."""
-    if metric not in set(rows["metric"]):
+    if metric not in values_of(rows, "metric"):
         raise ValueError(f"table has no metric {metric!r}: add it to metrics=")
     return image_layer_matrix(rows, metric)
 
@@ -314,7 +310,7 @@ def speeds(spec: Spec, table: pd.DataFrame, modality: str, depth: int) -> Curves
     """How far states move from one third on, by measure, (images x layers)."""
     out = {}
     for column in spec["movement"]:
-        curve = without_last(spec, _by_layer(table[table["modality"] == modality], column))
+        curve = without_last(spec, _by_layer(only(table, modality=modality), column))
         curve = curve.loc[:, curve.columns >= early_layer(spec, depth)]
         out[column] = 1 - curve if column.startswith("cka") else curve
     return out
@@ -406,6 +402,7 @@ def shapes_of(
     return out, beside
 
 
+@once
 def distinct(table: pd.DataFrame, text: str) -> float:
     """Share of a draw's tokens that differ at the input, median over samples, by their notes.
 
@@ -417,23 +414,29 @@ def distinct(table: pd.DataFrame, text: str) -> float:
     return float(np.median([int(m[1]) / int(m[2]) if m else 1.0 for m in found] or [1.0]))
 
 
+@once
+def _shuffled(table: pd.DataFrame, text: str) -> pd.DataFrame:
+    """The rows under shuffled labels, named as what they stand for."""
+    names = {"shuffled image": "image", "shuffled text": text}
+    mixed = only(table, modality=list(names))
+    return mixed.assign(modality=mixed["modality"].map(names))
+
+
 def rivals_of(
     spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame], images: pd.Index
 ) -> dict[str, Parts | None]:
     """Every control on exactly the images of the claim; None where one cannot be measured."""
-    names = {"shuffled image": "image", "shuffled text": spec["text"]}
-    mixed = table[table["modality"].isin(names)]
-    given = dict(controls)
+    mixed, given = _shuffled(table, spec["text"]), dict(controls)
     if len(mixed):
-        given[SHUFFLED] = mixed.assign(modality=mixed["modality"].map(names))
+        given[SHUFFLED] = mixed
     depth, out = depth_of(table), {}
     for name, rows in given.items():
         if (own := depth_of(rows)) != depth:
             raise ValueError(f"control {name!r} has {own} layers, not {depth}: use one model")
-        if lacking := set(images) - set(rows["image"]):
+        if lacking := set(images) - values_of(rows, "image"):
             few = f"{len(lacking)} of {len(images)} images"
             raise ValueError(f"control {name!r} lacks {few}: use the same samples")
-        if spec["text"] not in set(rows["modality"]):
+        if spec["text"] not in values_of(rows, "modality"):
             out[name] = None
             continue
         whole = images.isin(leading(spec, rows, spec["text"], depth)).all()

@@ -52,7 +52,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     """
     common, margins = spec["common"], spec["margins"]
     require(table, COLUMNS, "table", "substitution_grid")
-    own = rows_of(spec, table, "image", "")
+    own = rows_of(table, "image", "", spec["rescaled"])
     if own.empty:
         raise ValueError("table has no image states: add substitution_grid(modality='image')")
     depth = int(own["layer"].max()) + 1
@@ -60,7 +60,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     found |= {"thresholds": thresholds(spec, depth), "n_images": 0}
     if (own["source_layer"] == own["layer"]).all():
         return found | said("not testable", f"no pairs with rescaled={spec['rescaled']} in table")
-    cells = matrices(spec, table, own)
+    cells = matrices(table, spec["rescaled"])
     asked, images = own["image"].nunique(), complete(cells)
     found["n_images"] = n = len(images)
     if n == 0 or n < (1 - common["max_missing_share"]) * asked:

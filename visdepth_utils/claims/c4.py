@@ -16,6 +16,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_thresholds,
     said,
 )
+from visdepth_utils.claims.once import only, values_of
 from visdepth_utils.claims.retention import (
     SWEEP,
     Spec,
@@ -45,7 +46,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     """
     common = spec["common"]
     require(table, SWEEP | {spec["score"]}, "table", "truncation_sweep")
-    sweep = table[table["mode"] == spec["mode"]]
+    sweep = only(table, mode=spec["mode"])
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     if sweep.empty:
         found["thresholds"] = rule_thresholds(spec, 0, "mode", "score", "floor", "tasks")
@@ -54,14 +55,14 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     found["thresholds"] = rule_thresholds(spec, depth, "mode", "score", "floor", "tasks")
     needed = spec["tasks"]["single"] + spec["tasks"]["multi"]
     for task in needed:
-        if task not in set(sweep["task"]):
+        if task not in values_of(sweep, "task"):
             return found | said("not testable", f"table has no task {task!r} in this mode")
     if depth < common["min_layers"]:
         least = common["min_layers"]
         return found | said("not testable", f"{depth} decoder layers; it takes at least {least}")
     if first := int(sweep["depth"].min()):
         return found | said("not testable", f"depths start at {first}: retention needs depth 0")
-    beside = [task for task in spec["tasks"]["beside"] if task in set(sweep["task"])]
+    beside = [task for task in spec["tasks"]["beside"] if task in values_of(sweep, "task")]
     frames = columns_of(spec, sweep, controls, needed + beside)
     whole = {task: frame.dropna() for task, frame in frames.items()}
     found["n_images"] = n = min(len(whole[task]) for task in needed)

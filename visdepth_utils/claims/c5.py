@@ -21,6 +21,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_thresholds,
     said,
 )
+from visdepth_utils.claims.once import once, only, values_of
 
 Spec = dict[str, Any]
 NAN = float("nan")
@@ -71,9 +72,9 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     chain = spec["chain"]
     source = "chains.compare of a table with questions"
     require(table, NEEDED | {chain, f"{chain}_chance"}, "table", source)
-    rows = table[table["mode"] == spec["mode"]]
+    rows = only(table, mode=spec["mode"])
     if spec["kinds"]:
-        rows = rows[rows["kind"].isin(spec["kinds"])]
+        rows = only(rows, kind=spec["kinds"])
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     layers = 0 if rows.empty else int(rows["depth"].max())
     found["thresholds"] = rule_thresholds(spec, layers, "mode", "chain", "scales", "kinds")
@@ -91,10 +92,10 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         share = beside(100 * ends, 100 * margins["ends"]["value"], 0)
         why = f"the full model names a final answer in {share}% of its outputs only"
         return found | said("not testable", why)
-    scales = [s for s in spec["scales"] if SCALES[s][0] in {0, None, *rows["control"]}]
+    scales = [s for s in spec["scales"] if SCALES[s][0] in {0, None, *values_of(rows, "control")}]
     if not scales:
         return found | said("not testable", f"table has no rows for scale {spec['scales'][0]!r}")
-    asked = _per_image(spec, rows)
+    asked = _per_image(rows, chain)
     whole = asked.dropna(subset=[c for c in asked if "|" in c])
     found["n_images"] = n = len(whole)
     if n == 0 or n < (1 - common["max_missing_share"]) * len(asked):
@@ -129,7 +130,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     return found | (_pattern(spec, drawn, effects) or _attribution(contrasts, tokens))
 
 
-def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
+@once
+def _per_image(rows: pd.DataFrame, chain: str) -> pd.DataFrame:
     """One row per image: distances and chance as ``"edit|4"``, ``"edit_chance|one pixel"``, ...
 
     Token columns carry no bar: means over depths below the last.
@@ -137,7 +139,7 @@ def _per_image(spec: Spec, rows: pd.DataFrame) -> pd.DataFrame:
     depth = rows["depth"].max()
     plain = rows[rows["control"] == ""]
     parts = []
-    for value in (spec["chain"], f"{spec['chain']}_chance", "flip", "flip_chance"):
+    for value in (chain, f"{chain}_chance", "flip", "flip_chance"):
         by_depth = by_image_and(plain, ["depth"], value)
         parts.append(by_depth.rename(columns=lambda d, v=value: f"{v}|{int(d)}"))
         if (rows["control"] != "").any():

@@ -22,6 +22,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_thresholds,
     said,
 )
+from visdepth_utils.claims.once import only, values_of
 
 Spec = dict[str, Any]
 NAN = float("nan")
@@ -80,7 +81,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     """
     common, tasks = spec["common"], spec["tasks"]
     require(table, NEEDED | {spec["score"]}, "table", "recovery_sweep")
-    rows = table[table["mode"] == spec["mode"]]
+    rows = only(table, mode=spec["mode"])
     layers = int(rows.loc[rows["state"] == "full", "depth"].max()) if len(rows) else 0
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     found["thresholds"] = rule_thresholds(
@@ -92,7 +93,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     rows = rows[rows["cut"] == cut_depth(spec, layers)]
     yes, no = tasks["recovers"], tasks["does not"]
     for task in (yes, no):
-        if task not in set(rows["task"]):
+        if task not in values_of(rows, "task"):
             return found | said("not testable", f"task {task!r} was not measured at this depth")
     rows = _numbered(rows)
     known = _trainings(spec, rows)

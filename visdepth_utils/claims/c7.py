@@ -17,6 +17,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_thresholds,
     said,
 )
+from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.retention import SWEEP, Spec, columns_of, share_kept, usable
 
 NAN = float("nan")
@@ -41,12 +42,12 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     common = spec["common"]
     require(table, SWEEP | {"style", spec["score"]}, "table", "truncation_sweep")
     long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
-    sweep = _by_style(table[table["mode"] == spec["mode"]])
+    sweep = _by_style(only(table, mode=spec["mode"]))
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     layers = 0 if sweep.empty else int(sweep["depth"].max())
     found["thresholds"] = rule_thresholds(spec, layers, "mode", "score", "styles")
     for style in (long, short):
-        if style not in set(sweep["task"]):
+        if style not in values_of(sweep, "task"):
             return found | said("not testable", f"table has no style {style!r} in this mode")
     depth = int(sweep["depth"].max())
     if depth < common["min_layers"]:
@@ -91,10 +92,10 @@ def per_image(
         Columns ``"{style} full"``, ``area``, ``floor`` and what else was measured; and the same of
         every style that is there by itself.
     """
-    sweep = _by_style(table[table["mode"] == spec["mode"]])
+    sweep = _by_style(only(table, mode=spec["mode"]))
     given = {k: _by_style(v) for k, v in controls.items() if k == "conditions"}
     long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
-    beside = [s for s in spec["styles"]["beside"] if s in set(sweep["task"])]
+    beside = [s for s in spec["styles"]["beside"] if s in values_of(sweep, "task")]
     frames = columns_of({**spec, "floor": "blind"}, sweep, given, [long, short, *beside])
     return pd.concat([frames[s].add_prefix(f"{s} ") for s in (long, short)], axis=1), frames
 
@@ -121,6 +122,7 @@ def _parts(
     return states, drawn.bounded(lambda m: share_kept(m, [long]) - share_kept(m, [short]))
 
 
+@once
 def _by_style(table: pd.DataFrame) -> pd.DataFrame:
     """A style is treated as a task of its own."""
     return table.assign(task=table["style"])
@@ -204,8 +206,8 @@ def _equal_compute(spec: Spec, sweep: pd.DataFrame) -> dict[str, Any]:
         return none.row(f"{long} costs more than {short} at every depth", "reported only")
     cut = int(within.index.max())
     scores = {
-        "a": by_image_and(sweep[(sweep["task"] == long)], ["depth"], spec["score"])[cut],
-        "b": by_image_and(sweep[(sweep["task"] == short)], ["depth"], spec["score"])[last],
+        "a": by_image_and(only(sweep, task=long), ["depth"], spec["score"])[cut],
+        "b": by_image_and(only(sweep, task=short), ["depth"], spec["score"])[last],
     }
     drawn = Resampled.of(pd.DataFrame(scores).dropna(), spec["common"])
     found = drawn.bounded(lambda m: m["a"] - m["b"])

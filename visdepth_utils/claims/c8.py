@@ -19,6 +19,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_variants,
     said,
 )
+from visdepth_utils.claims.once import only, values_of
 from visdepth_utils.claims.retention import SWEEP, Spec, columns_of, usable
 from visdepth_utils.claims.savings import (
     Recommendation,
@@ -53,12 +54,12 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     """
     common, margins = spec["common"], {k: m["value"] for k, m in spec["margins"].items()}
     require(table, SWEEP | {spec["score"]}, "table", "truncation_sweep")
-    sweep = table[(table["mode"] == spec["mode"]) & table["task"].isin(spec["tasks"])]
+    sweep = only(table, mode=spec["mode"], task=spec["tasks"])
     found: dict[str, Any] = {"effect": NAN, "ci": (NAN, NAN), "control_effect": NAN, "n_images": 0}
     depth = 0 if sweep.empty else int(sweep["depth"].max())
     settings = ("mode", "score", "tasks", "decides", "image_tokens", "min_repetitions")
     found["thresholds"] = rule_thresholds(spec, depth, *settings, "min_images")
-    if lacking := [task for task in spec["tasks"] if task not in set(sweep["task"])]:
+    if lacking := [task for task in spec["tasks"] if task not in values_of(sweep, "task")]:
         return found | said("not testable", f"table has no task {lacking[0]!r} in this mode")
     if depth < common["min_layers"]:
         least = common["min_layers"]

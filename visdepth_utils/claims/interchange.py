@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from visdepth_utils.claims.bootstrap import by_image_and
+from visdepth_utils.claims.once import once, only
 
 Spec = dict[str, Any]
 Pairs = list[tuple[int, int]]  # (source_layer, layer)
@@ -38,20 +39,21 @@ def layer_of_most_harm(table: pd.DataFrame, first: int) -> int:
     return int(harm.idxmin())
 
 
-def rows_of(spec: Spec, table: pd.DataFrame, modality: str, control: str) -> pd.DataFrame:
+@once
+def rows_of(table: pd.DataFrame, modality: str, control: str, rescaled: bool) -> pd.DataFrame:
     """Rows of one kind; plain rows and controls have no scaled form and always count."""
-    rows = table[(table["modality"] == modality) & (table["control"] == control)]
+    rows = only(table, modality=modality, control=control)
     if "rescaled" in rows and control == "":
-        rows = rows[
-            (rows["source_layer"] == rows["layer"]) | (rows["rescaled"] == spec["rescaled"])
-        ]
+        rows = rows[(rows["source_layer"] == rows["layer"]) | (rows["rescaled"] == rescaled)]
     return rows
 
 
-def matrices(spec: Spec, table: pd.DataFrame, own: pd.DataFrame) -> dict[str, pd.DataFrame]:
+@once
+def matrices(table: pd.DataFrame, rescaled: bool) -> dict[str, pd.DataFrame]:
     """Everything as (images x pairs) or, for plain rows and another picture, (images x layers)."""
+    own = rows_of(table, "image", "", rescaled)
     apart = own["source_layer"] != own["layer"]
-    other = rows_of(spec, table, "image", "other image")
+    other = rows_of(table, "image", "other image", rescaled)
     for rows, name in (
         (own[~apart], "source_layer = layer and no control"),
         (other, "'other image'"),
@@ -60,7 +62,7 @@ def matrices(spec: Spec, table: pd.DataFrame, own: pd.DataFrame) -> dict[str, pd
             raise ValueError(f"table has no rows with {name}: measure with all controls")
     kinds = {"image": own[apart]}
     for name, (modality, control) in RIVALS.items():
-        rows = rows_of(spec, table, modality, control)
+        rows = rows_of(table, modality, control, rescaled)
         kinds[name] = rows[(rows["source_layer"] != rows["layer"]) | (name == FAR_NOISE)]
     out = {}
     for value in ("kl", "correct"):

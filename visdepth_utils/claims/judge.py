@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from visdepth_utils.claims.once import same_tables
 from visdepth_utils.claims.published import published, what_separates
 from visdepth_utils.claims.registry import claim_entry, verdict
 from visdepth_utils.claims.specifications import robustness, specifications
@@ -13,6 +14,7 @@ from visdepth_utils.claims.verdict import Verdict
 __all__ = ["judge"]
 
 
+@same_tables()
 def judge(
     claim: str,
     table: pd.DataFrame,

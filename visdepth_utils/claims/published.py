@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from visdepth_utils.claims import c1, c2
 from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, require, tail_range
 from visdepth_utils.claims.interchange import pairs_of, rows_of
+from visdepth_utils.claims.once import only, values_of
 from visdepth_utils.claims.registry import claim_entry, verdict_by
 from visdepth_utils.claims.stabilisation import by_image
 from visdepth_utils.claims.verdict import Reading, Verdict
@@ -111,7 +112,7 @@ def _late_shares(entry: Spec, table: pd.DataFrame) -> Effect:
     """C2: share of its whole change that a curve makes after one third, text minus image."""
     require(table, {"image", "modality", "layer", "metric", "value"}, "table", "text_geometry")
     depth = c2.depth_of(table)
-    if entry["text"] not in set(table["modality"]):
+    if entry["text"] not in values_of(table, "modality"):
         raise LookupError(f"table has no tokens of group {entry['text']!r}")
     image, text = (c2.curves_of(entry, table, name) for name in ("image", entry["text"]))
     images = c2.complete([*image.values(), *text.values()])
@@ -137,7 +138,7 @@ def _early_share(entry: Spec, curve: pd.DataFrame, early: int) -> Effect:
 def _similarity(entry: Spec, table: pd.DataFrame) -> Effect:
     """C3: likeness of the output to the plain one, mean over pairs of layers from one third on."""
     require(table, {"similarity"}, "table", "substitution_grid")
-    rows = rows_of(entry, table, "image", "")
+    rows = rows_of(table, "image", "", entry["rescaled"])
     rows = rows[rows["source_layer"] != rows["layer"]]
     wide = by_image_and(rows, ["source_layer", "layer"], "similarity")
     pairs = pairs_of(entry, wide, int(rows["layer"].max()) + 1)
@@ -147,11 +148,11 @@ def _similarity(entry: Spec, table: pd.DataFrame) -> Effect:
 def _kept(entry: Spec, table: pd.DataFrame) -> Effect:
     """C4: share of the full model's score, mean over depth, single-token tasks minus text."""
     require(table, {"image", "task", "mode", "depth", "correct"}, "table", "truncation_sweep")
-    rows = table[table["mode"] == entry["mode"]]
+    rows = only(table, mode=entry["mode"])
     columns: dict[str, pd.Series] = {}
     groups = {name: entry["tasks"][name] for name in ("single", "multi")}
     for task in sum(groups.values(), []):
-        own = rows[rows["task"] == task]
+        own = only(rows, task=task)
         if own.empty:
             raise LookupError(f"table has no task {task!r} in this mode")
         curve = by_image_and(own, ["depth"], "correct")

@@ -18,6 +18,7 @@ import yaml
 
 from visdepth_utils.claims import c1, c2, c3, c4, c5, c6, c7, c8, c9
 from visdepth_utils.claims.bootstrap import rule_variants
+from visdepth_utils.claims.once import same_tables
 from visdepth_utils.claims.verdict import VERDICTS, Verdict
 
 __all__ = [
@@ -103,6 +104,7 @@ def claim_entry(claim: str, path: str | Path | None = None) -> dict[str, Any]:
     return {**registry["claims"][claim], "common": registry["common"]}
 
 
+@same_tables()
 def verdict(
     claim: str,
     table: pd.DataFrame,
@@ -177,6 +179,7 @@ def not_testable(
     ]
 
 
+@same_tables()
 def sensitivity(
     claim: str,
     table: pd.DataFrame,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from visdepth_utils.claims.bootstrap import Interval, Resampled, beside, by_image_and, require
+from visdepth_utils.claims.once import once, only, values_of
 
 Spec = dict[str, Any]
 SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}
@@ -39,10 +40,10 @@ def scores_of(spec: Spec, rows: pd.DataFrame, conditions: pd.DataFrame, task: st
         "own": own.iloc[:, -1],
     }
     for condition in ("blind", "other"):
-        given = conditions[(conditions["condition"] == condition) & (conditions["task"] == task)]
+        given = only(conditions, condition=condition, task=task)
         if given.empty:
             continue
-        if lacking := set(curve.index) - set(given["image"]):
+        if lacking := set(curve.index) - values_of(given, "image"):
             raise ValueError(
                 f"condition {condition!r} of task {task!r} lacks {len(lacking)} of "
                 f"{len(curve)} images: evaluate the samples of the sweep"
@@ -72,16 +73,24 @@ def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd
     Raises:
         ValueError: If images of the sweep are missing.
     """
-    if lacking := set(images) - set(rows["image"]):
+    if lacking := set(images) - values_of(rows, "image"):
         raise ValueError(
             f"token_kl lacks {len(lacking)} of {len(images)} images of task {task!r}: "
             "measure it on the samples of the sweep"
         )
-    if content := spec["per_token"]["tokens"] == "content":
+    content = spec["per_token"]["tokens"] == "content"
+    return _per_token(rows, spec["per_token"]["reads"] if content else None).reindex(images)
+
+
+@once
+def _per_token(rows: pd.DataFrame, reads: float | None) -> pd.DataFrame:
+    """As ``tokens_of``: of tokens that the picture moves by so many nats, or of all."""
+    content, images, gaps = reads is not None, rows["image"].unique(), []
+    if content:
         first = rows[rows["depth"] == 0].set_index(["sample", "token"])["kl"]
         if first.empty:
             return pd.DataFrame(index=images)
-        kept = first.index[first >= spec["per_token"]["reads"]]
+        kept = first.index[first >= reads]
         gaps = rows.loc[rows["kl"].isna(), "image"]
         rows = rows[pd.MultiIndex.from_frame(rows[["sample", "token"]]).isin(kept)]
     means = {}
@@ -103,7 +112,7 @@ def tokens_of(spec: Spec, rows: pd.DataFrame, task: str, images: pd.Index) -> pd
     if not content:
         means["kl tokens"] = pd.Series(1.0, images)
     out = pd.DataFrame(means).reindex(images)
-    return out[~out.index.isin(gaps)].reindex(images) if content else out
+    return out[~out.index.isin(gaps)]
 
 
 def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Interval, Interval | None]:
@@ -160,10 +169,10 @@ def columns_of(
     tokens, out = controls.get("token_kl"), {}
     if tokens is not None:
         require(tokens, TOKENS, "token_kl", "token_kl")
-        tokens = tokens[tokens["mode"] == spec["mode"]]
+        tokens = only(tokens, mode=spec["mode"])
     for task in tasks:
-        out[task] = scores_of(spec, sweep[sweep["task"] == task], conditions, task)
-        own = tokens if tokens is None else tokens[tokens["task"] == task]
+        out[task] = scores_of(spec, only(sweep, task=task), conditions, task)
+        own = tokens if tokens is None else only(tokens, task=task)
         if own is not None and len(own):
             out[task] = out[task].join(tokens_of(spec, own, task, out[task].index))
     return out

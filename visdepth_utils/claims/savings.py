@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, require
+from visdepth_utils.claims.once import once, only
 
 __all__ = [
     "Recommendation",
@@ -90,7 +91,7 @@ def recommend_depth(
     tasks = [task] if isinstance(task, str) else list(task)
     curves = {}
     for name in tasks:
-        rows = table[table["task"] == name]
+        rows = only(table, task=name)
         if rows.empty:
             known = ", ".join(sorted(set(table["task"])))
             raise ValueError(f"table has no task {name!r}: it has {known}")
@@ -121,6 +122,7 @@ def _search(passes: NDArray[np.bool_], depths: NDArray[np.int64]) -> NDArray[np.
     return depths[len(depths) - 1 - unbroken]
 
 
+@once
 def ratios_by_repetition(times: pd.DataFrame) -> pd.DataFrame:
     """Every time as a ratio to the whole model's in the same repetition.
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from visdepth_utils.claims.once import same_tables
 from visdepth_utils.claims.registry import claim_entry, verdict_by
 from visdepth_utils.claims.verdict import Robustness
 
@@ -33,6 +34,7 @@ def choices(entry: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     return {name: dict(choice["options"]) for name, choice in given.items()}
 
 
+@same_tables()
 def specifications(
     claim: str,
     table: pd.DataFrame,

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from visdepth_utils.claims.bootstrap import cluster_bootstrap, tail_range
+from visdepth_utils.claims.once import once, only
 
 MORE = "text changes more, and later"
 SOONER = "text changes more, but settles no later"
@@ -206,6 +207,7 @@ def either(a: bool | None, b: bool | None) -> bool | None:
     return True if a or b else None if a is None or b is None else False
 
 
+@once
 def image_layer_matrix(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """One metric as (images x layers), mean over the samples of an image.
 
@@ -216,7 +218,7 @@ def image_layer_matrix(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns:
         The matrix, images in order of appearance; a missing value of any sample leaves a gap.
     """
-    kept = rows[rows["metric"] == metric]
+    kept = only(rows, metric=metric)
     cells = kept.groupby(["image", "layer"], sort=False)["value"]
     means = cells.mean().where(cells.count() == cells.size())
     return means.unstack("layer").sort_index(axis=1).reindex(kept["image"].unique())

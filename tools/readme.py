@@ -8,7 +8,7 @@ from PIL import Image
 
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, atomic, write_text
-from visdepth_utils.report.verdict_table import control_words, images_text, plain_words
+from visdepth_utils.report.verdict_table import control_words, images_text, label_text, plain_words
 from visdepth_utils.runs.records import read_claims
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
@@ -88,7 +88,7 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
         cells = (
             f"{entry['claim']} {titles.get(entry['claim'], '')}",
             plain_words(entry)["plain"],
-            _join(f"**{entry['verdict']}**: {entry.get('reason') or '-'}", agree),
+            _join(f"**{label_text(entry)}**: {entry.get('reason') or '-'}", agree),
             _join(
                 _number(entry.get("effect")) + _interval(entry.get("ci")), entry.get("effect_label")
             ),

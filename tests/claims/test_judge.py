@@ -1,6 +1,7 @@
 """A verdict with the plain reading and the other analyses beside it."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -33,6 +34,17 @@ def test_it_is_the_verdict_with_what_the_parts_say(judged):
     assert v.separates in text
     assert f"analyses  {v.robustness}" in text
     assert len(text.splitlines()) <= 10
+
+
+def test_the_card_says_fragile_in_its_headline(judged):
+    v, *_ = judged
+    for fragile, tail in ((False, ""), (True, " (fragile)")):
+        card = replace(v, robustness=replace(v.robustness, fragile=fragile))
+        assert str(card).splitlines()[0] == f"C4: {v.verdict.upper()}{tail}"
+        assert f">{v.verdict}{tail}</td>" in card._repr_html_()
+        entry = card.to_dict()
+        assert (entry["verdict"], entry["robustness"]["fragile"]) == (v.verdict, fragile)
+    assert str(replace(v, robustness=None)).splitlines()[0] == f"C4: {v.verdict.upper()}"
 
 
 def test_its_entry_is_one_that_claims_json_may_hold(judged):

@@ -11,12 +11,12 @@ import pytest
 
 from visdepth_utils import __main__ as command
 from visdepth_utils.claims.registry import load_claims
-from visdepth_utils.claims.verdict import Verdict
+from visdepth_utils.claims.verdict import Robustness, Verdict
 from visdepth_utils.common.files import REPO, rows_text
 from visdepth_utils.report.figures import notebook_figures, run_figures
 from visdepth_utils.report.page import write_report
 from visdepth_utils.report.sections import claim_sections, flat_rows, shown_table
-from visdepth_utils.report.verdict_table import verdict_rows
+from visdepth_utils.report.verdict_table import verdict_rows, verdict_text
 from visdepth_utils.runs.records import annotate
 
 FIGURES = [{"name": name} for name in ("00_accuracy", "04_modes", "04_retention", "05_tokens")]
@@ -133,6 +133,21 @@ def test_a_row_says_control_once_and_no_number_of_images_where_there_are_none(
     page = write_report(tmp_path, []).read_text()
     assert "on m, 48 images. r" in page
     assert "on m. r" in page
+
+
+def test_a_fragile_verdict_says_so_in_its_headline_everywhere(tmp_path: Path) -> None:
+    doubtful = Robustness("weaker", 4, 0.5, 1.0, {}, True)
+    firm = Robustness("weaker", 4, 1.0, 1.0, {}, False)
+    entries = [verdict("C4", robustness=doubtful), verdict("C5", robustness=firm), verdict("C9")]
+    (tmp_path / "claims.json").write_text(rows_text(entries))
+    rows = verdict_rows(tmp_path)
+    assert [row["verdict"] for row in rows] == ["weaker"] * 3  # the word itself is as it was
+    assert [row["label"] for row in rows] == ["weaker (fragile)", "weaker", "weaker"]
+    lines = verdict_text(tmp_path).splitlines()[2:]
+    assert ["weaker (fragile)" in line for line in lines] == [True, False, False]
+    page = write_report(tmp_path, []).read_text()
+    assert page.count(">weaker (fragile)</span>") == 2  # the table and the claim's own section
+    assert page.count(">weaker</span>") == 4
 
 
 def test_a_table_shows_an_estimate_with_its_bounds() -> None:

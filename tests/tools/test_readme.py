@@ -45,9 +45,11 @@ def stored_verdicts() -> dict[str, dict[str, str]]:
         for cell in nbformat.read(file, as_version=4).cells:
             for output in cell.get("outputs", []):
                 lines = str(output.get("data", {}).get("text/plain", "")).splitlines()
-                if head := re.fullmatch(r"(C\d+): ([A-Z ]+)", lines[0] if lines else ""):
+                if head := re.fullmatch(
+                    r"(C\d+): ([A-Z ]+)( \(fragile\))?", lines[0] if lines else ""
+                ):
                     facts = {line[:10].strip(): line[10:].strip() for line in lines[1:]}
-                    found[head[1]] = {"verdict": head[2].lower(), **facts}
+                    found[head[1]] = {"verdict": head[2].lower() + (head[3] or ""), **facts}
     return found
 
 
@@ -86,6 +88,8 @@ def test_the_figure_is_there_and_small() -> None:
 
 def test_a_table_by_hand() -> None:
     assert markdown_table([ENTRY]).splitlines()[-1] == ROW
+    fragile = {**ENTRY, "robustness": {"line": "holds in 50% of 4 analyses", "fragile": True}}
+    assert markdown_table([fragile]).splitlines()[-1] == ROW.replace("weaker", "weaker (fragile)")
     bare = {**ENTRY, "effect": None, "ci": [None, None], "control_effect": None}
     row = cells(markdown_table([bare]).splitlines()[-1])
     assert row[3:5] == [

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.claims.bootstrap import aside, no_more, noted
+from visdepth_utils.claims.bootstrap import aside, no_more, noted, require
 from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.stabilisation import (
     EARLY,
@@ -304,13 +304,20 @@ def curves_of(
 
     Layers whose curvature is that of steps smaller than ``least_update`` are empty columns.
     """
-    if missing := COLUMNS - set(table.columns):
-        names = ", ".join(sorted(missing))
-        raise ValueError(f"table lacks column(s) {names}: pass what layer_geometry returns")
-    rows = only(table, modality=spec["modality"])
+    require(table, COLUMNS, "table", "layer_geometry")
+    columns = {name: [m["column"], m["scale"]] for name, m in spec["metrics"].items()}
+    return _curves(table, spec["modality"], columns, least_update)
+
+
+@once
+def _curves(
+    table: pd.DataFrame, modality: str, columns: dict[str, list[str]], least_update: float
+) -> tuple[Curves, int, str]:
+    """As ``curves_of``, by name, column and scale of each measure."""
+    rows = only(table, modality=modality)
     if rows.empty:
-        raise ValueError(f"table has no {spec['modality']} tokens: add them to modalities=")
-    wide = {name: by_layer(rows, metric["column"]) for name, metric in spec["metrics"].items()}
+        raise ValueError(f"table has no {modality} tokens: add them to modalities=")
+    wide = {name: by_layer(rows, column) for name, (column, _) in columns.items()}
     tiny: list[int] = []
     if least_update:
         size = by_layer(rows, "update_ratio").mean()
@@ -322,9 +329,9 @@ def curves_of(
     for name, curve in wide.items():
         kept = curve.drop(columns=tiny) if name == "curvature" else curve
         complete = complete[complete.isin(kept.index[kept.notna().all(axis=1)])]
-    for name, metric in spec["metrics"].items():
+    for name, (_, scale) in columns.items():
         kept = wide[name].loc[complete]
-        wide[name] = kept.map(math.log) if metric["scale"] == "log" else kept
+        wide[name] = kept.map(math.log) if scale == "log" else kept
     return wide, rows["image"].nunique(), noted(rows)
 
 

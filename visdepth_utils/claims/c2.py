@@ -273,12 +273,18 @@ def curves_of(spec: Spec, table: pd.DataFrame, modality: str) -> Curves:
     rows = only(table, modality=modality)
     if rows.empty:
         raise ValueError(f"table has no {modality!r} tokens: pass what text_geometry returns")
-    out = {}
-    for name, metric in spec["metrics"].items():
-        wide = _by_layer(rows, metric["column"])
-        wide = wide.loc[:, wide.columns >= spec["first_state"]]
-        out[name] = wide.map(math.log) if metric["scale"] == "log" else wide
-    return out
+    return {
+        name: _curve(rows, metric["column"], metric["scale"], spec["first_state"])
+        for name, metric in spec["metrics"].items()
+    }
+
+
+@once
+def _curve(rows: pd.DataFrame, column: str, scale: str, first: int) -> pd.DataFrame:
+    """A measure of shape from the first state that counts, (images x layers)."""
+    wide = _by_layer(rows, column)
+    wide = wide.loc[:, wide.columns >= first]
+    return wide.map(math.log) if scale == "log" else wide
 
 
 def _by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["COLOURS", "VERDICTS", "Reading", "Robustness", "Verdict"]
+__all__ = ["COLOURS", "VERDICTS", "Reading", "Robustness", "Verdict", "headline"]
 
 VERDICTS = ("supported", "weaker", "not supported", "inconclusive", "not testable")
 
@@ -19,6 +19,19 @@ COLOURS = {
     "inconclusive": "#555555",
     "not testable": "#555555",
 }
+
+
+def headline(verdict: str, fragile: bool | None) -> str:
+    """A verdict as it is printed: its word, and whether too many other analyses disagree.
+
+    Args:
+        verdict: One of ``VERDICTS``.
+        fragile: As in ``Robustness``; None where other analyses were not asked.
+
+    Returns:
+        E.g. ``"supported (fragile)"``.
+    """
+    return f"{verdict} (fragile)" if fragile else verdict
 
 
 @dataclass(frozen=True)
@@ -149,6 +162,11 @@ class Verdict:
             and asdict(self.robustness) | {"line": str(self.robustness)},
         }
 
+    @property
+    def fragile(self) -> bool:
+        """Whether too many other analyses disagree; False where they were not asked."""
+        return self.robustness is not None and self.robustness.fragile
+
     def _facts(self) -> list[tuple[str, str]]:
         """The lines shown, in order, with rounded numbers."""
         effect = (
@@ -177,7 +195,7 @@ class Verdict:
     def __str__(self) -> str:
         """At most ten lines of plain text."""
         lines = [f"{name:<10}{value}" for name, value in self._facts()]
-        return "\n".join([f"{self.claim}: {self.verdict.upper()}", *lines])
+        return "\n".join([f"{self.claim}: {headline(self.verdict.upper(), self.fragile)}", *lines])
 
     __repr__ = __str__
 
@@ -186,7 +204,7 @@ class Verdict:
         cell = "padding:2px 10px;text-align:left;vertical-align:top"
         big = f"{cell};font-size:120%;font-weight:bold"
         colour = COLOURS.get(self.verdict, "#000000")
-        head = (self.claim, big, self.verdict, f"{big};color:{colour}")
+        head = (self.claim, big, headline(self.verdict, self.fragile), f"{big};color:{colour}")
         rows = [head, *((name, cell, value, cell) for name, value in self._facts())]
         body = "".join(
             f'<tr><th style="{left}">{html.escape(name)}</th>'

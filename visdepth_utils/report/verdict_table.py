@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.claims.verdict import COLOURS
+from visdepth_utils.claims.verdict import COLOURS, headline
 from visdepth_utils.runs.records import read_claims
 from visdepth_utils.runs.registration import registered
 
@@ -13,6 +13,7 @@ __all__ = [
     "control_words",
     "effect_text",
     "images_text",
+    "label_text",
     "number_text",
     "plain_words",
     "verdict_rows",
@@ -27,9 +28,10 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
         folder: Of the run.
 
     Returns:
-        One dictionary per verdict: ``claim``, ``verdict``, ``effect`` (with interval) and
-        ``effect_label`` (what it is), ``control`` and ``control_label``, ``images`` (a dash
-        where a verdict rests on none, as of other verdicts), ``source`` (of the data), ``model``,
+        One dictionary per verdict: ``claim``, ``verdict``, ``label`` (verdict, and whether it
+        is fragile), ``effect`` (with interval) and ``effect_label`` (what it is),
+        ``control`` and ``control_label``, ``images`` (a dash where a verdict rests on none, as of
+        other verdicts), ``source`` (of the data), ``model``,
         ``statement``, ``reason``, ``notebook``, ``colour``; ``plain`` (verdict of the plain
         reading) with ``plain_effect``, ``plain_colour`` and ``separates``, ``analyses`` (how many
         agree) and ``rules`` (their registration), each a dash where the entry has none.
@@ -38,6 +40,7 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
         {
             "claim": str(entry["claim"]),
             "verdict": str(entry["verdict"]),
+            "label": label_text(entry),
             "effect": effect_text(entry.get("effect"), entry.get("ci")),
             "effect_label": str(entry.get("effect_label") or ""),
             "control": number_text(entry.get("control_effect")),
@@ -74,7 +77,7 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
     columns = {
         "claim": "claim",
         "plain": "plainly read",
-        "verdict": "verdict",
+        "label": "verdict",
         "analyses": "other analyses",
         "effect": "effect [95% interval]",
         "control": "control",
@@ -111,6 +114,11 @@ def control_words(entry: Mapping[str, Any]) -> tuple[str, str]:
     """
     name, _, note = str(entry.get("control_label") or "").partition(", ")
     return ("" if name == "control" else name), note
+
+
+def label_text(entry: Mapping[str, Any]) -> str:
+    """The verdict of an entry, and whether it is fragile."""
+    return headline(str(entry["verdict"]), (entry.get("robustness") or {}).get("fragile"))
 
 
 def images_text(entry: Mapping[str, Any]) -> str:

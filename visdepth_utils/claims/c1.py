@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.claims.bootstrap import aside, no_more, noted, require
+from visdepth_utils.claims.bootstrap import aside, no_more, noted, require, said
 from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.stabilisation import (
     EARLY,
@@ -62,10 +62,10 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     }
     if asked == 0 or n < (1 - common["max_missing_share"]) * asked:
         why = f" ({note})" if note else ""
-        return found | _says("not testable", f"{asked - n} of {asked} images have no value{why}")
+        return found | said("not testable", f"{asked - n} of {asked} images have no value{why}")
     if depth < common["min_layers"]:
         least = common["min_layers"]
-        return found | _says("not testable", f"{depth} decoder layers; it takes at least {least}")
+        return found | said("not testable", f"{depth} decoder layers; it takes at least {least}")
 
     trained = parts_of(spec, curves, depth)
     effect, ci = made_early(trained, common["level"])
@@ -78,7 +78,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         found["control_effect"] = float(contrasts["effect"].max())
     if n < common["min_images"]:
         least = common["min_images"]
-        return found | _says("inconclusive", f"{n} images; the rule asks for at least {least}")
+        return found | said("inconclusive", f"{n} images; the rule asks for at least {least}")
     if answer := _pattern(trained, rivals, _last(details)):
         return found | answer
     check = _representation(spec, table, curves, max(part.layer for part in trained.values()))
@@ -121,17 +121,13 @@ def thresholds(spec: Spec, depth: int) -> dict[str, Any]:
     }
 
 
-def _says(verdict: str, reason: str) -> dict[str, str]:
-    return {"verdict": verdict, "reason": reason}
-
-
 def _pattern(
     parts: dict[str, Part], rivals: dict[str, dict[str, Part] | None], last: str
 ) -> dict[str, str] | None:
     """A verdict where the pattern is not fully there; None where it is."""
     there = [name for name, part in parts.items() if part.label == EARLY]
-    said = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
-    said += last
+    told = "; ".join(f"{name.replace('_', ' ')}: {part.label}" for name, part in parts.items())
+    told += last
     if len(there) == len(parts):
         return None
     answers = [
@@ -142,17 +138,15 @@ def _pattern(
     open_ones = [(-1, 0, 1)] * (len(parts) - len(answers))
     possible = {_counted(signs) for signs in itertools.product(*answers, *open_ones)}
     if len(possible) > 1:
-        return _says(
-            "inconclusive", f"intervals too wide to place the layer it settles at ({said})"
-        )
+        return said("inconclusive", f"intervals too wide to place the layer it settles at ({told})")
     if possible == {"not supported"}:
-        reason = f"{len(there)} of {len(parts)} measures change early and settle ({said})"
-        return _says("not supported", reason)
+        reason = f"{len(there)} of {len(parts)} measures change early and settle ({told})"
+        return said("not supported", reason)
     if not there:
-        return _says("weaker", f"nothing changes late, but nothing changes early either ({said})")
+        return said("weaker", f"nothing changes late, but nothing changes early either ({told})")
     same = [name for name, own in rivals.items() if own and all(own[key].shows for key in there)]
     tail = f"; an untrained model shows these as well ({same[0]})" if same else ""
-    return _says("weaker", f"only {len(there)} measures change early and settle ({said}){tail}")
+    return said("weaker", f"only {len(there)} measures change early and settle ({told}){tail}")
 
 
 def _counted(signs: tuple[int, ...]) -> str:
@@ -238,22 +232,22 @@ def _attribution(check: pd.DataFrame, contrasts: pd.DataFrame, last: str) -> dic
     """The pattern is there: is it the representation, and is it more than architecture?"""
     there = "the pattern is there, but"
     if check["label"].eq("not slower after l*").any():
-        return _says("weaker", f"{there} the representation itself does not slow down after it")
+        return said("weaker", f"{there} the representation itself does not slow down after it")
     if contrasts.empty:
-        return _says("inconclusive", f"{there} no untrained control was given to compare with")
+        return said("inconclusive", f"{there} no untrained control was given to compare with")
     for name in contrasts.loc[contrasts["shows it"] == "yes", "control"]:
         model = "an untrained model of the same architecture"
-        return _says("weaker", f"{there} {model} shows it too ({name})")
+        return said("weaker", f"{there} {model} shows it too ({name})")
     for row in contrasts[contrasts["shows it"] != "no"].to_dict("records"):
         why = f"{there} whether the control shows it is unclear ({aside(row)})"
-        return _says("inconclusive", why)
+        return said("inconclusive", why)
     if check["label"].eq(UNCLEAR).any():
-        return _says("inconclusive", f"{there} whether the representation slows down is unclear")
+        return said("inconclusive", f"{there} whether the representation slows down is unclear")
     for row in contrasts[~(contrasts["lo"] > 0)].itertuples():
         why = f"{no_more(row.hi)} than in an untrained model ({row.control})"
-        return _says("weaker", f"{there} {why}")
+        return said("weaker", f"{there} {why}")
     why = "all three measures change early and settle, and no untrained control does so"
-    return _says("supported", why + last)
+    return said("supported", why + last)
 
 
 _ANSWER = {True: "yes", False: "no", None: UNCLEAR}

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from visdepth_utils.claims.bootstrap import aside, no_more, noted, require, said
-from visdepth_utils.claims.c1 import depth_of, margin_of, without_last
+from visdepth_utils.claims.c1 import by_layer, depth_of, margin_of, without_last
 from visdepth_utils.claims.interchange import early_layer
 from visdepth_utils.claims.once import once, only, values_of
 from visdepth_utils.claims.stabilisation import (
@@ -25,7 +25,6 @@ from visdepth_utils.claims.stabilisation import (
     Compared,
     Late,
     by_image,
-    image_layer_matrix,
     interval,
     late,
     mirrored,
@@ -282,16 +281,9 @@ def curves_of(spec: Spec, table: pd.DataFrame, modality: str) -> Curves:
 @once
 def _curve(rows: pd.DataFrame, column: str, scale: str, first: int) -> pd.DataFrame:
     """A measure of shape from the first state that counts, (images x layers)."""
-    wide = _by_layer(rows, column)
+    wide = by_layer(rows, column)
     wide = wide.loc[:, wide.columns >= first]
     return wide.map(math.log) if scale == "log" else wide
-
-
-def _by_layer(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One metric as (images x layers)."""
-    if metric not in values_of(rows, "metric"):
-        raise ValueError(f"table has no metric {metric!r}: add it to metrics=")
-    return image_layer_matrix(rows, metric)
 
 
 def complete(curves: list[pd.DataFrame]) -> pd.Index:
@@ -316,7 +308,7 @@ def speeds(spec: Spec, table: pd.DataFrame, modality: str, depth: int) -> Curves
     """How far states move from one third on, by measure, (images x layers)."""
     out = {}
     for column in spec["movement"]:
-        curve = without_last(spec, _by_layer(only(table, modality=modality), column))
+        curve = without_last(spec, by_layer(only(table, modality=modality), column))
         curve = curve.loc[:, curve.columns >= early_layer(spec, depth)]
         out[column] = 1 - curve if column.startswith("cka") else curve
     return out

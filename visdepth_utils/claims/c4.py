@@ -20,6 +20,8 @@ from visdepth_utils.claims.once import only, values_of
 from visdepth_utils.claims.retention import (
     SWEEP,
     Spec,
+    State,
+    another_picture,
     columns_of,
     share_kept,
     usable,
@@ -89,7 +91,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         tokens = _tokens(spec, drawn, whole, used)
         found |= {"effect": contrast.value, "ci": (contrast.lo, contrast.hi)}
     found["details"] = _details(spec, draws, states, contrast, tokens)
-    found["controls"] = _controls(spec, states)
+    rivals = another_picture(spec, {task: states[task] for task in needed})
+    found["controls"] = pd.DataFrame(rivals)
     if len(found["controls"]):
         found["control_effect"] = float(found["controls"]["effect"].max())
     if n < common["min_images"]:
@@ -135,17 +138,6 @@ def _tokens(
     return drawn.bounded(lambda m: mean(m, used["multi"]) - mean(m, used["single"]))
 
 
-def _controls(spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]]) -> pd.DataFrame:
-    """One row per task: what another image brings, as a share of what its own one does."""
-    most, rows = spec["margins"]["other_share"]["value"], []
-    for task, (_, _, other) in states.items():
-        if other is not None and task not in spec["tasks"]["beside"]:
-            shows = {True: "no", False: "yes", None: "unclear"}[other.below(most)]
-            row = {"control": f"another picture ({task})", "shows it": shows}
-            rows.append(row | {"effect": other.value, "lo": other.lo, "hi": other.hi})
-    return pd.DataFrame(rows)
-
-
 def _pattern(contrast: Interval, spec: Spec) -> dict[str, str] | None:
     """A verdict where single-token answers do not keep more; None where they do."""
     least = spec["margins"]["contrast"]["value"]
@@ -163,7 +155,7 @@ def _pattern(contrast: Interval, spec: Spec) -> dict[str, str] | None:
 
 
 def _attribution(
-    states: dict[str, tuple[str, Interval, Interval | None]],
+    states: dict[str, State],
     used: dict[str, list[str]],
     tokens: Interval | str,
 ) -> dict[str, str]:
@@ -191,7 +183,7 @@ def _attribution(
 def _details(
     spec: Spec,
     draws: dict[str, Resampled],
-    states: dict[str, tuple[str, Interval, Interval | None]],
+    states: dict[str, State],
     contrast: Interval | None,
     tokens: Interval | str,
 ) -> pd.DataFrame:

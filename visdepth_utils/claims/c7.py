@@ -18,7 +18,15 @@ from visdepth_utils.claims.bootstrap import (
     said,
 )
 from visdepth_utils.claims.once import once, only, values_of
-from visdepth_utils.claims.retention import SWEEP, Spec, columns_of, share_kept, usable
+from visdepth_utils.claims.retention import (
+    SWEEP,
+    Spec,
+    State,
+    another_picture,
+    columns_of,
+    share_kept,
+    usable,
+)
 
 NAN = float("nan")
 
@@ -69,7 +77,7 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
         found |= {"effect": contrast.value, "ci": (contrast.lo, contrast.hi)}
     found["details"] = _details(spec, drawn, states, contrast, sweep, frames, beside)
     others = [o for _, _, o in states.values() if o is not None]
-    found["controls"] = _controls(spec, states)
+    found["controls"] = pd.DataFrame(another_picture(spec, states))
     if others:
         found["control_effect"] = max(o.value for o in others)
     if n < common["min_images"]:
@@ -113,9 +121,7 @@ def power_verdict(spec: Spec, whole: pd.DataFrame) -> str:
     return _answer(spec, *_parts(spec, Resampled.of(whole, spec["common"])))["verdict"]
 
 
-def _parts(
-    spec: Spec, drawn: Resampled
-) -> tuple[dict[str, tuple[str, Interval, Interval | None]], Interval]:
+def _parts(spec: Spec, drawn: Resampled) -> tuple[dict[str, State], Interval]:
     """Whether each style uses the picture, and what the longer one keeps more."""
     long, short = spec["styles"]["longer"], spec["styles"]["shorter"]
     states = {style: usable(spec, drawn, style) for style in (long, short)}
@@ -128,9 +134,7 @@ def _by_style(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(task=table["style"])
 
 
-def _answer(
-    spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]], contrast: Interval
-) -> dict[str, str]:
+def _answer(spec: Spec, states: dict[str, State], contrast: Interval) -> dict[str, str]:
     """The verdict, if both styles use the picture."""
     skipped = [f"{style} {s[0]}" for style, s in states.items() if s[0].startswith("skipped")]
     if skipped:
@@ -152,21 +156,10 @@ def _answer(
     return said("supported", f"{long} keep more of what the picture brings than {short}")
 
 
-def _controls(spec: Spec, states: dict[str, tuple[str, Interval, Interval | None]]) -> pd.DataFrame:
-    """One row per style: what another picture brings, as a share of what its own one does."""
-    most, rows = spec["margins"]["other_share"]["value"], []
-    for style, (_, _, other) in states.items():
-        if other is not None:
-            shows = {True: "no", False: "yes", None: "unclear"}[other.below(most)]
-            row = {"control": f"another picture ({style})", "shows it": shows}
-            rows.append(row | {"effect": other.value, "lo": other.lo, "hi": other.hi})
-    return pd.DataFrame(rows)
-
-
 def _details(
     spec: Spec,
     drawn: Resampled,
-    states: dict[str, tuple[str, Interval, Interval | None]],
+    states: dict[str, State],
     contrast: Interval,
     sweep: pd.DataFrame,
     frames: dict[str, pd.DataFrame],

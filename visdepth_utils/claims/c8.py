@@ -20,7 +20,7 @@ from visdepth_utils.claims.bootstrap import (
     said,
 )
 from visdepth_utils.claims.once import only, values_of
-from visdepth_utils.claims.retention import SWEEP, Spec, columns_of, usable
+from visdepth_utils.claims.retention import SWEEP, Spec, State, another_picture, columns_of, usable
 from visdepth_utils.claims.savings import (
     Recommendation,
     median_bounds,
@@ -28,8 +28,6 @@ from visdepth_utils.claims.savings import (
     recommend_depth,
 )
 
-State = tuple[str, Interval, Interval | None]
-"""Whether a task counts, its gain by the picture, the share of it that another picture brings."""
 NAN = float("nan")
 COSTS = {"image_tokens", "depth", "prefill_ratio", "kv_ratio"}
 UNITS = {"costs": "FLOPs", "clock": "time"}
@@ -272,12 +270,7 @@ def controls_of(
     times: pd.DataFrame | None,
 ) -> pd.DataFrame:
     """Another picture per task, and for the clock the whole model against itself."""
-    most, rows = spec["margins"]["other_share"]["value"], []
-    for task, (_, _, other) in states.items():
-        if other is not None:
-            shows = {True: "no", False: "yes", None: "unclear"}[other.below(most)]
-            row = {"control": f"another picture ({task}), share of the gain", "shows it": shows}
-            rows.append(row | {"effect": other.value, "lo": other.lo, "hi": other.hi})
+    rows = another_picture(spec, states, ", share of the gain")
     if times is not None:
         saved = 1 - prefill_of(times, int(times["depth"].max()), again=True)
         shows = "no" if abs(np.median(saved)) < spec["margins"]["no_cut"]["value"] else "yes"

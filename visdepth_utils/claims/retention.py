@@ -12,6 +12,8 @@ Spec = dict[str, Any]
 SWEEP = {"sample", "image", "task", "mode", "depth", "correct"}
 CONDITIONS = {"image", "task", "condition", "score"}
 TOKENS = {"sample", "image", "task", "mode", "depth", "kl"}
+State = tuple[str, Interval, Interval | None]
+"""Whether a task counts, its gain by the picture, the share of it that another picture brings."""
 
 
 def scores_of(spec: Spec, rows: pd.DataFrame, conditions: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -115,7 +117,7 @@ def _per_token(rows: pd.DataFrame, reads: float | None) -> pd.DataFrame:
     return out[~out.index.isin(gaps)]
 
 
-def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Interval, Interval | None]:
+def usable(spec: Spec, drawn: Resampled, task: str) -> State:
     """Whether a task says anything: a gain by the picture, and by this picture only.
 
     Returns:
@@ -140,6 +142,18 @@ def usable(spec: Spec, drawn: Resampled, task: str) -> tuple[str, Interval, Inte
         share = beside(other.value, most)
         return f"skipped: another picture brings {share} of the gain", gain, other
     return "unclear", gain, other
+
+
+def another_picture(spec: Spec, states: dict[str, State], suffix: str = "") -> list[dict[str, Any]]:
+    """One row per task for ``Verdict.controls``: the share of the gain that another one brings."""
+    most = spec["margins"]["other_share"]["value"]
+    shown = {True: "no", False: "yes", None: "unclear"}
+    return [
+        {"control": f"another picture ({task}){suffix}", "shows it": shown[other.below(most)]}
+        | {"effect": other.value, "lo": other.lo, "hi": other.hi}
+        for task, (_, _, other) in states.items()
+        if other is not None
+    ]
 
 
 def share_kept(means: dict[str, Any], tasks: list[str], column: str = "area") -> Any:

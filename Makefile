@@ -56,7 +56,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: house power register mutants help reproduce verdicts compare report readme record random-init address test test-e2e test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: house power register mutants help reproduce verdicts compare report readme record random-init address check test test-all test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -85,33 +85,41 @@ random-init: $(STAMP) ## an untrained twin of a local model, to be run like any 
 address: $(STAMP) ## write where this repository lives into notebooks and CITATION.cff; URL=https://github.com/YOU/visdepth
 	@$(PY) -m tools address $(call text,URL)
 
+CHECKPOINT := test_a_family_is_measured_exactly_or_refused_by_name
+# What `make check` runs, by file: known answers, three families, one notebook.
+QUICK := tests/common tests/models/test_hooks.py tests/measure/test_sweeps.py tests/claims/test_claims.py \
+	tests/claims/test_c1.py tests/claims/test_words.py tests/runs/test_run.py tests/data/test_tasks.py tests/plots/test_plots.py \
+	$(foreach family,llava gemma3 qwen3_vl,'tests/families/test_checkpoints.py::$(CHECKPOINT)[$(family)-truncation]') \
+	'tests/notebooks/test_papermill.py::test_claim_1_runs_on_a_tiny_checkpoint[top]'
+# What only `make test-all` runs.
+NIGHTLY := tests/faults tests/e2e/test_colab.py tests/e2e/test_jupyterlab.py tests/e2e/test_own_data.py \
+	tests/e2e/test_hub.py::test_a_model_by_its_name_is_measured_in_a_dry_run
+# A file stays with its worker, whose models it shares; tests/conftest.py has the long ones begin.
+PYTEST = $(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=10
+
+tests := check test test-all test-faults
+$(tests): export HF_HUB_OFFLINE := 1
+$(tests): export TOKENIZERS_PARALLELISM := false
+$(tests): export MPLBACKEND := agg
 # Results of tests go to a folder of their own: tests must measure, not read what an earlier run measured.
-test: export HF_HUB_OFFLINE := 1
-test: export TOKENIZERS_PARALLELISM := false
-test: export MPLBACKEND := agg
-test: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
+$(tests): export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 # A worker per core, each with one thread, beats one process whose threads wait for one another.
-test: export OMP_NUM_THREADS := 1
-# Notebook 09 reads the verdicts of all others, so it comes last.
-test: $(STAMP) lint ## lint, then all tests, then every notebook against its stored outputs
+$(tests): export OMP_NUM_THREADS := 1
+
+check: $(STAMP) lint ## lint, then the quick tests, some families and a notebook: for whoever changes something
 	@rm -rf '$(CLEAN_RESULTS)'
-	@$(PY) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --durations=10 --ignore=tests/benchmarks --ignore=tests/faults --nbval-lax --nbval-current-env tests notebooks/0[0-8]*.ipynb
-	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/09_verdicts.ipynb
+	@$(PYTEST) $(QUICK)
 
-test-e2e: export HF_HUB_OFFLINE := 1
-test-e2e: export TOKENIZERS_PARALLELISM := false
-test-e2e: export MPLBACKEND := agg
-test-e2e: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
-test-e2e: $(STAMP) ## only the tests of whole runs: Colab, JupyterLab, own data, the report in a browser
-	@$(PY) -m pytest tests/e2e
+test: $(STAMP) lint ## lint, then all tests but those that only test-all runs, and every notebook against its stored outputs
+	@rm -rf '$(CLEAN_RESULTS)'
+	@$(PYTEST) $(foreach test,$(NIGHTLY),--$(if $(findstring ::,$(test)),deselect,ignore)=$(test)) tests
 
-# One thread, as a worker with one CPU has: so tables are equal to the last bit.
-test-faults: export HF_HUB_OFFLINE := 1
-test-faults: export TOKENIZERS_PARALLELISM := false
-test-faults: export MPLBACKEND := agg
-test-faults: export OMP_NUM_THREADS := 1
-test-faults: $(STAMP) ## kills, interrupts, full disks, lost workers, and that nothing changes by them; up to half an hour
-	@$(PY) -m pytest -s tests/faults
+test-all: $(STAMP) lint ## test, and: as in Colab, in JupyterLab, on data of others, kills, full disks, lost workers
+	@rm -rf '$(CLEAN_RESULTS)'
+	@$(PYTEST) tests
+
+test-faults: $(STAMP) ## of test-all: kills, interrupts, full disks, lost workers, and that nothing changes by them
+	@$(PYTEST) tests/faults
 
 mutants: export HF_HUB_OFFLINE := 1
 mutants: export MPLBACKEND := agg

@@ -15,6 +15,21 @@ from visdepth_utils.models.vlm import VLM
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONG = (
+    *("tests/e2e/test_real_run.py", "tests/faults/test_kill", "tests/e2e/test_", "tests/faults/"),
+    *("tests/notebooks/test_papermill.py", "tests/families/", "tests/bad_input/"),
+)
+"""Files that take long. They begin, in this order: else one worker is left with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; the tests of a file keep theirs."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def llava_path(tmp_path_factory: pytest.TempPathFactory) -> Path:

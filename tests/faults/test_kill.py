@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS_PER_RUN, RUNS = 5, 4
+KILLS_PER_RUN, RUNS = 5, 2
 STOPPED = "\nstopped; what was finished is kept, run it again to go on\n"
 
 Marks = dict[str, tuple[int, int]]
@@ -142,7 +142,7 @@ def test_kill_9_at_random_moments_changes_nothing(
         assert not list((out / "tables").glob("*.damaged"))
     with capfd.disabled():
         print(f"\n{kills} kills with {at} shards finished, {again} finished shards measured again")
-    assert kills >= 20
+    assert kills == KILLS_PER_RUN * RUNS
     assert again == 0  # so a kill costs the shard in flight and no other
     assert len(set(at)) > 3  # the moments did fall into different steps
     _, alive = psutil.wait_procs(children, timeout=10)

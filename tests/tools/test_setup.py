@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests import conftest
 from tests.bad_input.box import Box
 from tools import __main__ as chores
 from visdepth_utils import __main__ as command
@@ -46,8 +47,9 @@ TARGETS = [
     "record",
     "random-init",
     "address",
+    "check",
     "test",
-    "test-e2e",
+    "test-all",
     "test-faults",
     "mutants",
     "cache",
@@ -198,17 +200,31 @@ def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
     code = [line for line in run.read_text().splitlines() if line and not line.startswith("#")]
     assert code[:2] == ["set -euo pipefail", 'cd "$(dirname "${BASH_SOURCE[0]}")/.."']
     assert "command -v chromium" in code[2] and "apt-get install -y chromium" in code[3]
-    assert code[4:] == ["fi", "make test-faults", "exec make test"]
-    assert "-m pytest" in make("-n", "-o", ".venv/.installed", "test-faults").stdout
-    planned = make("-n", "-o", ".venv/.installed", "test").stdout.splitlines()
+    assert code[4:] == ["fi", "exec make test-all"]
+    planned = make("-n", "-o", ".venv/.installed", "test-all").stdout.splitlines()
     assert any("ruff check" in line for line in planned)
     assert any("ruff format" in line and "--check" in line for line in planned)
-    tested = " ".join(line for line in planned if "-m pytest" in line)
-    assert planned[-1].split()[1:3] == ["-m", "pytest"]
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        named = notebook.name if notebook.name[:2] == "09" else "notebooks/0[0-8]*.ipynb"
-        assert f"{named}" in tested
-    assert " tests " in tested
+    *_, last = planned
+    assert last.split()[1:3] == ["-m", "pytest"]
+    assert last.split()[-1] == "tests"
+    assert "--durations=10" in last
+    assert not re.search(r"--(ignore|deselect)|-[mk] ", last.partition("-m pytest")[2])
+
+
+@needs_make
+def test_quick_tests_are_chosen_from_all_and_what_is_left_out_is_there() -> None:
+    asked = {t: make("-n", "-o", ".venv/.installed", t).stdout for t in ("check", "test")}
+    left_out = re.findall(r"--(?:ignore|deselect)=(\S+)", asked["test"])
+    assert asked["test"].split()[-1] == "tests"
+    assert "tests/faults" in left_out
+    chosen = re.findall(r"(?<![\w=])tests/[^\s']+", asked["check"])
+    assert len(chosen) > 10
+    for name in (*left_out, *chosen):
+        file, _, test = name.partition("::")
+        assert (ROOT / file).exists(), name
+        assert not test or f"def {test.partition('[')[0]}(" in (ROOT / file).read_text(), name
+    long = [name for name in conftest.LONG if not list(ROOT.glob(f"{name}*"))]
+    assert long == []
 
 
 FAKE_PYTHON = """#!/bin/bash
@@ -315,7 +331,7 @@ def test_no_target_touches_what_lies_beside_a_folder_with_an_odd_name(checkout: 
         (inside / "build" / "results").mkdir(parents=True, exist_ok=True)
         done = make(target, cwd=inside, LOG=str(odd / "log"), PATH=path)
         assert done.returncode == 0, done.stderr
-        deletes = target in ("test", "notebooks", "clean")
+        deletes = target in ("check", "test", "test-all", "notebooks", "clean")
         assert (inside / "build" / "results").exists() != deletes, target
         assert all((folder / "kept").exists() for folder in beside), target
     assert not (inside / ".venv").exists()  # clean comes last

@@ -76,7 +76,7 @@ report: $(STAMP) ## write report.html of a run again, from what the run has; RUN
 readme: $(STAMP) ## write the verdicts and the figure of a run into README.md; RUN=base-quick
 	@$(PY) -m tools readme $(call text,RUN)
 
-record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 09 finds them; RUN=base-quick
+record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 10 finds them; RUN=base-quick
 	@$(PY) -m visdepth_utils record $(call text,RUN)
 
 random-init: $(STAMP) ## an untrained twin of a local model, to be run like any other; MODEL=data/minivlm/base OUT=

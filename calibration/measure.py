@@ -23,7 +23,17 @@ __all__ = ["RESAMPLES", "SIMULATIONS", "faults", "markdown", "measure", "read_ta
 
 RESAMPLES = 400
 """Bootstrap resamples in place of the registered number, for time: bounds are a little coarser."""
-SIMULATIONS = {"C1": 60, "C2": 40, "C3": 60, "C4": 40, "C5": 24, "C6": 100, "C7": 60, "C8": 60}
+SIMULATIONS = {
+    "C0": 60,
+    "C1": 60,
+    "C2": 40,
+    "C3": 60,
+    "C4": 40,
+    "C5": 24,
+    "C6": 100,
+    "C7": 60,
+    "C8": 60,
+}
 POOLED = 24
 """Simulations whose rows together give an effect without noise: the truth, for coverage."""
 COUNTS = ("supported", "not supported")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from calibration import chained, curves, cuts, grids, recovered, styles, truncated
+from calibration import chained, curves, cuts, frozen, grids, recovered, styles, truncated
 from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.measure.chains import compare
 
@@ -45,6 +45,10 @@ class Scenario:
 def _at(claim: str) -> dict[str, Any]:
     """The effect that the claim's design is meant to detect."""
     return claim_entry(claim)["power_at"]
+
+
+def _c0(processes: Any, reads: Any, **options: Any):
+    return lambda seed: frozen.frozen_tables(processes, reads, seed=seed, **options)
 
 
 def _c1(shape: curves.Shape, control: curves.Shape = curves.SHAPES["drift"], noise: float = 1.0):
@@ -117,7 +121,7 @@ def _moves(margins: float) -> tuple[curves.Curve, curves.Curve, curves.Curve]:
     return (curves.slows, curves.moves(margins), curves.moves(margins))
 
 
-_P = {claim: _at(claim) for claim in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")}
+_P = {claim: _at(claim) for claim in ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")}
 _C3_TRUE = {"image": grids.always(_P["C3"]["index"], _P["C3"]["loss"])}
 
 
@@ -144,6 +148,46 @@ def _worlds(claim: str, but: set[str]) -> tuple[Scenario, ...]:
 
 
 SCENARIOS = (
+    Scenario("C0", "processed as long as read", False, _c0(0.5, 0.5)),
+    Scenario(
+        "C0",
+        "processed as long as read, two questions to a picture",
+        False,
+        _c0(0.5, 0.5, n=48, questions=2, spread=0.8),
+    ),
+    Scenario("C0", "processed as long as read, in the first third", False, _c0(0.25, 0.25)),
+    Scenario("C0", "processed until half", False, _c0(0.5, 0.9)),
+    Scenario("C0", "processed for two layers more than a third", False, _c0(0.45, 0.9)),
+    Scenario(
+        "C0",
+        "one task is processed until half",
+        False,
+        _c0({"mcq": 0.0, "vqa": 0.0, "chart": 0.0, "caption": 0.5}, 0.9),
+    ),
+    Scenario(
+        "C0",
+        "freezing loses just more than a tenth until half",
+        False,
+        _c0(0.5, 0.9, frozen_height=0.11),
+    ),
+    *(
+        Scenario("C0", f"{mode}: does as well", False, _c0(0.0, 0.6, harmless=(mode,)))
+        for mode in frozen.FROZEN_OTHER
+    ),
+    Scenario("C0", "processed until a sixth", True, _c0(0.12, 0.6)),
+    Scenario("C0", "freezing loses three in a hundred", True, _c0(0.5, 0.9, frozen_height=0.03)),
+    Scenario(
+        "C0",
+        "need not be processed, two questions to a picture",
+        True,
+        _c0(0.0, 0.6, n=48, questions=2, spread=0.8),
+    ),
+    Scenario(
+        "C0",
+        "power_at: need not be processed",
+        True,
+        _c0(_P["C0"]["frozen"], _P["C0"]["removed"], guess=0.1, other=_P["C0"]["other"]),
+    ),
     Scenario("C1", "no structure", False, _c1(ALL["flat"])),
     Scenario("C1", "no structure, three times the noise", False, _c1(ALL["flat"], noise=3.0)),
     Scenario("C1", "slow drift", False, _c1(ALL["drift"])),

@@ -1,4 +1,4 @@
-"""The part of README.md that is a result: its verdict table and its figure, written from a run."""
+"""The part of README.md that is a result, written from a run: answer, verdict table and figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, atomic, write_text
 from visdepth_utils.report.verdict_table import control_words, images_text, label_text, plain_words
@@ -15,8 +16,8 @@ __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readm
 
 START = "<!-- verdicts: written by `make readme` -->"
 STOP = "<!-- end of verdicts -->"
-FIGURE = "04_retention"
-PICTURE = Path("docs") / "retention.png"
+FIGURE = "09_read_or_process"
+PICTURE = Path("docs") / "read_or_process.png"
 _WIDTH = 1000  # pixels
 
 
@@ -43,7 +44,13 @@ def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]
     figure = folder / "figures" / f"{FIGURE}.png"
     if not figure.is_file():
         raise FileNotFoundError(f"no figure {figure}: run notebook {FIGURE[:2]} first")
-    table = markdown_table(read_claims(folder))
+    entries = read_claims(folder)
+    answers = [
+        f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
+        for entry in entries
+        if entry["claim"] == "C0"
+    ]
+    table = "\n\n".join([*answers, markdown_table(entries)])
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:

@@ -74,8 +74,18 @@ def visible(mask: torch.Tensor | None, n: int) -> torch.Tensor:
     return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
 
 
-def truncate(vlm: VLM, name: str, enc: Encoded, depth: int, mode: str) -> torch.Tensor:
-    """Logits (S, V) with the image gone from layer ``depth`` on; rows of the image mean nothing."""
+def truncate(
+    vlm: VLM,
+    name: str,
+    enc: Encoded,
+    depth: int,
+    mode: str,
+    frozen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits (S, V) with the image gone from layer ``depth`` on; rows of the image mean nothing.
+
+    ``frozen``: states (n, D) that stand there in the place of the n image tokens' own.
+    """
     image = enc.is_image[0]
     n = len(image)
     text = (~image).nonzero()[:, 0].tolist()
@@ -90,7 +100,10 @@ def truncate(vlm: VLM, name: str, enc: Encoded, depth: int, mode: str) -> torch.
         if i < depth:
             return hidden
         if mode == "freeze":
-            kept.setdefault("state", hidden.clone())
+            if "state" not in kept:
+                kept["state"] = hidden.clone()
+                if frozen is not None:
+                    kept["state"][0, image] = frozen
             return torch.where(image[None, :, None], kept["state"], hidden)
         table = visible(kwargs["attention_mask"], n).clone()
         if mode == "renumber":

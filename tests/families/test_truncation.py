@@ -14,7 +14,7 @@ from visdepth_utils.measure.patching.branches import (
     kept_for_truncation,
     truncation,
 )
-from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.patching.prefill import Index, prefill
 from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.vlm import VLM
@@ -71,6 +71,31 @@ def test_all_depths_at_once_equal_one_run_per_depth(name: str, mode: str) -> Non
             assert apart(together[b, i], expected) <= CLOSE, (b, depth)
     moved = (together[:, :1] - together[:, -1:]).abs().amax(-1)
     assert float(moved.min()) > FEELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_states_can_stay_readable_in_the_place_of_the_images_own(name: str) -> None:
+    vlm, prompts = tiny_model(name), prompts_of(name)
+    enc = batch(name, prompts)
+    depths = check_depths(vlm, "all", "freeze")
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, "freeze"))
+    images = Index.of(enc.is_image)
+
+    def turned(depth: int) -> torch.Tensor:
+        return -2 * pre.state(depth, images).flip(-1)
+
+    rows = truncation(pre, depths, "freeze", turned)
+    together = next_logits(pre, rerun(pre, rows))
+    assert torch.equal(together[:, -1], plain(vlm, enc))
+    for b, prompt in enumerate(prompts):
+        alone = batch(name, [prompt], [b])
+        for i, depth in enumerate(depths[:-1]):
+            own = naive.layer_inputs(vlm, alone)[depth][alone.is_image[0]]
+            frozen = -2 * own.flip(-1)
+            expected = naive.truncate(vlm, name, alone, depth, "freeze", frozen)[-1]
+            assert apart(together[b, i], expected) <= CLOSE, (b, depth)
+            usual = naive.truncate(vlm, name, alone, depth, "freeze")[-1]
+            assert apart(expected, usual) > 10 * CLOSE
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The run that nothing happens to, in a folder of its own: notebook 09 looks at siblings."""
+    """The run that nothing happens to, in a folder of its own: notebook 10 looks at siblings."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     done = subprocess.run(command(model, out, jobs=1), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from tests import tiny
-from visdepth_utils.data.tasks import with_other_image
+from visdepth_utils.data.tasks import other_images
 from visdepth_utils.measure import batching, substitution, teacher_forcing, truncation
 from visdepth_utils.measure.batching import chunks, in_blocks, out_of_memory, row_bytes
-from visdepth_utils.measure.interventions import substituted, truncated
+from visdepth_utils.measure.interventions import edited, substituted, truncated
+from visdepth_utils.measure.patching.prefill import prefill
 from visdepth_utils.measure.substitution import Spec, pairs, substitution_grid
 from visdepth_utils.measure.teacher_forcing import answer_lengths, token_kl
-from visdepth_utils.measure.truncation import kl_divergence, truncation_sweep
+from visdepth_utils.measure.truncation import FROZEN_OTHER, kl_divergence, truncation_sweep
 from visdepth_utils.models.vlm import VLM
 
 SAMPLES = [tiny.sample(0), tiny.sample(1, words=9, reference="blue"), tiny.sample(2, words=4)]
@@ -52,6 +53,67 @@ def test_divergence_equals_one_hooked_run_per_depth(vlm: VLM, mode: str) -> None
             assert value == pytest.approx(expected, abs=1e-5)
         assert rows[vlm.n_layers] == 0
         assert rows[0] > 1e-4
+
+
+def test_controls_of_freeze_equal_one_hooked_run_per_depth(vlm: VLM) -> None:
+    """States of another picture, and noise with the moments of some, stay readable instead."""
+    others = other_images(SAMPLES, seed=3)
+    options = {"max_new_tokens": 0, "seed": 3}
+    tables = {m: truncation_sweep(vlm, SAMPLES, mode=m, **options) for m in FROZEN_OTHER}
+
+    def states_of(sample):
+        enc = vlm.encode([sample])
+        with torch.no_grad():
+            out = vlm.model(**enc.inputs, output_hidden_states=True).hidden_states
+        return [state[0][enc.is_image[0]] for state in out]
+
+    rng, rows = np.random.default_rng(3), []
+    for i in rng.permutation(len(SAMPLES)):
+        own = states_of(SAMPLES[i])
+        some = rng.permutation(len(own[0]))[: truncation.NOISE_TOKENS].tolist()
+        rows.append([state[some] for state in own])
+    bank = [torch.cat(layer) for layer in zip(*rows, strict=True)]
+    for sample in SAMPLES:
+        enc, other = vlm.encode([sample]), states_of(others[sample.id])
+        shape = (int(enc.is_image.sum()), len(bank[0]))
+        z = np.random.default_rng([3, *sample.id.encode()]).standard_normal(shape, np.float32)
+        for mode, table in tables.items():
+            rows = table[table["sample"] == sample.id].set_index("depth")
+            assert rows["mode"].eq(mode).all()
+            assert rows["kl"][vlm.n_layers] == 0
+            for depth in range(vlm.n_layers):
+                states, x = other[depth], bank[depth]
+                if mode == "freeze noise":
+                    states = x.mean(0) + torch.from_numpy(z) @ (x - x.mean(0)) / len(x) ** 0.5
+
+                def put_in(layer, hidden, kwargs, depth=depth, states=states, enc=enc):
+                    if layer >= depth:
+                        hidden = hidden.clone()
+                        hidden[enc.is_image] = states
+                    return hidden
+
+                with edited(vlm, put_in):
+                    changed = last_logits(vlm, enc)
+                expected = float(kl_divergence(last_logits(vlm, enc), changed))
+                assert rows["kl"][depth] == pytest.approx(expected, abs=1e-5)
+            assert rows["kl"][0] > 1e-4
+
+
+def test_noise_has_the_moments_of_the_bank_whatever_is_in_the_own_picture(llava: VLM) -> None:
+    """And those come from at most so many pictures and tokens; rows are drawn by sample."""
+    bank = truncation._bank(llava, SAMPLES, 0)
+    n = sum(min(int(x.sum()), truncation.NOISE_TOKENS) for x in llava.encode(SAMPLES).is_image)
+    assert [tuple(x.shape) for x in bank] == [(n, llava.hidden_size)] * llava.n_layers
+    names = [f"draw {i}" for i in range(4000)]
+    enc = llava.encode(SAMPLES[:1])
+    pre = prefill(llava, enc, enc.is_image)
+    many = replace(pre, enc=replace(enc, is_image=enc.is_image.expand(len(names), -1)))
+    noise = truncation._noise(many, bank, names, 0)(1)
+    again = truncation._noise(pre, bank, names[7:8], 0)(1)
+    assert torch.allclose(again[0], noise[7], atol=1e-5)
+    noise, scale = noise.flatten(0, 1), float(bank[1].var())
+    assert (noise.mean(0) - bank[1].mean(0)).abs().max() < 0.05 * scale**0.5
+    assert (noise.T.cov() - bank[1].T.cov(correction=0)).abs().max() < 0.05 * scale
 
 
 def test_answers_equal_plain_generation_and_the_physical_loop(vlm: VLM) -> None:
@@ -159,7 +221,7 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
     n = llava.n_layers
     per_layer = {"other image": 3 * n, substitution.FAR_NOISE: 3 * n}
     assert counts == {"": 3 * n * n, "noise": 3 * n * (n - 1), **per_layer}
-    others = dict(zip([s.id for s in SAMPLES], with_other_image(SAMPLES, 3), strict=True))
+    others = other_images(SAMPLES, seed=3)
     for sample in SAMPLES:
         enc, strange = llava.encode([sample]), llava.encode([others[sample.id]])
         with torch.no_grad():
@@ -177,10 +239,10 @@ def test_controls_put_in_what_they_say(llava: VLM) -> None:
 def test_noise_equals_one_hooked_run_per_row(vlm: VLM) -> None:
     """Both noises by the naive loop: own states plus the sample's vectors, at the length named."""
     table = substitution_grid(vlm, SAMPLES, max_new_tokens=4, seed=3)
-    others = dict(zip([s.id for s in SAMPLES], with_other_image(SAMPLES, 3), strict=True))
+    others = other_images(SAMPLES, seed=3)
     for sample in SAMPLES[:2]:
         enc = vlm.encode([sample])
-        strange = vlm.encode([substitution.fitted(sample, others[sample.id])])
+        strange = vlm.encode([others[sample.id]])
         with torch.no_grad():
             own = vlm.model(**enc.inputs, output_hidden_states=True).hidden_states
             other = vlm.model(**strange.inputs, output_hidden_states=True).hidden_states
@@ -291,8 +353,10 @@ def test_reading_an_answer_that_does_not_fit_names_its_sample(vlm: VLM, monkeypa
 
 def test_other_images_are_fitted_to_the_own_size() -> None:
     own = replace(SAMPLES[0], images=(tiny.picture(0, 48), tiny.picture(1, 24)))
-    fitted = substitution.fitted(own, SAMPLES[1])
+    fitted = other_images([own], [own, SAMPLES[1]])[own.id]
     assert [picture.size for picture in fitted.images] == [(48, 48), (24, 24)]
+    (other,) = SAMPLES[1].images
+    assert fitted == replace(own, images=(other.resize((48, 48)), other.resize((24, 24))))
 
 
 def test_memory_running_out_halves_the_rows_and_goes_on(llava: VLM, monkeypatch) -> None:

@@ -235,7 +235,7 @@ def test_times_in_prose_are_those_of_the_run():
         assert said == [book.metadata.get("took")], path.name
 
 
-CLOCK = {"08_what_truncation_saves", "09_verdicts"}
+CLOCK = {"08_what_truncation_saves", "10_verdicts"}
 """Their verdicts may differ from run to run: a clock has a part in them."""
 
 

@@ -364,7 +364,7 @@ def test_numbers_that_stand_only_in_notebooks_stand_there() -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_default_samples_are_those_of_the_parameters_cell_and_of_the_claim(source: Path) -> None:
     n = default_parameters(source).get("n_samples")
-    assert (n is None) == (source.stem == "09_verdicts")
+    assert (n is None) == (source.stem == "10_verdicts")
     assert (f"default_n={n}," in source.read_text()) == (n is not None)
     for claim in load_claims()["claims"].values():
         if claim["notebook"] == source.stem and "n_images" in claim:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tools.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
+from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import rows_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def stored_verdicts() -> dict[str, dict[str, str]]:
 def readme_rows() -> list[list[str]]:
     text = (ROOT / "README.md").read_text()
     block = text.partition(START)[2].partition(STOP)[0].strip()
-    return [cells(row) for row in block.splitlines()]
+    return [cells(row) for row in block.splitlines() if row.startswith("|")]
 
 
 def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
@@ -121,6 +122,17 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
     assert (tmp_path / PICTURE).read_bytes() == picture
     with Image.open(tmp_path / PICTURE) as image:
         assert image.width == 1000
+
+
+def test_the_titles_question_is_answered_above_the_table(tmp_path: Path) -> None:
+    entry = {**ENTRY, "claim": "C0"}
+    run, readme = make_run(tmp_path / "run", entry), tmp_path / "README.md"
+    readme.write_text(f"{START}{STOP}")
+    update_readme(run, readme)
+    lines = readme.read_text().splitlines()
+    assert lines[2].startswith("**Must image tokens be processed, or only read?** minivlm/base, 96")
+    assert lines[2].endswith(title_answer(entry))
+    assert lines[4].startswith("| claim |")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from visdepth_utils.claims import c1, c2
+from visdepth_utils.claims import c0, c1, c2
 from visdepth_utils.claims.bootstrap import by_image_and, cluster_bootstrap, require, tail_range
 from visdepth_utils.claims.interchange import pairs_of, rows_of
 from visdepth_utils.claims.once import only, values_of
@@ -145,6 +145,29 @@ def _similarity(entry: Spec, table: pd.DataFrame) -> Effect:
     return _mean(entry, wide[pairs].mean(axis=1, skipna=False).dropna())
 
 
+def _frozen_early(entry: Spec, table: pd.DataFrame) -> Effect:
+    """C0: share of the full model's score with image states frozen at a third, mean of tasks."""
+    require(table, {"image", "task", "mode", "depth", "correct"}, "table", "truncation_sweep")
+    rows = table[table["mode"] == entry["modes"]["processes"]]
+    frames = []
+    for task in entry["tasks"]:
+        own = rows[rows["task"] == task]
+        if own.empty:
+            raise LookupError(f"table has no task {task!r} in this mode")
+        curve = by_image_and(own, ["depth"], "correct")
+        depth = c0.early_depth(entry, int(curve.columns[-1]))
+        if depth not in curve:
+            raise LookupError(f"{task} was not frozen at depth {depth}")
+        own = pd.DataFrame({f"{task} early": curve[depth], f"{task} full": curve.iloc[:, -1]})
+        frames.append(own.dropna())  # tasks may have pictures of their own
+    tasks = entry["tasks"]
+
+    def kept(m: dict[str, Any]) -> Any:
+        return sum(m[f"{t} early"] / m[f"{t} full"] for t in tasks) / len(tasks)
+
+    return _function(entry, pd.concat(frames, axis=1), kept)
+
+
 def _kept(entry: Spec, table: pd.DataFrame) -> Effect:
     """C4: share of the full model's score, mean over depth, single-token tasks minus text."""
     require(table, {"image", "task", "mode", "depth", "correct"}, "table", "truncation_sweep")
@@ -201,6 +224,7 @@ def _function(
 
 
 _EFFECTS: dict[str, Callable[[Spec, pd.DataFrame], Effect]] = {
+    "C0": _frozen_early,
     "C1": _early_shares,
     "C2": _late_shares,
     "C3": _similarity,

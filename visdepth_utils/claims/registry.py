@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from visdepth_utils.claims import c1, c2, c3, c4, c5, c6, c7, c8, c9
+from visdepth_utils.claims import c0, c1, c2, c3, c4, c5, c6, c7, c8, c9
 from visdepth_utils.claims.bootstrap import rule_variants
 from visdepth_utils.claims.once import same_tables
 from visdepth_utils.claims.verdict import VERDICTS, Verdict
@@ -36,6 +36,7 @@ __all__ = [
 CLAIMS_FILE = Path(__file__).resolve().parents[2] / "data" / "claims.yaml"
 Rule = Callable[[dict[str, Any], pd.DataFrame, dict[str, pd.DataFrame]], dict[str, Any]]
 RULES: dict[str, Rule] = {
+    "C0": c0.decide,
     "C1": c1.decide,
     "C2": c2.decide,
     "C3": c3.decide,
@@ -47,6 +48,7 @@ RULES: dict[str, Rule] = {
     "C9": c9.decide,
 }
 VARIANTS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
+    "C0": rule_variants,
     "C1": c1.variants,
     "C2": c2.variants,
     "C3": c3.variants,

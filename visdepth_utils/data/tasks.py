@@ -37,6 +37,7 @@ __all__ = [
     "available_tasks",
     "load_task",
     "missing_tasks",
+    "other_images",
     "with_other_image",
     "without_image",
 ]
@@ -284,3 +285,26 @@ def with_other_image(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
     cycle = [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))]
     successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     return [replace(sample, images=images[successor[sample.image_id]]) for sample in samples]
+
+
+def other_images(
+    samples: Sequence[Sample], pool: Sequence[Sample] | None = None, seed: int = 0
+) -> dict[str, Sample]:
+    """Sample id -> the sample with another one's pictures, repeated and resized to its own.
+
+    Args:
+        samples: Whose questions, and number and sizes of pictures, are kept.
+        pool: Samples among which each finds its other image, these among them; None for these.
+        seed: As for ``with_other_image``.
+
+    Raises:
+        ValueError: As ``with_other_image``.
+    """
+    pool = list(samples if pool is None else pool)
+    wanted, out = {sample.id for sample in samples}, {}
+    for own, other in zip(pool, with_other_image(pool, seed), strict=True):
+        if own.id in wanted:
+            n = len(other.images)
+            fitted = (other.images[i % n].resize(p.size) for i, p in enumerate(own.images))
+            out[own.id] = replace(own, images=tuple(fitted))
+    return out

@@ -18,12 +18,11 @@ import torch
 from PIL import Image
 
 from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import samples_and_budget, with_other_image
+from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure.batching import chunks
 from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation
 from visdepth_utils.measure.patching.prefill import prefill
 from visdepth_utils.measure.scores import answer_span, score
-from visdepth_utils.measure.substitution import fitted
 from visdepth_utils.measure.teacher_forcing import plain_tail, read_along, token_kl
 from visdepth_utils.measure.truncation import kl_divergence, truncation_sweep
 
@@ -170,13 +169,7 @@ def _changed(
         return {sample.id: sample for sample in samples}
     if control == "one pixel":
         return {sample.id: one_pixel(sample) for sample in samples}
-    pool = list(samples if others is None else others)
-    wanted = {sample.id for sample in samples}
-    return {
-        own.id: replace(own, images=fitted(own, other).images)
-        for own, other in zip(pool, with_other_image(pool), strict=True)
-        if own.id in wanted
-    }
+    return other_images(samples, others)
 
 
 def _answers(

@@ -8,7 +8,7 @@ layers run side by side, and below b nothing is run twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from visdepth_utils.data.tasks import samples_and_budget, with_other_image
+from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
     check_layers,
@@ -135,12 +135,7 @@ def substitution_grid(
     specs = pairs(chosen, active, rescale)
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
-    pool = list(samples if others is None else others)
-    strange = {}
-    if FROM_OTHER & set(active):
-        pool_of = zip(pool, with_other_image(pool, seed), strict=True)
-        wanted = {sample.id for sample in samples}
-        strange = {own.id: fitted(own, other) for own, other in pool_of if own.id in wanted}
+    strange = other_images(samples, others, seed) if FROM_OTHER & set(active) else {}
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(specs), budget, modality == "image")
     order = {sample.id: i for i, sample in enumerate(samples)}
     measure = partial(_block, vlm, strange, specs, modality, budget, seed, order)
@@ -255,22 +250,6 @@ def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -
         out[b, n - count :] = rng.standard_normal((count, width), np.float32)
     found = torch.from_numpy(out).to(vlm.device)
     return found / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-
-
-def fitted(sample: Sample, other: Sample) -> Sample:
-    """Another sample with its pictures repeated and resized to the sample's own.
-
-    Args:
-        sample: Whose number and sizes of pictures are kept.
-        other: Whose pictures are shown.
-
-    Returns:
-        ``other`` with fitted pictures.
-    """
-    pictures = tuple(
-        other.images[i % len(other.images)].resize(own.size) for i, own in enumerate(sample.images)
-    )
-    return replace(other, images=pictures)
 
 
 def _scored(

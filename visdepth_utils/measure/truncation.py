@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import samples_and_budget
+from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure import physical
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
@@ -19,7 +20,7 @@ from visdepth_utils.measure.patching.branches import (
     truncation,
 )
 from visdepth_utils.measure.patching.decoding import greedy
-from visdepth_utils.measure.patching.prefill import prefill
+from visdepth_utils.measure.patching.prefill import Index, Prefill, prefill
 from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import text_scores
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-__all__ = ["kl_divergence", "truncation_sweep"]
+__all__ = ["FROZEN_OTHER", "kl_divergence", "truncation_sweep"]
 
 IMPLEMENTATIONS = ("masked", "physical")
+FROZEN_OTHER = ("freeze other image", "freeze noise")
+"""Controls of ``"freeze"``: other states stay readable in the place of the image's own."""
+NOISE_IMAGES, NOISE_TOKENS = 16, 64
+"""Pictures, and tokens of each, that the moments of the noise come from."""
 
 COLUMNS = (
     *LABELS,
@@ -65,6 +70,8 @@ def truncation_sweep(
     max_new_tokens: int | None = None,
     max_rows: int | None = None,
     with_token_ids: bool = False,
+    seed: int = 0,
+    others: Sequence[Sample] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Answer every sample with image tokens seen by the first d layers only, for every depth d.
@@ -77,7 +84,13 @@ def truncation_sweep(
         task: A task, or samples, each with an image.
         depths: ``"all"`` or numbers in 0..L; d = L is the full model, d = 0 never sees the image.
         mode: ``"remove"`` (rows gone, positions kept), ``"renumber"`` (rows gone, positions closed
-            up) or ``"freeze"`` (rows keep their state of depth d and stay readable).
+            up) or ``"freeze"``: with h the state of an image token going into layer d, every layer
+            from d on makes its keys and values of norm(h) by its own norm and projections, and
+            what it would add to h is left out: later tokens read the image, it is not processed.
+            Controls of that, with other states in the place of h: ``"freeze other image"`` (those
+            of another sample's picture, at the same size, at the same depth) and ``"freeze noise"``
+            (Gaussian, with the mean and the covariance of the image tokens of NOISE_IMAGES samples
+            at that depth; of the own tokens alone, they would tell what is in the picture).
         implementation: ``"masked"`` for all depths at once, or ``"physical"``: rows really dropped,
             one sample and depth at a time, equal in outcome, for measuring time and memory.
         max_new_tokens: Budget of an answer; None for the task's; 0 for divergence only.
@@ -85,6 +98,9 @@ def truncation_sweep(
             when memory runs out.
         with_token_ids: Add the columns ``token_ids``, the outputs as lists of tokens, and ``end``,
             the token that ended each; None where the budget did.
+        seed: Of the noise and of which other image.
+        others: Samples among which each finds its other image, and whose image tokens give the
+            noise its moments; None for the samples themselves.
         progress: Called with (done, total, label).
 
     Returns:
@@ -103,17 +119,20 @@ def truncation_sweep(
         raise ValueError(f"implementation {implementation!r} is unknown: use {known}")
     if implementation == "physical" and mode != "remove":
         raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
-    asked = check_depths(vlm, depths, mode)
+    asked = check_depths(vlm, depths, "freeze" if mode in FROZEN_OTHER else mode)
     run = sorted({*asked, vlm.n_layers})
     samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
     max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget)
+    pool = list(samples if others is None else others)
+    strange = other_images(samples, pool, seed) if mode == "freeze other image" else {}
+    bank = _bank(vlm, pool, seed) if mode == "freeze noise" else []
 
     def measure(block: list[Sample], rows: int) -> list[dict[str, Any]]:
         if implementation == "physical":
             return _physical(vlm, block, run, budget)
-        return _masked(vlm, block, run, mode, budget, rows)
+        return _masked(vlm, block, run, mode, budget, rows, strange, bank, seed)
 
     found = pd.DataFrame(in_blocks(samples, len(run), max_rows, measure, progress, "truncation"))
     table = _scored(found, samples, vlm.n_layers, budget > 0)
@@ -129,15 +148,31 @@ def kl_divergence(full: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _masked(
-    vlm: VLM, samples: list[Sample], depths: list[int], mode: str, budget: int, max_rows: int
+    vlm: VLM,
+    samples: list[Sample],
+    depths: list[int],
+    mode: str,
+    budget: int,
+    max_rows: int,
+    strange: Mapping[str, Sample],
+    bank: Sequence[torch.Tensor],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """All depths of a block of samples."""
     enc = vlm.encode(samples)
-    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, mode))
+    base = "freeze" if mode in FROZEN_OTHER else mode
+    pre = prefill(vlm, enc, kept_for_truncation(vlm, enc, base))
+    frozen = None
+    if mode == "freeze other image":
+        fake = vlm.encode([strange[sample.id] for sample in samples])
+        other = prefill(vlm, fake, fake.is_image)
+        frozen = lambda d: other.state(d, Index.of(fake.is_image))  # noqa: E731
+    elif mode == "freeze noise":
+        frozen = _noise(pre, bank, [sample.id for sample in samples], seed)
     stop = stop_ids(vlm)
     found: list[list[dict[str, Any]]] = [[] for _ in samples]
     for part in chunks(depths, max_rows // len(samples)):
-        done = rerun(pre, truncation(pre, part, mode), keep_cache=budget > 1)
+        done = rerun(pre, truncation(pre, part, base, frozen), keep_cache=budget > 1)
         logits = next_logits(pre, done)
         kl = kl_divergence(pre.logits[:, None], logits).tolist()
         said = greedy(pre, done, logits, budget, stop) if budget else None
@@ -147,6 +182,42 @@ def _masked(
             for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
                 found[b].append(_row(sample, depth, text, *without_end(ids, stop), value))
     return [row for rows in found for row in rows]
+
+
+def _bank(vlm: VLM, pool: Sequence[Sample], seed: int) -> list[torch.Tensor]:
+    """States of some image tokens of some samples going into each layer, L tensors (N, D)."""
+    rng = np.random.default_rng(seed)
+    first = list({sample.image_id: sample for sample in pool}.values())
+    rows = []
+    for i in rng.permutation(len(first))[:NOISE_IMAGES]:
+        enc = vlm.encode([first[i]])
+        pre = prefill(vlm, enc, enc.is_image)
+        some = rng.permutation(int(enc.is_image.sum()))[:NOISE_TOKENS]
+        rows.append([state[0, some.tolist()].float() for state in pre.states[:-1]])
+    return [torch.cat(layer) for layer in zip(*rows, strict=True)]
+
+
+def _noise(
+    pre: Prefill, bank: Sequence[torch.Tensor], names: Sequence[str], seed: int
+) -> Callable[[int], torch.Tensor]:
+    """Depth -> Gaussian states (B, M, D) with the moments of ``bank`` there.
+
+    With N centred states X (N, D) and z ~ N(0, I) a row z X / sqrt(N) has their covariance X'X / N.
+    """
+    images, n = Index.of(pre.enc.is_image), len(bank[0])
+    mixes = torch.zeros(len(names), len(images), n, device=pre.vlm.device)
+    for b, name in enumerate(names):
+        rows = int(images.valid[b].sum())
+        draw = np.random.default_rng([seed, *name.encode()]).standard_normal((rows, n), np.float32)
+        mixes[b, len(images) - rows :] = torch.from_numpy(draw).to(mixes) / n**0.5
+
+    def states(depth: int) -> torch.Tensor:
+        if depth == len(bank):  # never read
+            return pre.state(depth, images)
+        mean = bank[depth].mean(0)
+        return (mean + mixes @ (bank[depth] - mean)).to(pre.states[depth].dtype)
+
+    return states
 
 
 def _physical(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from visdepth_utils.plots.bands import LEAST_KL, bands, draw, gains, need, retention
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 
-__all__ = ["kl_by_depth", "modes_compared", "retention_curves"]
+__all__ = ["kl_by_depth", "modes_compared", "read_or_process", "retention_curves"]
 
 TASK_COLOURS = {"mcq": "#009E73", "vqa": "#56B4E9", "chart": "#CC79A7", "caption": "#7B3294"}
 TASK_COLOURS |= {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
@@ -29,6 +29,12 @@ MODE_STYLES = {
     ("freeze", "masked"): ("#009E73", "freeze: kept as they are, still read", "-"),
 }
 """Mode and implementation -> colour, name and line; curves that coincide stay visible."""
+READ_OR_PROCESS = {
+    "freeze": ("#009E73", "read but not processed from d on (frozen)", {}),
+    "remove": ("#0072B2", "neither read nor processed from d on (removed)", {"ls": "--"}),
+    "freeze other image": ("#D55E00", "control: another picture's states frozen", {"marker": "x"}),
+    "freeze noise": ("#777777", "control: noise frozen", {"marker": "+"}),
+}
 TEXT_SCORES = {"chrf": "#882255", "rouge": "#44AA99", "bleu": "#999933"}
 DEPTH_AXIS = "layers that see the image (d)"
 WIDEST_SHARES = (-1.0, 2.0)
@@ -179,6 +185,59 @@ def modes_compared(table: pd.DataFrame) -> Figure:
         for ax, title in zip(axes, ("score", "the full model's very answer"), strict=True):
             ax.set(title=f"{task}: {title}", xlabel=DEPTH_AXIS, ylim=(-0.05, 1.05))
             ax.xaxis.get_major_locator().set_params(integer=True)
+        finish(fig, axes, "")
+    return fig
+
+
+def read_or_process(
+    sweep: pd.DataFrame, conditions: pd.DataFrame | None = None, *, margin: float = 0.1
+) -> Figure:
+    """Share of the gain kept when image tokens are frozen and when they are removed, by depth.
+
+    Args:
+        sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, any tasks; controls of
+            freezing are drawn where they are there. Of each mode depth L as well.
+        conditions: ``evaluate`` without the picture; without it the floor is depth 0 of "remove".
+        margin: Loss that does not count; its line is drawn.
+
+    Returns:
+        The figure, one panel per task; a task without a clear gain by the picture says so.
+
+    Raises:
+        ValueError: If a column is missing, or there are no rows or no answers.
+    """
+    need(sweep, SWEEP, "sweep", "truncation_sweep")
+    _need_answers(sweep, "sweep")
+    tasks = list(dict.fromkeys(sweep["task"]))
+    removed = sweep[sweep["mode"] == "remove"]
+    floors = {t: _condition(conditions, sweep[sweep["task"] == t], "blind") for t in tasks}
+    with styled():
+        columns = min(len(tasks), 2)
+        rows = -(-len(tasks) // columns)
+        size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
+        fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+        for ax in grid.ravel()[len(tasks) :]:
+            ax.remove()
+        axes = list(grid.ravel()[: len(tasks)])
+        for ax, task in zip(axes, tasks, strict=True):
+            floor = floors[task]
+            if floor.empty:
+                at_0 = removed[(removed["task"] == task) & (removed["depth"] == 0)]
+                floor = at_0.rename(columns={"correct": "score"})
+            for mode, (colour, label, line) in READ_OR_PROCESS.items():
+                own = sweep[(sweep["task"] == task) & (sweep["mode"] == mode)]
+                curve = retention(own, floor) if len(own) else pd.DataFrame()
+                if "control" in label and len(curve):
+                    curve = curve[curve["x"] < sweep["depth"].max()]
+                draw(ax, curve, colour, label, **line)
+            if not ax.lines:
+                ax.text(0.5, 0.5, "no clear gain by the picture", ha="center", color="#444444")
+            ax.axhline(1 - margin, color="#444444", lw=0.8, ls=":", label=f"{1 - margin:.0%} kept")
+            ax.set(title=task, xlabel="depth d", ylim=(-0.15, 1.15))
+            ax.set_xlim(-0.3, sweep["depth"].max() + 0.3)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        for row in grid:
+            row[0].set_ylabel("share of the gain that is left")
         finish(fig, axes, "")
     return fig
 

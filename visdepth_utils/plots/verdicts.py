@@ -1,4 +1,4 @@
-"""The figure of notebook 09: the effect of every claim on every model, with its interval.
+"""The figure of notebook 10: the effect of every claim on every model, with its interval.
 
 Same style as all ``plots``: a closed ``Figure`` is returned.
 """

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import jinja2
 
+from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import write_text
 from visdepth_utils.report.explorer import read_outputs
 from visdepth_utils.report.figures import run_figures
 from visdepth_utils.report.pages import notebook_page
 from visdepth_utils.report.sections import claim_sections, flat_rows
 from visdepth_utils.report.verdict_table import verdict_rows
-from visdepth_utils.runs.records import read_provenance
+from visdepth_utils.runs.records import read_claims, read_provenance
 
 __all__ = ["notebooks_of", "write_report"]
 
@@ -43,6 +44,7 @@ def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
         style=(_HERE / "report.css").read_text(encoding="utf-8"),
         script=script,
         policy=_policy(script),
+        answers=[title_answer(e) for e in read_claims(folder) if e["claim"] == "C0"],
         verdicts=verdict_rows(folder),
         sections=sections,
         anchors={section["claim"]: f"claim-{i}" for i, section in enumerate(sections, 1)},

@@ -115,13 +115,20 @@ def kept_for_truncation(vlm: VLM, enc: Encoded, mode: str) -> torch.Tensor:
     return moved if mode == "freeze" else moved & ~enc.is_image
 
 
-def truncation(pre: Prefill, depths: Sequence[int], mode: str = "remove") -> Branches:
+def truncation(
+    pre: Prefill,
+    depths: Sequence[int],
+    mode: str = "remove",
+    frozen: Callable[[int], torch.Tensor] | None = None,
+) -> Branches:
     """One row per depth.
 
     Args:
         pre: The plain pass, made with ``kept_for_truncation``.
         depths: In order, from ``check_depths``.
         mode: One of MODES.
+        frozen: For ``"freeze"``: depth -> states (B, M, D) of the M image tokens that later layers
+            read in the place of the samples' own; None for the own.
 
     Returns:
         The rows.
@@ -130,6 +137,7 @@ def truncation(pre: Prefill, depths: Sequence[int], mode: str = "remove") -> Bra
     may_move = reached(pre.vlm, enc, enc.is_image)
     moved = Index.of(may_move & ~enc.is_image)
     images = Index.of(enc.is_image) if mode == "freeze" else None
+    frozen = frozen or (lambda depth: pre.state(depth, images))
     closed = None
     if mode == "renumber":
         left = pre.attended & ~enc.is_image
@@ -141,7 +149,7 @@ def truncation(pre: Prefill, depths: Sequence[int], mode: str = "remove") -> Bra
         context=Index.of(pre.attended & ~may_move),
         initial=lambda row: pre.state(depths[row], moved),
         frozen=images,
-        frozen_state=None if images is None else lambda row: pre.state(depths[row], images),
+        frozen_state=None if images is None else lambda row: frozen(depths[row]),
         closed=closed,
     )
 

@@ -186,6 +186,15 @@ def _c4(size: Size) -> list[Step]:
     return [*out, Step("", "physical sweep", "vqa", min(size.n, PHYSICAL_SAMPLES))]
 
 
+def _c0(size: Size) -> list[Step]:
+    claim = load_claims()["claims"]["C0"]
+    modes = 2 + len(claim["control_modes"])  # those of controls at fewer depths
+    sweeps = (
+        Step(f"truncation_sweep_{t}", "truncation_sweep", t, size.n, modes) for t in claim["tasks"]
+    )
+    return [_load(), *_conditions("c4_conditions", claim["tasks"], size.n), *sweeps]
+
+
 def _c5(size: Size) -> list[Step]:
     asked = load_claims()["claims"]["C5"]["task"]
     task = f"{asked['name']}:{asked['style']}"
@@ -292,5 +301,6 @@ NOTEBOOKS: dict[str, Callable[[Size], list[Step]]] = {
     "06_distillation_recovers": _c6,
     "07_longer_reasoning": _c7,
     "08_what_truncation_saves": _c8,
-    "09_verdicts": lambda size: [],
+    "09_read_or_process": _c0,
+    "10_verdicts": lambda size: [],
 }

@@ -155,7 +155,7 @@ def test_what_cannot_be_written_leaves_the_file(
     assert readme.read_text() == text
     (run / "figures" / f"{FIGURE}.png").unlink()
     readme.write_text(f"{START}{STOP}")
-    with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
+    with pytest.raises(FileNotFoundError, match=f"run notebook {FIGURE[:2]} first"):
         update_readme(run, readme)
 
 

@@ -21,6 +21,7 @@ from visdepth_utils.claims.bootstrap import (
     rule_thresholds,
     said,
 )
+from visdepth_utils.claims.once import only, values_of
 from visdepth_utils.claims.retention import CONDITIONS, SWEEP, Spec, scores_of, usable
 
 __all__ = ["Depth", "decide", "early_depth", "least_depth", "title_answer"]
@@ -151,8 +152,8 @@ def decide(spec: Spec, table: pd.DataFrame, controls: dict[str, pd.DataFrame]) -
     n_layers = int(table["depth"].max()) if len(table) else 0
     found["thresholds"] = rule_thresholds(spec, n_layers, "score", "floor", "tasks", "early")
     for mode in modes.values():
-        there = table.loc[table["mode"] == mode, "task"]
-        if lacking := [task for task in spec["tasks"] if task not in set(there)]:
+        there = values_of(only(table, mode=mode), "task")
+        if lacking := [task for task in spec["tasks"] if task not in there]:
             return found | said("not testable", f"table has no task {lacking[0]!r} in mode {mode}")
     if n_layers < (least := common["min_layers"]):
         return found | said("not testable", f"{n_layers} decoder layers; it takes at least {least}")
@@ -194,10 +195,10 @@ def _columns(
     """One row per image: the scores of ``scores_of``, and one column per mode and depth."""
     conditions = controls.get("conditions", pd.DataFrame(columns=sorted(CONDITIONS)))
     require(conditions, CONDITIONS, "conditions", "evaluate")
-    own = table[table["task"] == task]
-    out = [scores_of(spec, own[own["mode"] == spec["modes"]["reads"]], conditions, task)]
+    own = only(table, task=task)
+    out = [scores_of(spec, only(own, mode=spec["modes"]["reads"]), conditions, task)]
     for mode in (*spec["modes"].values(), *spec["control_modes"]):
-        rows = own[own["mode"] == mode]
+        rows = only(own, mode=mode)
         if len(rows):
             curve = by_image_and(rows, ["depth"], spec["score"])
             out.append(curve.rename(columns=lambda depth, mode=mode: f"{mode} {int(depth)}"))

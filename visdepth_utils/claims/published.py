@@ -148,10 +148,10 @@ def _similarity(entry: Spec, table: pd.DataFrame) -> Effect:
 def _frozen_early(entry: Spec, table: pd.DataFrame) -> Effect:
     """C0: share of the full model's score with image states frozen at a third, mean of tasks."""
     require(table, {"image", "task", "mode", "depth", "correct"}, "table", "truncation_sweep")
-    rows = table[table["mode"] == entry["modes"]["processes"]]
+    rows = only(table, mode=entry["modes"]["processes"])
     frames = []
     for task in entry["tasks"]:
-        own = rows[rows["task"] == task]
+        own = only(rows, task=task)
         if own.empty:
             raise LookupError(f"table has no task {task!r} in this mode")
         curve = by_image_and(own, ["depth"], "correct")

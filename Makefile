@@ -114,9 +114,12 @@ test: $(STAMP) lint ## lint, then all tests but those that only test-all runs, a
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PYTEST) $(foreach test,$(NIGHTLY),--$(if $(findstring ::,$(test)),deselect,ignore)=$(test)) tests
 
+# The notebooks once more, by nbval, from the tables of the real run. Notebook 10 reads the verdicts of all others.
 test-all: $(STAMP) lint ## test, and: as in Colab, in JupyterLab, on data of others, kills, full disks, lost workers
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PYTEST) tests
+	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env notebooks/0*.ipynb
+	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env notebooks/10_*.ipynb
 
 test-faults: $(STAMP) ## of test-all: kills, interrupts, full disks, lost workers, and that nothing changes by them
 	@$(PYTEST) tests/faults

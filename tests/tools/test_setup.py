@@ -204,7 +204,9 @@ def test_ci_runs_all_tests_and_its_last_word_is_that_of_pytest() -> None:
     planned = make("-n", "-o", ".venv/.installed", "test-all").stdout.splitlines()
     assert any("ruff check" in line for line in planned)
     assert any("ruff format" in line and "--check" in line for line in planned)
-    *_, last = planned
+    *_, last, nbval, verdicts = planned
+    assert "notebooks/0*.ipynb" in nbval and "notebooks/10_*.ipynb" in verdicts
+    assert all("--nbval-lax" in line for line in (nbval, verdicts))
     assert last.split()[1:3] == ["-m", "pytest"]
     assert last.split()[-1] == "tests"
     assert "--durations=10" in last

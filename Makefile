@@ -86,7 +86,7 @@ address: $(STAMP) ## write where this repository lives into notebooks and CITATI
 	@$(PY) -m tools address $(call text,URL)
 
 CHECKPOINT := test_a_family_is_measured_exactly_or_refused_by_name
-# What `make check` runs, by file: known answers, three families, one notebook.
+# What `make check` runs: files with known answers, three families, one notebook.
 QUICK := tests/common tests/models/test_hooks.py tests/measure/test_sweeps.py tests/claims/test_claims.py \
 	tests/claims/test_c1.py tests/claims/test_words.py tests/runs/test_run.py tests/data/test_tasks.py tests/plots/test_plots.py \
 	$(foreach family,llava gemma3 qwen3_vl,'tests/families/test_checkpoints.py::$(CHECKPOINT)[$(family)-truncation]') \

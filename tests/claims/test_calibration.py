@@ -95,11 +95,13 @@ def test_faults_can_be_found(few):
     refuted = few.assign(**{"not supported": few["simulations"]})
     assert any(": not supported 3 of 3" in fault for fault in faults(refuted))
     none = few.assign(supported=0, simulations=50)
-    assert [f.split(",")[0] for f in faults(none)] == ["C1", "C2", "C3", "C4", "C6", "C7", "C8"]
+    assert [f.split(",")[0] for f in faults(none)] == ["C0", "C1", "C2", "C3", "C4", "C6", "C7", "C8"]
 
 
 def test_an_always_true_rule_is_noticed(monkeypatch):
-    found = replace(module.verdict("C1", SCENARIOS[0].make(0)[0]), verdict="supported")
+    table, control = SCENARIOS[0].make(0)
+    always = module.verdict(SCENARIOS[0].claim, table, control=control)
+    found = replace(always, verdict="supported")
     monkeypatch.setattr(module, "verdict", lambda *_, **__: found)
     table = measure(dict.fromkeys(SIMULATIONS, 6), scenarios=SCENARIOS[:1])
     assert "supported 6 of 6" in faults(table)[0]

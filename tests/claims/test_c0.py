@@ -114,9 +114,9 @@ def test_a_dip_at_a_deeper_layer_counts():
     point = {d: Interval(x, x, x, x, x) for d, x in enumerate([0.0, 0.3, 0.0, 0.0])}
     assert least_depth(point, 0.1) == Depth(value=2, lo=0, hi=2)
     assert str(Depth(2, 0, 2)) == "0 to 2"
-    unclear = {0: Interval(0.3, 0.2, 0.4, 0.2, 0.4), 1: Interval(0.1, 0, 0.2, 0.02, 0.18)}
+    unclear = {0: Interval(0.3, 0.2, 0.4, 0.2, 0.4), 1: Interval(0.08, 0, 0.2, 0.01, 0.18)}
     unclear |= {2: Interval(0, 0, 0, 0, 0)}
-    assert least_depth(unclear, 0.1) == Depth(value=2, lo=1, hi=2)
+    assert least_depth(unclear, 0.1) == Depth(value=1, lo=1, hi=2)
     assert least_depth({0: Interval(0.0, 0, 0, 0, 0)}, 0.1) == Depth(0, 0, 0)
 
 

@@ -95,7 +95,16 @@ def test_faults_can_be_found(few):
     refuted = few.assign(**{"not supported": few["simulations"]})
     assert any(": not supported 3 of 3" in fault for fault in faults(refuted))
     none = few.assign(supported=0, simulations=50)
-    assert [f.split(",")[0] for f in faults(none)] == ["C0", "C1", "C2", "C3", "C4", "C6", "C7", "C8"]
+    assert [f.split(",")[0] for f in faults(none)] == [
+        "C0",
+        "C1",
+        "C2",
+        "C3",
+        "C4",
+        "C6",
+        "C7",
+        "C8",
+    ]
 
 
 def test_an_always_true_rule_is_noticed(monkeypatch):

@@ -10,7 +10,12 @@ from tests.strict import no_warnings
 from visdepth_utils.plots.bands import LEAST_KL, bands, gains, retention
 from visdepth_utils.plots.grid import gap_curves, substitution_maps
 from visdepth_utils.plots.style import COLOURS
-from visdepth_utils.plots.sweeps import kl_by_depth, modes_compared, retention_curves
+from visdepth_utils.plots.sweeps import (
+    kl_by_depth,
+    modes_compared,
+    read_or_process,
+    retention_curves,
+)
 
 LAYERS, DEPTHS, N = (1, 3, 5), range(5), 4
 
@@ -210,6 +215,30 @@ def test_retention_curves_show_share_scores_floors_and_texts():
     texts = lines(fig.axes[3])
     assert texts["chrf, reference"].get_ydata() == pytest.approx([0.5, 0.625, 0.75, 0.875, 1])
     assert texts["bleu, full model's text"].get_ydata() == pytest.approx([0.4, 0.55, 0.7, 0.85, 1])
+
+
+def test_frozen_and_removed_are_drawn_as_shares_and_controls_without_the_whole_model():
+    modes = (("remove", "masked"), ("freeze", "masked"), ("freeze noise", "masked"))
+    sweep = sweep_table(modes=modes)
+    exact = sweep["depth"] / DEPTHS[-1]
+    sweep["correct"] = exact.where(sweep["mode"] != "freeze", 1.0)
+    fig = read_or_process(sweep, margin=0.25)
+    assert [ax.get_title() for ax in fig.axes] == ["vqa", "caption"]
+    for ax in fig.axes:
+        lines = {line.get_label(): line.get_xydata().T for line in ax.lines}
+        frozen, removed, noise, kept = lines.values()
+        assert frozen[1].tolist() == [1, 1, 1, 1, 1]
+        assert removed.tolist() == [[0, 1, 2, 3, 4], [0, 0.25, 0.5, 0.75, 1]]
+        assert noise[0].tolist() == [0, 1, 2, 3]
+        assert "75% kept" in lines and set(kept[1]) == {0.75}
+
+
+def test_a_task_without_gain_says_so_where_frozen_is_held_against_removed():
+    sweep = sweep_table(tasks=("vqa",), modes=(("remove", "masked"), ("freeze", "masked")))
+    fig = read_or_process(sweep.assign(correct=0.5))
+    assert [text.get_text() for text in fig.axes[0].texts] == ["no clear gain by the picture"]
+    with pytest.raises(ValueError, match="sweep has no answers"):
+        read_or_process(sweep.assign(correct=np.nan))
 
 
 def test_a_task_without_gain_has_no_share_and_is_named():

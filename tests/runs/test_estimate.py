@@ -248,7 +248,7 @@ def test_a_run_whose_weights_cannot_fit_is_refused_at_once(tmp_path, monkeypatch
     monkeypatch.setattr(plan, "free_memory", lambda device: 5e8 + 90e6)
     plan.refuse_early(run, SOURCES)
     monkeypatch.setattr(plan, "free_disk", lambda folder: 1e6)
-    with pytest.raises(ValueError, match="writes 10 MB, 1 MB are free"):
+    with pytest.raises(ValueError, match="writes 11 MB, 1 MB are free"):
         plan.refuse_early(run, SOURCES)
     assert not run.folder.exists()
 
@@ -278,7 +278,7 @@ NOTHING_MEASURED = {
     *("predicted_costs", "predicted_sizes", "scores_and_savings", "shape_of", "tower_share"),
     *("BESIDE", "GROUPS", "IN_PLACE", "random_decoder", "environment_facts", "needs_text"),
     *("picture_grid", "sample_table", "token_strip", "control_table"),
-    *("after_holm", "early_layer", "layer_of_most_harm", "replications"),
+    *("after_holm", "early_depth", "early_layer", "layer_of_most_harm", "replications"),
 }
 """Names that notebooks import and that cost seconds at most, whatever the model."""
 KINDS = {
@@ -562,7 +562,7 @@ def test_without_a_pilot_notebook_00_says_what_is_needed_at_least(tmp_path: Path
     lines = [line.split(maxsplit=1) for line in text.splitlines()]
     assert lines[0] == ["weights", "0.03 GB"]
     assert "0.58 GB: 3 copies" in text  # 0.5 GB and three times 27.5 MB
-    assert "10 MB" in text
+    assert "11 MB" in text
     assert "make reproduce DRY=1" in text
     assert list(tmp_path.iterdir()) == []
 

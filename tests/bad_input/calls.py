@@ -98,7 +98,7 @@ TASKS = (
         "subset", lambda b: load_task("vqa", 2, subset="x"), "subset", "not for data in the layout"
     ),
     Case("condition", lambda b: evaluate(None, None, "bad"), "condition 'bad'", "use full, blind"),
-    Case("claim", lambda b: claim_entry("C99"), "claim 'C99'", "registered are C1, C2"),
+    Case("claim", lambda b: claim_entry("C99"), "claim 'C99'", "registered are C0, C1, C2"),
     Case(
         "rule",
         lambda b: score(replace(SAMPLES[0], rule="guess"), "x"),

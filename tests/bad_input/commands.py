@@ -164,14 +164,19 @@ COMMANDS = (
     Case("report, long", lambda b: ["report", LONG], "no run 'aaaa", MAKE),
     Case("compare", lambda b: ["compare", b.done, "no-run"], "'no-run'", MAKE),
     Case("readme", lambda b: ["readme", "no-run"], "'no-run'", MAKE),
-    Case("readme, no figure", lambda b: ["readme", b.done], "04_retention.png", "run notebook 04"),
+    Case(
+        "readme, no figure",
+        lambda b: ["readme", b.done],
+        "09_read_or_process.png",
+        "run notebook 09",
+    ),
     Case(
         "readme, no picture",
         lambda b: [
             "readme",
-            b.run() and b.file("bad/figures/04_retention.png", "x").parent.parent,
+            b.run() and b.file("bad/figures/09_read_or_process.png", "x").parent.parent,
         ],
-        "04_retention.png is no readable picture",
+        "09_read_or_process.png is no readable picture",
         "run notebook 04 again",
     ),
     Case("record", lambda b: ["record", "no-run"], "'no-run'", MAKE),

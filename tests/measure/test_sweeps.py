@@ -363,11 +363,11 @@ def test_memory_running_out_halves_the_rows_and_goes_on(llava: VLM, monkeypatch)
     expected = truncation_sweep(llava, SAMPLES, max_new_tokens=3)
     real, calls = truncation._masked, []
 
-    def tight(vlm, samples, depths, mode, budget, rows):  # noqa: ANN001, ANN202
+    def tight(vlm, samples, depths, mode, budget, rows, *more):  # noqa: ANN001, ANN002, ANN202
         calls.append((len(samples), rows))
         if rows > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(vlm, samples, depths, mode, budget, rows)
+        return real(vlm, samples, depths, mode, budget, rows, *more)
 
     monkeypatch.setattr(truncation, "_masked", tight)
     table = truncation_sweep(llava, SAMPLES, max_new_tokens=3, max_rows=12)

@@ -177,7 +177,7 @@ COMMANDS = (
             b.run() and b.file("bad/figures/09_read_or_process.png", "x").parent.parent,
         ],
         "09_read_or_process.png is no readable picture",
-        "run notebook 04 again",
+        "run notebook 09 again",
     ),
     Case("record", lambda b: ["record", "no-run"], "'no-run'", MAKE),
     Case(

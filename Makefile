@@ -118,8 +118,8 @@ test: $(STAMP) lint ## lint, then all tests but those that only test-all runs, a
 test-all: $(STAMP) lint ## test, and: as in Colab, in JupyterLab, on data of others, kills, full disks, lost workers
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PYTEST) tests
-	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env notebooks/0*.ipynb
-	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env notebooks/10_*.ipynb
+	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/0*.ipynb
+	@VISDEPTH_RESULTS=$(CLEAN_RESULTS)/real $(PYTEST) --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg notebooks/10_*.ipynb
 
 test-faults: $(STAMP) ## of test-all: kills, interrupts, full disks, lost workers, and that nothing changes by them
 	@$(PYTEST) tests/faults

@@ -101,11 +101,15 @@ def test_the_titles_question_is_answered_in_the_numbers_of_the_verdict():
     entry = verdict("C0", table, control=controls, model="m/x").to_dict()
     text = title_answer(entry)
     assert text == (
-        "m/x, 40 images: the verdict is supported. With image states frozen from depth 0 on, 0.50 "
-        "of what the picture brings is left, by task; with image tokens removed from there on, "
-        "0.00. Until which depth they must be processed, and read: mcq 1 and 5, vqa 1 and 5, "
-        "caption 1 and 5, chart 1 and 5."
+        "m/x, 40 images: the verdict is supported. With image states frozen from the first depth "
+        "on, 0.50 of what the picture brings is left, by task; with image tokens removed from "
+        "there on, 0.00. Until which depth they must be processed, and read: "
+        "mcq 1 and 5, vqa 1 and 5, caption 1 and 5, chart 1 and 5."
     )
+    assert "supported (fragile). With" in title_answer(entry | {"robustness": {"fragile": True}})
+    removed = next(row for row in entry["details"] if "vqa: kept, remove" in row["measure"])
+    removed["estimate"] = -0.001  # no minus before a zero
+    assert "from there on, 0.00. Until" in title_answer(entry)
     assert title_answer(entry | {"details": [], "reason": "why"}).endswith("supported (why).")
 
 
@@ -127,7 +131,11 @@ def test_early_is_a_third_rounded_down(layers, expected):
 
 def test_nothing_is_supported_without_controls():
     table, controls = frozen_tables(0.0, 0.6)
-    assert verdict("C0", table).verdict == "inconclusive"
+    alone = verdict("C0", table)
+    assert (alone.verdict, alone.reason) == (
+        "inconclusive",
+        "mcq was not tried with another picture",
+    )
     bare = table[~table["mode"].isin(FROZEN_OTHER)]
     v = verdict("C0", bare, control=controls)
     assert (v.verdict, v.reason.split(" (")[0]) == (

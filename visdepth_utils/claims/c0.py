@@ -22,7 +22,8 @@ from visdepth_utils.claims.bootstrap import (
     said,
 )
 from visdepth_utils.claims.once import only, values_of
-from visdepth_utils.claims.retention import CONDITIONS, SWEEP, Spec, scores_of, usable
+from visdepth_utils.claims.retention import CONDITIONS, SWEEP, Spec, State, scores_of, usable
+from visdepth_utils.claims.verdict import headline
 
 __all__ = ["Depth", "decide", "early_depth", "least_depth", "title_answer"]
 
@@ -94,39 +95,30 @@ def title_answer(entry: Mapping[str, Any]) -> str:
     Returns:
         One paragraph, its numbers from ``details``; without them, verdict and reason.
     """
-    rows = {row["measure"]: row for row in entry.get("details") or []}
-    end = ": must process until depth"
-    tasks = [name.removesuffix(end) for name in rows if name.endswith(end)]
     where = f"{entry['model']}, {entry['n_images']} images"
-    if not tasks:
+    process, read, frozen, removed = (
+        {
+            row["measure"].partition(": ")[0]: row["estimate"]
+            for row in entry.get("details") or []
+            if row["measure"].partition(": ")[2].startswith(what)
+        }
+        for what in ("must process until", "must read until", "kept, freeze", "kept, remove")
+    )
+    if not process:
         return f"{where}: {entry['verdict']} ({entry.get('reason') or '-'})."
-
-    def values(*patterns: str) -> list[float]:
-        chosen = [
-            row
-            for task in tasks
-            for name, row in rows.items()
-            if name.startswith(f"{task}: ") and all(part in name for part in patterns)
-        ]
-        return [row["estimate"] for row in chosen]
-
-    kept, gone = values("kept, freeze"), values("kept, remove")
-    first = next(name for name in rows if "kept, freeze" in name).split("depth ")[1].split()[0]
-    process, read = values("must process"), values("must read")
-    each = ", ".join(
-        f"{task} {p:.0f} and {r:.0f}" for task, p, r in zip(tasks, process, read, strict=True)
-    )
+    label = headline(entry["verdict"], (entry.get("robustness") or {}).get("fragile"))
+    each = ", ".join(f"{task} {p:.0f} and {read[task]:.0f}" for task, p in process.items())
     return (
-        f"{where}: the verdict is {entry['verdict']}. With image states frozen from depth {first} "
-        f"on, {_range(kept)} of what the picture brings is left, by task; with image tokens "
-        f"removed from there on, {_range(gone)}. Until which depth they must be processed, and "
-        f"read: {each}."
+        f"{where}: the verdict is {label}. With image states frozen from the first depth on, "
+        f"{_range(frozen)} of what the picture brings is left, by task; with image tokens removed "
+        f"from there on, {_range(removed)}. Until which depth they must be processed, and read: "
+        f"{each}."
     )
 
 
-def _range(values: list[float]) -> str:
+def _range(shares: Mapping[str, float]) -> str:
     """The least and the largest, or the one number."""
-    low, high = (f"{x + 0.0:.2f}" for x in (min(values), max(values)))
+    low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (min(shares.values()), max(shares.values())))
     return low if low == high else f"{low} to {high}"
 
 
@@ -268,7 +260,7 @@ def _shows(depths: dict[str, Depth], frozen: str, mode: str) -> str:
 
 def _answer(
     spec: Spec,
-    states: dict[str, tuple[str, Interval, Interval | None]],
+    states: dict[str, State],
     reach: dict[str, dict[str, Depth]],
     contrast: Interval,
     n_layers: int,
@@ -311,7 +303,9 @@ def _answer(
         why = f"whether {mode} costs {task} as little as freezing is unclear"
         return said("inconclusive", f"{why} ({pairs})")
     for task in reach:
-        if states[task][0] != "used":
+        if states[task][0] == "no control":
+            return said("inconclusive", f"{task} was not tried with another picture")
+        if states[task][0] == "unclear":
             why = f"whether another picture helps {task} as much is unclear"
             return said("inconclusive", why)
     for mode in spec["control_modes"]:
@@ -327,19 +321,19 @@ def _answer(
 def _details(
     spec: Spec,
     drawn: Resampled,
-    states: dict[str, tuple[str, Interval, Interval | None]],
+    states: dict[str, State],
     reach: dict[str, dict[str, Depth]],
     contrast: Interval,
 ) -> pd.DataFrame:
     """One row per part of the claim, for the reader."""
-    nan, rows = NAN, []
+    rows: list[dict[str, Any]] = []
     for task, (label, gain, _) in states.items():
         rows.append(gain.row(f"{task}: gain by the picture", label, 0))
         if task not in reach:
             continue
         for what, verb in (("processes", "process"), ("reads", "read")):
             depth = reach[task][spec["modes"][what]]
-            row = {"estimate": depth.value, "lo": depth.lo, "hi": depth.hi, "margin": nan}
+            row = {"estimate": depth.value, "lo": depth.lo, "hi": depth.hi, "margin": NAN}
             rows.append({"measure": f"{task}: must {verb} until depth", "label": ""} | row)
         first = _depths(drawn, task, spec["modes"]["processes"])[0]
         for mode in spec["modes"].values():

@@ -9,15 +9,11 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.measure.plain_geometry import debiased_cka, depth_curvature, update_ratio
 from visdepth_utils.measure import batching
 from visdepth_utils.measure.geometry import dimension, entropy, gram, tracks
-from visdepth_utils.measure.geometry.cka_curvature import (
-    debiased_cka,
-    depth_curvature,
-    matrix_entropy,
-    update_ratio,
-)
-from visdepth_utils.measure.geometry.dimension import intrinsic_dimension
+from visdepth_utils.measure.geometry.dimension import mle_from_gram, twonn_from_gram
+from visdepth_utils.measure.geometry.entropy import matrix_entropy
 from visdepth_utils.measure.geometry.gram import draws
 from visdepth_utils.measure.geometry.layer_geometry import COLUMNS, METRICS, layer_geometry
 from visdepth_utils.models.hooks import capture
@@ -80,8 +76,8 @@ def test_values_equal_the_plain_computation(llava64: VLM, modality: str) -> None
     for H in states:
         entropies = [matrix_entropy(H[s])[0] for s in subsets]
         expected["entropy"].append(np.mean(entropies))
-        for metric, name in (("id_twonn", "twonn"), ("id_mle", "mle")):
-            found = [intrinsic_dimension(H[s], estimator=name).value for s in subsets]
+        for metric, estimator in (("id_twonn", twonn_from_gram), ("id_mle", mle_from_gram)):
+            found = [estimator(gram.gram(H[s]))[0] for s in subsets]
             found = [value for value in found if np.isfinite(value)]
             expected[metric].append(np.mean(found) if found else np.nan)
     updates = np.diff(states, axis=0)
@@ -266,11 +262,6 @@ def test_variants_reach_their_measure(llava64: VLM, variant: dict) -> None:
         subsets = draws(len(H), 64, 2, ("s0", "image", 0))
         direct = np.mean([matrix_entropy(H[s], **variant)[0] for s in subsets])
         assert values(varied, "entropy", "image")[2] == pytest.approx(direct, rel=1e-6)
-
-
-def test_gride_is_an_option(llava64: VLM) -> None:
-    table = layer_geometry(llava64, [tiny.sample(0)], metrics=["id_gride"], modalities=["image"])
-    assert (table["value"] > 1).all() and len(table) == llava64.n_layers + 1
 
 
 @pytest.mark.parametrize("gap", [1, 3])

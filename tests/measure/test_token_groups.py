@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.measure.plain_geometry import depth_curvature
 from visdepth_utils.data.tasks import Task
 from visdepth_utils.measure.geometry import token_groups
-from visdepth_utils.measure.geometry.cka_curvature import depth_curvature
 from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
 from visdepth_utils.measure.geometry.token_groups import (
     BESIDE,

@@ -26,7 +26,6 @@ LABELS = {
     "entropy": "matrix entropy / log n0",
     "id_twonn": "intrinsic dimension (TwoNN)",
     "id_mle": "intrinsic dimension (MLE)",
-    "id_gride": "intrinsic dimension (GRIDE)",
     "curvature": "depth curvature (degrees)",
     "update_ratio": "size of update, |v| / |h|",
     "cka_ahead": "similarity to state ahead (CKA)",
@@ -54,16 +53,13 @@ def depth_curves(
     """Draw one panel per metric: value by layer, image beside text, controls in grey.
 
     Args:
-        bands: Columns ``modality, layer, metric, mean, lo, hi`` (``statistics.layer_bands``).
+        bands: Columns ``modality, layer, metric, mean, lo, hi`` (``layer_bands``).
         metrics: Which metrics, in order of the panels.
         controls: Name -> table like ``bands``; only one type of its tokens is drawn.
         control_tokens: Which type.
         stabilises: Metric -> layer l* of the image tokens, marked by a triangle and a line.
         early: Last layer that counts as early; the panel is shaded up to it.
         title: Heading of the figure.
-
-    Returns:
-        The figure, already closed (shown only where it is the value of a cell).
 
     Raises:
         ValueError: If a column or one of the metrics is missing.
@@ -103,16 +99,9 @@ def accuracy_bars(
 ) -> Figure:
     """Draw the score of every task with its picture, without it and with another one.
 
-    Args:
-        results: Columns ``task, image, condition, score`` (rows of ``evaluation.evaluate``).
-        chances: Task -> score that is to be had without looking, drawn as a dotted line.
-        title: Heading of the figure.
-
-    Returns:
-        The figure, already closed. Lines on the bars: 95% bootstrap interval by image.
-
-    Raises:
-        ValueError: If a column is missing or a condition is unknown.
+    ``results``: rows of ``evaluate``. ``chances``: task -> score that is to be had without looking,
+    drawn as a dotted line. Lines on the bars: 95% bootstrap interval by image. ValueError: a column
+    is missing or a condition is unknown.
     """
     if missing := {"task", "image", "condition", "score"} - set(results.columns):
         raise ValueError(f"results lack {', '.join(sorted(missing))}: build them with evaluate")

@@ -1,8 +1,4 @@
-"""Matrix entropy of one token set, from its states or from Gram matrices of its subsets.
-
-Computed in float64. Data that carry no answer (NaN, one token, no spread) give NaN with a reason; a
-wrong shape or an unknown option is a ValueError.
-"""
+"""Matrix entropy of one token set, from its states or from Gram matrices of its subsets."""
 
 from __future__ import annotations
 

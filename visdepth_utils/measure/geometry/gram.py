@@ -63,13 +63,10 @@ def inverse_norm(square: torch.Tensor, floor: torch.Tensor | float) -> torch.Ten
 
 @dataclass(frozen=True)
 class Gram:
-    """Inner products of one token set, or of many; serves entropy, dimension and CKA.
+    """Inner products (..., N, N) of one token set, or of many; serves entropy, dimension and CKA.
 
-    Attributes:
-        values: (..., N, N) float64.
-        square_norms: (..., N) squared norms of the *raw* states: the yardstick for "no spread".
-        centred: whether the mean of all tokens was subtracted before taking products.
-        n_dims: D of the states.
+    ``square_norms`` (..., N) are of the *raw* states: the yardstick for "no spread". ``centred``:
+    whether the mean of all tokens was subtracted first. ``n_dims``: D of the states.
     """
 
     values: torch.Tensor
@@ -123,15 +120,9 @@ def draws(
 ) -> np.ndarray | None:
     """Random token subsets of one size, shared by all layers: N is matched, never lowered.
 
-    Args:
-        n_tokens: tokens available.
-        n0: tokens per draw, the same for the whole study.
-        n_draws: number of draws R.
-        seed: anything stable, e.g. (sample id, modality, 0); equal seeds give equal draws.
-
-    Returns:
-        Indices (R, n0) without replacement, sorted; (1, n0) when n_tokens == n0, as all draws
-        are then the same set; None when n_tokens < n0.
+    Indices (R, n0) without replacement, sorted; (1, n0) when n_tokens == n0, as all draws are then
+    the same set; None when n_tokens < n0. Equal seeds, e.g. (sample id, modality, 0), give equal
+    draws.
     """
     if n0 < 2 or n_draws < 1:
         raise ValueError(f"n0 must be at least 2 and n_draws at least 1, got {n0} and {n_draws}")

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from visdepth_utils.models.vlm import VLM, Progress
 
 METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ahead")
-"""Metrics by default; ``"id_gride"`` is one more."""
 
 COLUMNS = ("sample", "image", "modality", "layer", "metric", "value", "n_tokens", "note")
 
@@ -36,7 +35,6 @@ _OPTIONS = {
     "entropy": ("normalise", "alpha", "scale", "compat"),
     "twonn": ("method", "discard_fraction"),
     "mle": ("k", "comb"),
-    "gride": ("n1",),
     "dimension": ("dtype_tol", "n_min"),
     "cka": ("debiased",),
     "sinks": ("factor",),
@@ -60,7 +58,7 @@ def layer_geometry(
 ) -> pd.DataFrame:
     """Measure the states of image and text tokens, layer by layer, with the reference appended.
 
-    ``entropy``, ``id_twonn``, ``id_mle`` and ``id_gride`` change with the number of tokens, so they
+    ``entropy``, ``id_twonn`` and ``id_mle`` change with the number of tokens, so they
     are means over random draws of exactly n0 tokens, the same draws at every layer; fewer tokens
     give NaN, never a smaller N. ``curvature`` (mean angle in degrees between v_l and v_{l-1}),
     ``update_ratio`` (median |v_l|/|h_l|) and ``cka_ahead`` (debiased CKA of h_l and h_{l+gap}) do
@@ -73,7 +71,7 @@ def layer_geometry(
         vlm: The model.
         task: A task, or samples.
         modalities: ``"image"``, ``"text"`` or both.
-        metrics: Which of METRICS and ``"id_gride"``.
+        metrics: Which of METRICS.
         n0: Tokens per draw, one number for a whole study.
         draws: Number of draws.
         seed: Of the draws, with sample id and modality; not of layer or batch.
@@ -85,7 +83,7 @@ def layer_geometry(
         progress: Called with (done, total, label).
         **variants: Options of the measures by their own names: ``normalise, alpha, scale, compat``
             (entropy, by default divided by log n0), ``method, discard_fraction`` (TwoNN), ``k,
-            comb`` (MLE), ``n1`` (GRIDE), ``dtype_tol, n_min`` (all dimensions), ``debiased`` (CKA),
+            comb`` (MLE), ``dtype_tol, n_min`` (all dimensions), ``debiased`` (CKA),
             ``factor`` (sinks).
 
     Returns:
@@ -146,28 +144,12 @@ def token_geometry(
 ) -> pd.DataFrame:
     """As ``layer_geometry``, for any groups of tokens of a batch that is encoded already.
 
-    Args:
-        vlm: The model.
-        enc: The batch.
-        groups: Group -> which of the batch's tokens it holds, bool (B, S). Groups may overlap;
-            their names stand in the column ``modality``.
-        metrics: As in ``layer_geometry``, as all that follow.
-        n0: Tokens per draw.
-        draws: Number of draws.
-        seed: Of the draws.
-        sinks: ``"drop"`` or ``"keep"``; the median is that of the group.
-        cka_gap: Layers ahead.
-        **variants: Options of the measures.
-
-    Returns:
-        The same table.
-
-    Raises:
-        ValueError: Unknown metric, sinks or variant; n0, draws or cka_gap out of range.
-        MemoryError: No room for the states of several samples.
+    ``groups``: name, which stands in the column ``modality`` -> which tokens it holds, bool (B, S).
+    Groups may overlap; sinks are judged by the median of their group. MemoryError where there is no
+    room for the states of several samples.
     """
     options = _options(vlm, variants)
-    _check_names(metrics, (*METRICS, "id_gride"), "metrics")
+    _check_names(metrics, METRICS, "metrics")
     _check_names([sinks], ("drop", "keep"), "sinks")
     if not 1 <= cka_gap <= vlm.n_layers:
         raise ValueError(f"cka_gap={cka_gap} must be 1..{vlm.n_layers}, the layers of {vlm.name}")

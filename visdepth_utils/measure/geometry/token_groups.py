@@ -43,15 +43,8 @@ def own_answers(
 ) -> pd.DataFrame:
     """The model's own greedy outputs as tokens, to be read again.
 
-    Args:
-        vlm: The model.
-        task: What to answer.
-        batch_size: Samples at a time.
-        progress: Called with (done, total, label).
-
-    Returns:
-        One row per sample: ``sample``, ``ids`` (without the token that ends it; that token alone
-        where nothing else was said) and ``output``.
+    One row per sample: ``sample``, ``ids`` (without the token that ends it; that token alone where
+    there is no other) and ``output``.
     """
     stop, samples, rows = stop_ids(vlm), task.samples, []
     for start in range(0, len(samples), batch_size):
@@ -84,14 +77,11 @@ def text_geometry(
         vlm: The model; another one than that which gave the answers is a control.
         task: A task, or samples.
         answers: Of ``own_answers``, by sample.
-        groups: Out of GROUPS and BESIDE.
+        groups: Out of GROUPS and BESIDE; they stand in the column ``modality``.
         batch_size: Samples per forward pass.
         seed: Of the draws and of the shuffled labels.
         progress: Called with (done, total, label).
-        **settings: Of ``layer_geometry.token_geometry``.
-
-    Returns:
-        The table of ``layer_geometry``; the groups stand in the column ``modality``.
+        **settings: Of ``layer_geometry``.
 
     Raises:
         ValueError: An unknown group, a sample without an answer, or a wrong setting.
@@ -119,22 +109,10 @@ def placed_geometry(
     progress: Progress | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """The same without the picture: text of other samples stands in the image's slots.
+    """``text_geometry`` without the picture: text of other samples stands in the image's slots.
 
-    Args:
-        vlm: As in ``text_geometry``, as all that follow.
-        task: What is read; at least two samples.
-        answers: Of ``own_answers``.
-        batch_size: Samples per forward pass.
-        seed: Of the draws.
-        progress: Called with (done, total, label).
-        **settings: Of ``layer_geometry.token_geometry``.
-
-    Returns:
-        The table; modalities are ``IN_PLACE`` (the slots) and ``NO_PICTURE`` (question and output).
-
-    Raises:
-        ValueError: As ``text_geometry``; or no text to fill the slots with.
+    Modalities are ``IN_PLACE`` (the slots) and ``NO_PICTURE`` (question and output). ValueError
+    also where there is no text to fill the slots with.
     """
     samples = list(getattr(task, "samples", task))
     others = _others(vlm, samples)
@@ -152,12 +130,8 @@ def placed_geometry(
 def with_filler(enc: Encoded, filler: Sequence[Sequence[int]]) -> tuple[Encoded, torch.Tensor]:
     """Put text into the image's slots; nothing moves.
 
-    Args:
-        enc: B samples with their images.
-        filler: Ids of text for each, repeated or cut to the number of its slots.
-
-    Returns:
-        The batch without pictures, and the slots, bool (B, S).
+    ``filler`` holds ids for each of B samples, repeated or cut to the number of its slots. Gives
+    the batch without pictures, and the slots, bool (B, S).
     """
     slots, inputs = enc.is_image, {}
     for key, value in enc.inputs.items():

@@ -17,40 +17,34 @@ from visdepth_utils.measure.geometry.cka_curvature import (
     TOO_FEW,
     angle,
     cka_of,
-    entropy_from_gram,
     hsic,
-    matrix_entropy,
     ratio,
     unit_trace,
 )
 from visdepth_utils.measure.geometry.dimension import (
     Neighbours,
-    intrinsic_dimension,
     mle_from_gram,
     neighbours,
     twonn_from_gram,
 )
+from visdepth_utils.measure.geometry.entropy import entropy_from_gram, matrix_entropy
 from visdepth_utils.measure.geometry.gram import Gram, gram, host, wide
 
-MATCHED = ("entropy", "id_twonn", "id_mle", "id_gride")
+MATCHED = ("entropy", "id_twonn", "id_mle")
 """Metrics that depend on N, computed on draws of exactly n0 tokens."""
 
 DELAY = {"update_ratio": 1, "curvature": 1}
 """By how many states a metric waits for what it needs; ``cka_ahead`` for the gap."""
 
 TINY = 1e-12
-"""An update no longer than this share of its state is none: see ``depth_curvature``."""
+"""An update no longer than this share of its state is none."""
 
 CHUNK_BYTES = 2**28
 """Of float64 numbers at once; all layers of a small set, one layer of a large one."""
 
 
 class Track:
-    """Tokens of one type in one sample.
-
-    Attributes:
-        rows: The table rows so far.
-    """
+    """Tokens of one type in one sample, and the table rows of them so far."""
 
     def __init__(
         self,
@@ -63,17 +57,11 @@ class Track:
         cka_gap: int,
         options: dict[str, dict[str, Any]],
     ) -> None:
-        """Set up one token set.
+        """Set up the N kept tokens of one type in one sample.
 
-        Args:
-            head: Sample id, image id and modality, the first columns of every row.
-            n_tokens: N, kept tokens.
-            subsets: (R, n0) draws, as indices into the N; None if N < n0.
-            n0: Tokens per draw.
-            n_sinks: How many sink tokens were left out, for the note.
-            metrics: What to measure.
-            cka_gap: Layers between the two states of ``cka_ahead``.
-            options: Measure -> its named options.
+        ``head``: sample id, image id and modality, the first columns of every row. ``subsets``: the
+        draws as indices (R, n0) into the N; None if N < n0. ``n_sinks`` is for the note.
+        ``options``: measure -> its named options.
         """
         self.head, self.n_tokens, self.subsets, self.n0 = head, n_tokens, subsets, n0
         self.metrics, self.cka_gap, self.options = metrics, cka_gap, options
@@ -168,11 +156,8 @@ class Track:
     def matched(self, wanted: list[str], states: torch.Tensor, parts: Gram, own: Gram) -> None:
         """Entropy and dimensions (L+1, R), each a mean over the draws of n0 tokens.
 
-        Args:
-            wanted: Out of MATCHED.
-            states: (L+1, N, D), for what cannot be had from products.
-            parts: Products of the draws, (L+1, R, n0, n0).
-            own: The same with the centring that the entropy wants.
+        ``states`` (L+1, N, D) serve what cannot be had from the products of the draws, ``parts``
+        (L+1, R, n0, n0); ``own`` are these with the centring that the entropy wants.
         """
         options = self.options
         size = max(1, CHUNK_BYTES // (8 * 8 * parts.values[0].numel()))
@@ -184,23 +169,11 @@ class Track:
             for metric in wanted:
                 if metric == "entropy":
                     values, notes = self.entropies(states[some], own[some])
-                elif metric == "id_gride":
-                    values, notes = self.grides(parts[some])
                 else:
                     estimator = {"id_twonn": twonn_from_gram, "id_mle": mle_from_gram}[metric]
                     kwargs = options[metric.removeprefix("id_")] | options["dimension"]
                     values, notes = _noted(estimator, near, kwargs)
                 self.average(metric, start, values, np.mean, notes, "draws")
-
-    def grides(self, parts: Gram) -> tuple[np.ndarray, list[str]]:
-        """GRIDE of every draw, one by one: there is no closed form."""
-        kwargs = self.options["gride"] | self.options["dimension"]
-        found = [
-            [intrinsic_dimension(parts[i][j], estimator="gride", **kwargs) for j in range(n_draws)]
-            for i, n_draws in enumerate([len(self.subsets)] * len(parts.values))
-        ]
-        values = np.array([[one.value for one in row] for row in found])
-        return values, [next((one.note for one in row if one.note), "") for row in found]
 
     def entropies(self, states: torch.Tensor, parts: Gram) -> tuple[np.ndarray, list[str]]:
         """Entropy of every draw, from products where the variant allows it."""
@@ -245,11 +218,7 @@ def _noted(
     measure: Callable[..., Any], table: Gram | Neighbours, kwargs: dict[str, Any]
 ) -> tuple[np.ndarray, list[str]]:
     """Values (layers, R) of a table with layers first, and the first reason of each layer."""
-
-    def pair(part: Gram | Neighbours) -> tuple[np.ndarray, str]:
-        found = measure(part, **kwargs)
-        return found if isinstance(found, tuple) else (found.value, found.note)
-
-    values, note = pair(table)
-    layers = range(len(values))
-    return values, [pair(table[layer])[1] for layer in layers] if note else [""] * len(values)
+    values, note = measure(table, **kwargs)
+    if not note:
+        return values, [""] * len(values)
+    return values, [measure(table[layer], **kwargs)[1] for layer in range(len(values))]

@@ -17,32 +17,13 @@ def parsed(code: str) -> ast.Module:
 
     Before CPython 3.12 all threads share the counter that ``ast.parse`` watches its recursion by:
     two at once can end in a ``SystemError`` (python/cpython issue 106905).
-
-    Args:
-        code: Python.
-
-    Returns:
-        The tree.
-
-    Raises:
-        SyntaxError: It is no Python.
     """
     with _PARSING:
         return ast.parse(code)
 
 
 def assigned(code: str) -> dict[str, Any]:
-    """What a cell assigns at its top level.
-
-    Args:
-        code: Python.
-
-    Returns:
-        Name -> value, in order; None where that is no literal.
-
-    Raises:
-        SyntaxError: It is no Python.
-    """
+    """What a cell assigns at its top level: name -> value in order, None if no literal."""
     found: dict[str, Any] = {}
     for node in parsed(code).body:
         for name in node.targets if isinstance(node, ast.Assign) else ():
@@ -55,17 +36,7 @@ def assigned(code: str) -> dict[str, Any]:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook, or say in one line that it is none.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The notebook, format 4.
-
-    Raises:
-        ValueError: It is damaged or something else.
-    """
+    """Read a notebook as format 4, or say in one line that it is none (ValueError)."""
     try:
         return nbformat.read(path, as_version=4)
     except OSError:
@@ -78,16 +49,10 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def default_parameters(source: Path) -> dict[str, Any]:
-    """What a notebook's ``parameters`` cell declares.
+    """What a notebook's ``parameters`` cell declares: name -> default, None if no literal.
 
-    Args:
-        source: The notebook.
-
-    Returns:
-        Name -> default value, None where that is no literal; empty if no cell has that tag.
-
-    Raises:
-        ValueError: A notebook that cannot be read, or a cell that is no Python.
+    Empty if no cell has that tag. ValueError: a notebook that cannot be read, or a cell that is no
+    Python.
     """
     cells = [
         cell.source
@@ -104,12 +69,5 @@ def default_parameters(source: Path) -> dict[str, Any]:
 
 
 def tags(source: Path) -> set[str]:
-    """All tags of a notebook's cells.
-
-    Args:
-        source: The notebook.
-
-    Returns:
-        Tags.
-    """
+    """All tags of a notebook's cells."""
     return {tag for cell in read_notebook(source).cells for tag in cell.metadata.get("tags", [])}

@@ -9,14 +9,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 def check_device(device: str) -> None:
-    """Make sure that a device is there.
-
-    Args:
-        device: ``auto`` or as torch calls it.
-
-    Raises:
-        ValueError: It is no name of a device, or this machine has none of it.
-    """
+    """Make sure, else ValueError, that a device (``auto`` or as torch calls it) is there."""
     if not _DEVICE.fullmatch(str(device)):
         raise ValueError(f"unknown device {device!r}: choose auto, cpu, cuda, cuda:N or mps")
     kind, _, number = str(device).partition(":")

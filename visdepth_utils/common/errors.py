@@ -8,29 +8,16 @@ _ADDRESS = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 
 
 def first_line(error: BaseException, most: int = 160) -> str:
-    """The first line of a message, or the name of an error without one.
+    """The first line of a message, or the name of an error without one, without objects' addresses.
 
-    Args:
-        error: What was raised.
-        most: Characters at most.
-
-    Returns:
-        The line without addresses of objects: it may be recorded, and is the same in every run.
+    So it may be recorded, and is the same in every run. ``most``: characters at most.
     """
     text = _ADDRESS.sub(r"\1", str(error).strip())
     return (text or type(error).__name__).splitlines()[0][:most]
 
 
 def named_line(error: BaseException, most: int = 300) -> str:
-    """Name of an error and the first line of its message.
-
-    Args:
-        error: What was raised.
-        most: Characters of the message at most.
-
-    Returns:
-        ``Name: message``.
-    """
+    """``Name: message``: name of an error and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error, most) if str(error) else 'no message'}"
 
 
@@ -38,12 +25,5 @@ class Parser(argparse.ArgumentParser):
     """A command line whose errors are one line like every other wrong input."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise in the place of printing the usage and leaving.
-
-        Args:
-            message: What is wrong.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raise a ValueError in the place of printing the usage and leaving."""
         raise ValueError(f"{message}; see {self.prog} --help")

@@ -39,16 +39,9 @@ def places() -> str:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what a disk answers into one line that names the file and the mend.
+    """Turn what a disk answers while ``path`` is written into one line with the file and the mend.
 
-    Args:
-        path: What is written within the context.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        OSError: Of the same errno, for full, read-only and broken disks; others pass unchanged.
+    OSError of the same errno, for full, read-only and broken disks; others pass unchanged.
     """
     try:
         yield
@@ -62,12 +55,7 @@ class WriteError(OSError):
     """A file could not be written, said in one line."""
 
     def __init__(self, number: int, path: Path) -> None:
-        """Say what and why.
-
-        Args:
-            number: The errno.
-            path: The file.
-        """
+        """Say what (the errno ``number``) and where."""
         super().__init__(number, os.strerror(number))
         self.path = path
 
@@ -83,12 +71,9 @@ class WriteError(OSError):
 def atomic(path: Path) -> Iterator[Path]:
     """Write a file so that a kill leaves the old one or the new one, never half of it.
 
-    Args:
-        path: Where the file ends up; its folder is created.
-
-    Yields:
-        A temporary path in the same folder. Whoever writes there and leaves the block without an
-        exception has it synced to disk and renamed to ``path``; an exception removes it.
+    Gives a temporary path in the same folder, which is made if needed. Whoever writes there and
+    leaves the block without an exception has it synced to disk and renamed to ``path``; an
+    exception removes it.
     """
     with explained(path):
         with _temporary(path) as temporary:
@@ -128,28 +113,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically.
-
-    Args:
-        path: Where the file ends up.
-        text: Its whole content.
-    """
+    """Write a file of UTF-8 text atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Args:
-        file: It.
-
-    Returns:
-        The object.
-
-    Raises:
-        ValueError: It is damaged, or holds something else.
-    """
+    """Read a JSON file that holds one object; ValueError if it does not, or is damaged."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -160,13 +130,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def rows_text(entries: Sequence[dict[str, Any]]) -> str:
-    """JSON of a list of entries that can be read and compared line by line.
+    """JSON of a list of entries (plain values; no NaN) that can be read and compared line by line.
 
-    Args:
-        entries: Plain values; no NaN.
-
-    Returns:
-        The text. Each value of an entry begins a line; a list of tables' rows has one row per line.
+    Each value of an entry begins a line; a list of tables' rows has one row per line.
     """
     return "[" + ",".join(f"\n  {_entry_text(entry)}" for entry in entries) + "\n]\n"
 
@@ -190,8 +156,7 @@ def _entry_text(entry: dict[str, Any]) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes out while a file is read, changed and written back.
 
-    Args:
-        path: The file to guard; the lock itself is the hidden file ``.<name>.lock`` beside it.
+    The lock itself is the hidden file ``.<name>.lock`` beside it.
     """
     with _lock_file(path) as handle:
         if fcntl is not None:
@@ -201,16 +166,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Refuse a second run in the same folder; the system lifts the lock of one that was killed.
+    """Refuse a second run in the same folder, which is made, by a ValueError.
 
-    Args:
-        folder: Of a run; created.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If another process is within such a context of the same folder.
+    The system lifts the lock of a run that was killed.
     """
     with _lock_file(folder / "run") as handle:
         if fcntl is not None:

@@ -13,16 +13,13 @@ def progress_line(stream: TextIO | None = None, every: float | None = None) -> P
 
     In a terminal the line is rewritten in place; in a notebook too, but less often, and its last
     state holds no times, so that the stored output does not depend on the machine; in a log there
-    is a new line every few seconds.
+    is a new line every few seconds. The clock starts now, and again when the label changes; what
+    follows a comma in it, such as a loss, may change from call to call.
 
     Args:
         stream: Where to print; None for what ``sys.stdout`` is at the time of each call.
-        every: Least seconds between two prints; None for 0.2 in a terminal, 2 in a notebook, 5 in
-            a log.
-
-    Returns:
-        ``progress(done, total, label)``; the clock starts now, and again when the label changes.
-        What follows a comma in it, such as a loss, may change from call to call.
+        every: Least seconds between two prints; None for 0.2 in a terminal, 2 in a notebook, 5 in a
+            log.
     """
     label_now: str | None = None
     start = last_call = time.monotonic()
@@ -62,14 +59,7 @@ def progress_line(stream: TextIO | None = None, every: float | None = None) -> P
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words a reader takes in at once.
-
-    Args:
-        seconds: Not negative.
-
-    Returns:
-        For example ``"0.4 s"``, ``"42 s"``, ``"3 min 05 s"``, ``"2 h 10 min"``.
-    """
+    """Seconds in words a reader takes in at once: "0.4 s", "42 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

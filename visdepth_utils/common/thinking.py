@@ -17,15 +17,10 @@ def after_thinking(text: str) -> int:
 
 
 def thinking_marks(prompt: str, template: str) -> tuple[str, str]:
-    """Whether a model thinks before it answers.
+    """Whether a model thinks before it answers, by any prompt of it and its chat template.
 
-    Args:
-        prompt: Any templated prompt of it.
-        template: Its chat template.
-
-    Returns:
-        The mark of a block that the prompt leaves open for the answer, and the mark of one that
-        the answer can be expected to hold; "" for none.
+    The mark of a block that the prompt leaves open for the answer, and the mark of one that the
+    answer can be expected to hold; "" for none.
     """
     prompt = prompt.rstrip()
     ends = [found.group() for found in _OPENED.finditer(prompt) if found.end() == len(prompt)]

@@ -36,20 +36,14 @@ def load_samples(
     on_bad_row: str = "stop",
     vlm: VLM | None = None,
 ) -> tuple[list[Sample], int, dict[str, Any]]:
-    """Choose samples of a data set and check each of them.
+    """Choose samples of a data set and check each of them; see ``load_task``.
 
-    Args:
-        name: A data set (``blink``, ``chartqa``, ``flickr8k``, ``scienceqa``), or a task that the
-            data is asked to fill.
-        source: See ``records.locate_source``; None for the data set's own place on the hub.
-        n: How many; None for all rows in order.
-        seed: Of the choice. A smaller n is a prefix of a larger one, also with rows skipped.
-        split: See ``open_dataset.open_rows``.
-        subset: Folder or configuration, else the kind of question to keep (ChartQA: ``human``,
-            ``augmented``).
-        prompt: Template in the place of the format's.
-        on_bad_row: ``"stop"``, or ``"skip"``: say which rows are bad and go on with others.
-        vlm: The model that will be asked; a row that it cannot take is a bad one.
+    ``name`` is a data set, or a task that the data is asked to fill; n = None takes all rows in
+    order, and a smaller n is a prefix of a larger one, also with rows skipped. ``split`` and
+    ``subset``: see ``open_rows``; a subset that is no configuration is the kind of question to keep
+    (ChartQA: ``human``, ``augmented``). ``prompt``: template in the place of the format's.
+    ``on_bad_row``: ``"stop"``, or ``"skip"``: say which rows are bad and go on with others. With
+    ``vlm``, a row that this model cannot take is a bad one.
 
     Returns:
         The samples, the budget of an answer, and the selection, for the record: where from (with
@@ -107,14 +101,7 @@ def load_samples(
 def check_task(name: str, source: str | Path) -> None:
     """Find out whether data can fill a task, by their text: no picture is read.
 
-    Args:
-        name: As for ``load_samples``, as the argument below.
-        source: The data.
-
-    Raises:
-        MissingTask: They cannot.
-        FileNotFoundError: No such data.
-        ValueError: Columns that fit no format.
+    MissingTask: they cannot. FileNotFoundError: no such data. ValueError: columns of no format.
     """
     rows, known, _ = _opened(name, source)
     form, data = FORMATS[known], rows.data

@@ -26,20 +26,12 @@ class BadRow(ValueError):
 
 
 def upright_rgb(data: bytes) -> Image.Image:
-    """Decode a picture as a person sees it.
+    """Decode the bytes of a picture file as a person sees it, in RGB.
 
     Turned as its EXIF entry says; transparent parts on white (the page a chart is made for); 16-bit
     grey scaled to 8 bits, where Pillow's own conversion would cut it off; the first frame of an
     animation. Pillow's limit against decompression bombs stays on, its warning counts as an error.
-
-    Args:
-        data: The bytes of a picture file.
-
-    Returns:
-        The picture, mode RGB.
-
-    Raises:
-        BadRow: It cannot be decoded, is too large, or has values without a defined brightness.
+    BadRow: it cannot be decoded, is too large, or has values without a defined brightness.
     """
     try:
         with warnings.catch_warnings():
@@ -67,16 +59,9 @@ def upright_rgb(data: bytes) -> Image.Image:
 def picture_bytes(cell: Any, base: Path | None) -> bytes:
     """The picture file that one cell of an image column holds or names.
 
-    Args:
-        cell: ``{"bytes", "path"}`` as the datasets library stores it, bytes, a path, a data URI, or
-            the file in base64.
-        base: Folder that paths are relative to and must not leave; None allows no paths.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        BadRow: Nothing there, another type, or a path that is missing or outside of the folder.
+    A cell is ``{"bytes", "path"}`` as the datasets library stores it, bytes, a path, a data URI, or
+    the file in base64. Paths are relative to ``base`` and must not leave it; None allows none.
+    BadRow: nothing there, another type, or a path that is missing or outside of the folder.
     """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
@@ -136,14 +121,7 @@ class Pictures(Sequence[Image.Image]):
     """The pictures of one row: decoded each time they are asked for, and not kept."""
 
     def __init__(self, rows: Any, index: int, columns: Sequence[str], base: Path | None) -> None:
-        """Refer to a row.
-
-        Args:
-            rows: ``rows[index]`` is the row as a dictionary; read again at each access.
-            index: Of the row.
-            columns: That hold pictures.
-            base: As for ``picture_bytes``.
-        """
+        """Refer to ``rows[index]``, read again at each access; ``base`` as in ``picture_bytes``."""
         self._rows, self._index, self._columns, self._base = rows, index, tuple(columns), base
         self._count = len(self._cells())
 
@@ -152,11 +130,7 @@ class Pictures(Sequence[Image.Image]):
         return self._count
 
     def __getitem__(self, k: Any) -> Any:
-        """Decode one picture, or a tuple for a slice.
-
-        Raises:
-            BadRow: See ``picture_bytes`` and ``upright_rgb``.
-        """
+        """Decode one picture, or a tuple for a slice; BadRow if that fails."""
         found = self._cells()[k]
         if isinstance(k, slice):
             return tuple(upright_rgb(picture_bytes(cell, self._base)) for cell in found)

@@ -31,17 +31,12 @@ def open_rows(
     split: str | None = None,
     subset: str | None = None,
 ) -> Rows:
-    """Open one split.
+    """Open one split of a source (see ``locate_source``).
 
-    Args:
-        source: See ``locate_source``.
-        prefer: Columns (none for a hub id) -> split and subset that are taken unless chosen.
-        split: Its name; None for the preferred one, else the first of ``SPLITS``.
-        subset: Folder of the files, or configuration on the hub; one that is neither is left to
-            the caller, who may know a column for it.
-
-    Returns:
-        The rows.
+    ``prefer``: columns (none for a hub id) -> split and subset that are taken unless chosen.
+    Without either, the split is the first of ``SPLITS``. ``subset`` is a folder of the files, or a
+    configuration on the hub; one that is neither is left to the caller, who may know a column for
+    it.
 
     Raises:
         FileNotFoundError: No such data, or no table in the folder.
@@ -60,11 +55,7 @@ def open_rows(
 
 
 def hub_revision(repo: str, revision: str = "main") -> str:
-    """The commit that a data set's name stands for; works offline for one fetched before.
-
-    Raises:
-        FileNotFoundError: The hub does not give it.
-    """
+    """The commit that a data set's name stands for; works offline for one fetched before."""
     from huggingface_hub import HfApi
 
     with _given(repo):
@@ -169,11 +160,7 @@ def _parquet(files: Sequence[Path], where: Path, base: Path, facts: dict[str, An
 
 
 def _features(file: Path) -> Any:
-    """The columns with a type that ``datasets`` knows, where there are others; else None for all.
-
-    Raises:
-        ValueError: One of the others is a column that a format reads.
-    """
+    """The columns with a type that ``datasets`` knows, if there are others; else None."""
     from datasets import Features
 
     known, schema = {}, pq.read_schema(file)

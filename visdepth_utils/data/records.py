@@ -52,11 +52,7 @@ class Rows:
         return len(self.data)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """One row with undecoded pictures.
-
-        Raises:
-            BadRow: The line could not be read.
-        """
+        """One row with undecoded pictures; BadRow if the line could not be read."""
         row = self.data[i]
         if isinstance(row, BadRow):
             raise row
@@ -77,17 +73,9 @@ class Rows:
 
 
 def locate_source(source: str | Path) -> Path | str:
-    """Tell a file or folder from a hub id, before anything is read.
+    """Tell a file or folder from a hub id ``owner/name`` (or ``...@revision``), before reading.
 
-    Args:
-        source: Relative to the working directory, else to the repository; or ``owner/name``, or
-            ``owner/name@revision``.
-
-    Returns:
-        The path, or the hub id unchanged.
-
-    Raises:
-        FileNotFoundError: Neither.
+    A path is relative to the working directory, else to the repository. FileNotFoundError: neither.
     """
     name = str(source)
     for path in (Path(os.path.expanduser(name)), REPO / name):
@@ -102,16 +90,10 @@ def locate_source(source: str | Path) -> Path | str:
 
 
 def files_behind(where: Path) -> dict[str, Path]:
-    """The files whose contents are the data.
+    """The files whose contents are the data, name -> path, sorted.
 
-    Args:
-        where: A folder, all of which counts; or a table, with the pictures that it names by path.
-
-    Returns:
-        Name -> path, sorted.
-
-    Raises:
-        ValueError: A table that cannot be read.
+    All of a folder; of a table, it and the pictures that it names by path. ValueError: a table that
+    cannot be read.
     """
     if where.is_dir():
         found = (file for file in where.rglob("*") if file.is_file())
@@ -140,13 +122,8 @@ def files_behind(where: Path) -> dict[str, Path]:
 def cached_revision(repo: str, revision: str, commit: str = "") -> str | None:
     """The commit that a data set's name stood for when it was last fetched, from the hub's cache.
 
-    Args:
-        repo: Its id.
-        revision: Branch, tag or commit.
-        commit: To be noted in the cache, for runs without network.
-
-    Returns:
-        The commit; None for one that was not fetched.
+    None for one that was not fetched. A ``commit`` given is noted in the cache, for runs without
+    network.
     """
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="dataset")
     note = folder / "refs" / revision
@@ -159,13 +136,10 @@ def cached_revision(repo: str, revision: str, commit: str = "") -> str | None:
 
 
 def read_lines(file: Path) -> list[dict[str, Any] | BadRow]:
-    """The lines of a JSONL file, which holds text and paths.
+    """The lines of a JSONL file, in UTF-8, as objects.
 
-    Args:
-        file: The file. Lines end in LF, CRLF or, in a file without LF, in CR.
-
-    Returns:
-        One entry per line; a line that is no JSON object in UTF-8 as its error, to be named later.
+    A line that is none is its error, to be named later. Lines end in LF, CRLF or, in a file without
+    LF, in CR.
     """
     content = file.read_bytes()
     lines = content.split(b"\n" if b"\n" in content else b"\r")

@@ -84,15 +84,10 @@ def is_worlds(folder: Path) -> bool:
 def read_worlds(
     name: str, source: str | Path | None, style: str | None
 ) -> tuple[pd.DataFrame, Path]:
-    """Read the question table of one task.
+    """The question table of one task in file order, and the folder it came from.
 
-    Args:
-        name: Task, which is also the name of the parquet file.
-        source: Folder of that layout; None for the embedded worlds.
-        style: Keep only rows of this style; None keeps all.
-
-    Returns:
-        The rows in file order, and the folder they came from.
+    ``name`` is also that of the parquet file; ``source`` None is the embedded worlds; rows of
+    another style are left out.
 
     Raises:
         MissingTask: If the folder has no table of that name.
@@ -123,16 +118,9 @@ def read_worlds(
 def choose(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     """Choose n questions so that pictures repeat as little as possible.
 
-    Pictures are taken in one random order, one question of each per round; a picture's second
-    question comes only when every picture has been used. A smaller n is a prefix of a larger one.
-
-    Args:
-        rows: Question table with a column ``image_id``.
-        n: How many rows, at most ``len(rows)``.
-        seed: Of the order.
-
-    Returns:
-        n rows, in the order chosen.
+    Pictures (``image_id``) are taken in one random order, one question of each per round; a
+    picture's second question comes only when every picture has been used. A smaller n is a prefix
+    of a larger one.
     """
     rng = np.random.default_rng(seed)
     shuffled = rows.iloc[rng.permutation(len(rows))]
@@ -144,19 +132,10 @@ def choose(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
 
 
 def to_samples(rows: pd.DataFrame, folder: Path, task: str) -> list[Sample]:
-    """Attach the pictures to question rows.
+    """Attach the pictures of ``images.parquet`` in the folder to question rows, in order.
 
-    Args:
-        rows: Question table.
-        folder: Where ``images.parquet`` lies.
-        task: Name to give the samples.
-
-    Returns:
-        One Sample per row, in order; samples of one picture share the decoded image.
-
-    Raises:
-        FileNotFoundError: If ``images.parquet`` is missing.
-        ValueError: If a row's picture is missing or cannot be decoded; names the sample.
+    Samples of one picture share the decoded image. FileNotFoundError: no such file. ValueError
+    names a sample whose picture is missing or cannot be decoded.
     """
     file = folder / "images.parquet"
     if not file.is_file():
@@ -203,13 +182,6 @@ def _decode(cell: dict | None, sample: str, image_id: str, file: Path) -> Image.
 
 
 def describe(samples: Sequence[Sample]) -> str:
-    """Name a shard by its samples.
-
-    Args:
-        samples: At least one.
-
-    Returns:
-        ``sample 's0'`` or ``samples 's0' to 's15'``.
-    """
+    """Name a shard by its samples: ``sample 's0'`` or ``samples 's0' to 's15'``."""
     first, last = samples[0].id, samples[-1].id
     return f"sample {first!r}" if first == last else f"samples {first!r} to {last!r}"

@@ -164,19 +164,7 @@ def load_task(
 def available_tasks(
     n: int | None = None, seed: int = 0, source: str | Path | None = None
 ) -> dict[str, Task]:
-    """Load all five tasks, or those that the data has.
-
-    Args:
-        n: See ``load_task``, as the arguments below.
-        seed: Of the choice.
-        source: Data.
-
-    Returns:
-        Name -> task, at least one.
-
-    Raises:
-        MissingTask: The data has none of them.
-    """
+    """Load all five tasks, or those that the data has (at least one, else MissingTask), by name."""
     found = {}
     for name in EMBEDDED:
         try:
@@ -189,18 +177,9 @@ def available_tasks(
 
 
 def missing_tasks(names: Iterable[str], source: str | Path) -> dict[str, str]:
-    """Which tasks the data lack: no picture is read.
+    """Which embedded tasks the data lack, name -> why in one line: no picture is read.
 
-    Args:
-        names: Of embedded tasks.
-        source: Data, see ``load_task``.
-
-    Returns:
-        Name -> why, in one line.
-
-    Raises:
-        FileNotFoundError: There is no such data.
-        ValueError: Data that can be read as no task.
+    FileNotFoundError: there is no such data. ValueError: data that can be read as no task.
     """
     where, lacking = locate_source(source), {}
     for name in dict.fromkeys(names):
@@ -217,20 +196,10 @@ def missing_tasks(names: Iterable[str], source: str | Path) -> dict[str, str]:
 def samples_and_budget(
     vlm: VLM, task: Task | Sequence[Sample], max_new_tokens: int | None
 ) -> tuple[list[Sample], int]:
-    """What a measurement of answers works on.
+    """Samples and budget of a measurement of answers; None takes the budget of the task.
 
     Warns where the model thinks before it answers and the budget will not reach the answer.
-
-    Args:
-        vlm: The model that answers.
-        task: A task, or samples.
-        max_new_tokens: Budget of an answer; None for the task's.
-
-    Returns:
-        The samples and the budget.
-
-    Raises:
-        ValueError: Samples without a budget, or one that is no number of tokens.
+    ValueError: samples without a budget, or one that is no number of tokens.
     """
     budget = getattr(task, "max_new_tokens", None) if max_new_tokens is None else max_new_tokens
     if budget is None:
@@ -248,14 +217,7 @@ def samples_and_budget(
 
 
 def without_image(samples: Sequence[Sample]) -> list[Sample]:
-    """Take the pictures away: the blind control.
-
-    Args:
-        samples: Any samples.
-
-    Returns:
-        The same samples with ``images=()``.
-    """
+    """The same samples with ``images=()``: the blind control."""
     return [replace(sample, images=()) for sample in samples]
 
 
@@ -264,17 +226,7 @@ def with_other_image(samples: Sequence[Sample], seed: int = 0) -> list[Sample]:
 
     Pictures are put in one random cycle and each is replaced by its successor, so no picture stays
     in place. ``image_id`` still names the sample's own picture: rows pair with the matched run by
-    it.
-
-    Args:
-        samples: Samples of at least two pictures.
-        seed: Of the cycle.
-
-    Returns:
-        The same samples with exchanged images.
-
-    Raises:
-        ValueError: If there are fewer than two different pictures.
+    it. ValueError: fewer than two different pictures.
     """
     images = {sample.image_id: sample.images for sample in samples}
     if len(images) < 2:
@@ -292,13 +244,8 @@ def other_images(
 ) -> dict[str, Sample]:
     """Sample id -> the sample with another one's pictures, repeated and resized to its own.
 
-    Args:
-        samples: Whose questions, and number and sizes of pictures, are kept.
-        pool: Samples among which each finds its other image, these among them; None for these.
-        seed: As for ``with_other_image``.
-
-    Raises:
-        ValueError: As ``with_other_image``.
+    The other is found in ``pool``, which holds the samples; None for the samples alone. Seed and
+    error as for ``with_other_image``.
     """
     pool = list(samples if pool is None else pool)
     wanted, out = {sample.id for sample in samples}, {}

@@ -19,21 +19,10 @@ __all__ = ["training_samples"]
 def training_samples(
     test: Task, n: int, seed: int = 0, source: str | Path | None = None, style: str | None = None
 ) -> list[Sample]:
-    """Choose samples of a task's kind whose images are in none of its test samples.
+    """Choose n samples of a task's kind, or as many as there are, whose images are not tested.
 
-    Args:
-        test: What will be measured.
-        n: How many, each with an image of its own where the data have as many.
-        seed: Of the choice.
-        source: As for ``load_task``. None: new scenes of the generator of the embedded worlds, none
-            of which is in the held-out sets.
-        style: As for ``load_task``.
-
-    Returns:
-        n samples; fewer where a source has no more.
-
-    Raises:
-        ValueError: If a source has no images besides those of the test.
+    Without ``source`` they are new scenes of the generator of the embedded worlds, none of which is
+    in the held-out sets. ValueError: a source has no images besides those of the test.
     """
     if source is None:
         return _fresh(test.name, n, seed, style)

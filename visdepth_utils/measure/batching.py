@@ -42,28 +42,16 @@ def row_bytes(
 ) -> int:
     """Peak bytes of one truncation block besides the model: every tensor that grows with rows.
 
-    With L layers, S tokens of which T run again and read C others, R rows of B samples (one per
-    depth, so that n_l = min(l + 1, R) have started at layer l), N new tokens, k = 2 x KV heads x
-    head size numbers of a token's keys and values, q the same with all heads, D the width and F
-    that of the MLP, in elements::
+    With L layers, S ``tokens`` of which T are ``moved`` and read C others (``context``), R rows of
+    B samples (one per depth, so that n_l = min(l + 1, R) have started at layer l), N new tokens, k
+    = 2 x KV heads x head size numbers of a token's keys and values, q the same with all heads, D
+    the width and F that of the MLP, in elements::
 
         plain keys       B k L S, twice while decoding (a copy with room for the rows' own)
         kept states      B (L + 1) T D
         keys of rows     B k T sum_l n_l, kept for decoding only
         keys of answers  B k L R (N - 1)
         one layer        B R max(T (4 D + 3 F), (C + T) (k + q) + 4 T D): MLP or attention
-
-    Args:
-        vlm: The model.
-        tokens: S.
-        moved: T.
-        context: C.
-        rows: R.
-        new_tokens: N; 0 where nothing is decoded.
-        samples: B.
-
-    Returns:
-        Bytes.
     """
     config = vlm.model.config.get_text_config()
     all_heads = config.num_attention_heads
@@ -96,17 +84,10 @@ def free_bytes(device: torch.device) -> int:
 def choose_max_rows(
     vlm: VLM, sample: Sample, rows: int, new_tokens: int, images_run: bool = False
 ) -> int:
-    """How many rows fit, from the measured size of one sample and the memory that is free.
+    """How many rows fit, by the measured size of one sample and the free memory: 1 to MOST_ROWS.
 
-    Args:
-        vlm: The model.
-        sample: A pilot; others are taken to be about as long.
-        rows: Rows of one sample.
-        new_tokens: Tokens to be generated.
-        images_run: Whether image tokens run again in every row, or only those after them.
-
-    Returns:
-        At least 1, at most MOST_ROWS.
+    ``rows`` is the number of one sample; ``images_run``: whether image tokens run again in every
+    row, or only those after them.
     """
     enc = vlm.encode([sample])
     tokens = enc.is_image.shape[1]
@@ -134,18 +115,11 @@ def in_blocks(
     progress: Callable[[int, int, str], None] | None = None,
     label: str = "",
 ) -> list[T]:
-    """Measure samples block by block.
+    """Measure samples block by block and join what comes back.
 
-    Args:
-        samples: All of them.
-        rows: Rows of one sample.
-        max_rows: Rows at once; a sample with more is measured in parts, by ``measure``.
-        measure: Called with (samples of the block, rows at once); what it returns is joined.
-        progress: Called with (done, total, label).
-        label: For progress.
-
-    Returns:
-        All results, in order.
+    ``measure`` is called with (samples of the block, rows at once). ``rows`` is the number of one
+    sample; a sample with more than ``max_rows`` is measured in parts, by ``measure``. Progress is
+    called with (done, total, label).
 
     Raises:
         ValueError: max_rows below 1.

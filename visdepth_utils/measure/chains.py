@@ -30,16 +30,11 @@ OUTPUTS = {"sample", "image", "task", "kind", "style", "mode", "depth", "control
 
 
 def split_answer(text: str) -> tuple[str, str, bool]:
-    """Part an output into chain and final answer.
+    """Part an output into chain and normalised final answer, and say whether anything names it.
 
-    Args:
-        text: The output.
-
-    Returns:
-        What stands before that which names the answer (see ``scores.answer_span``), the
-        normalised answer, and True. Where nothing names one: an empty chain, the whole text as the
-        answer, and False. Thinking that no answer follows: the text as the chain, an empty answer,
-        and False.
+    The chain is what stands before that which names the answer (``scores.answer_span``). Where
+    nothing does, the chain is empty and the whole text is the answer. Thinking that no answer
+    follows is a chain with an empty answer.
     """
     start, begin, stop = answer_span(text)
     named = begin > 0 and start < stop
@@ -84,10 +79,10 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The table with ``chain, answer`` (texts), ``ends`` (whether a final answer is named),
         ``same`` (the very output), ``diverges`` (words before the first that differs; NaN where
-        none does), ``edit`` (words, 0..1), ``steps`` (1 - F1), ``flip`` (another
-        final answer) and, with questions, ``own_words`` (the chain's words that its question has
-        not) and ``edit_own`` (their distance), all distances also as ``..._chance``; NaN where no
-        other picture has such a question.
+        none does), ``edit`` (words, 0..1), ``steps`` (1 - F1), ``flip`` (another final answer) and,
+        with questions, ``own_words`` (the chain's words that its question has not) and ``edit_own``
+        (their distance), all distances also as ``..._chance``; NaN where no other picture has such
+        a question.
 
     Raises:
         ValueError: If a column is missing, or a sample has no row of the full model.
@@ -145,10 +140,7 @@ def _divergence(a: Sequence[str], b: Sequence[str]) -> float:
 
 
 def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
-    """Normalised edit distances over words, (len(one), len(two)).
-
-    Every word becomes one character, because strings are compared much faster than lists.
-    """
+    """Normalised edit distances over words, (len(one), len(two)); a word becomes one character."""
     letters: dict[str, str] = {}
     coded = [
         [

@@ -83,13 +83,7 @@ class Shape:
 
 
 def shape_of(config: Any) -> Shape:
-    """Read the sizes from a configuration.
-
-    Args:
-        config: Of a decoder or of a whole vision language model, as transformers has it.
-
-    Returns:
-        The sizes.
+    """Read the sizes from transformers' configuration of a decoder or of a whole model.
 
     Raises:
         ValueError: A size is missing, or the decoder is one that this cost model does not describe
@@ -192,16 +186,10 @@ def predicted_costs(
 
 
 def counted_flops(vlm: VLM, enc: Encoded) -> dict[str, int]:
-    """Run a batch once and let torch count what was computed, by part.
+    """Run a batch once and let torch count the FLOPs of ``vision``, ``decoder`` and ``head``.
 
-    Used inside ``physical.truncated_physically`` it counts the truncated pass.
-
-    Args:
-        vlm: The model.
-        enc: A batch.
-
-    Returns:
-        FLOPs of ``vision`` (tower and projector), ``decoder`` and ``head`` (one token's logits).
+    ``vision`` is tower and projector; the head makes one token's logits. Inside
+    ``physical.truncated_physically`` it counts the truncated pass.
     """
     decoder, head = vlm.model.get_decoder(), vlm.model.get_output_embeddings()
     names = {module: name for name, module in vlm.model.named_modules()}
@@ -224,24 +212,14 @@ def counted_flops(vlm: VLM, enc: Encoded) -> dict[str, int]:
 
 
 def with_token_layers(vlm: VLM, sweep: pd.DataFrame, samples: Sequence[Sample]) -> pd.DataFrame:
-    """Add what each answer of a truncation sweep would cost if image rows were really dropped.
+    """Add ``token_layers``: the cost of each answer of a sweep if image rows were really dropped.
 
     Image tokens pass d layers, all other tokens of the prompt and those generated pass all L::
 
         token_layers = image tokens x d + (other tokens + generated tokens) x L
 
-    Attention's square term and the vision tower are left out.
-
-    Args:
-        vlm: The model.
-        sweep: ``truncation_sweep``.
-        samples: Its samples.
-
-    Returns:
-        The table with a column ``token_layers``.
-
-    Raises:
-        ValueError: If a row's sample is not among them.
+    Attention's square term and the vision tower are left out. ValueError if a row's sample is not
+    among ``samples``.
     """
     counts = {}
     for sample in samples:

@@ -210,15 +210,7 @@ def answer_loss(
 ) -> torch.Tensor:
     """Mean cross entropy of the answers' tokens under truncation, each token with equal weight.
 
-    Args:
-        vlm: The model, with or without an adapter.
-        samples: A batch.
-        targets: Sample id -> token ids of its answer.
-        depth: 0..L.
-        mode: As for ``truncation_sweep``.
-
-    Returns:
-        A scalar, with its graph.
+    ``targets``: sample id -> token ids of its answer. A scalar, with its graph.
     """
     said = [targets[sample.id] for sample in samples]
     enc = append_tokens(vlm, vlm.encode(samples), said)

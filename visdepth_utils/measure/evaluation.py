@@ -38,20 +38,11 @@ def evaluate(
     batch_size: int = 32,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> pd.DataFrame:
-    """Greedy answers and their scores.
+    """Greedy answers and their scores, a row per sample.
 
-    Args:
-        vlm: The model.
-        task: The samples.
-        condition: "full", "blind" (no picture) or "other" (another sample's picture).
-        batch_size: Samples at a time; halved when memory runs out.
-        progress: Called with (done, total, label).
-
-    Returns:
-        One row per sample: sample, image, task, kind, style, condition, output, score.
-
-    Raises:
-        ValueError: Unknown condition.
+    Columns ``sample, image, task, kind, style, condition, output, score``. ``condition`` is
+    ``"full"``, ``"blind"`` (no picture) or ``"other"`` (another sample's picture). ``batch_size``
+    is halved when memory runs out; ``progress`` is called with (done, total, label).
     """
     if condition not in CONDITIONS:
         raise ValueError(f"unknown condition {condition!r}: use {', '.join(CONDITIONS)}")
@@ -94,12 +85,8 @@ def chance(task: Task) -> float:
 def accuracy_table(results: pd.DataFrame, chances: dict[str, float] | None = None) -> pd.DataFrame:
     """Mean score by task (and style, for `reason`) and condition, rounded to 3 digits.
 
-    Args:
-        results: Rows of `evaluate`, several tasks and conditions together.
-        chances: Optional chance level by row name; becomes a column.
-
-    Returns:
-        A frame with a row per task and columns full, blind, other (those present), chance, n.
+    ``results`` are rows of `evaluate`; ``chances``, by row name, become a column. Columns: full,
+    blind, other (those present), chance, n.
     """
     named = results.assign(
         name=[row_name(t, s) for t, s in zip(results.task, results["style"], strict=True)]

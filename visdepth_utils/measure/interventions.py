@@ -31,12 +31,7 @@ Edit = Callable[[int, torch.Tensor, dict[str, Any]], torch.Tensor]
 def edited(vlm: VLM, edit: Edit) -> Iterator[None]:
     """Let ``edit`` change what every decoder layer is called with; the one mechanism of them all.
 
-    Args:
-        vlm: The model.
-        edit: Returns the hidden states that the layer shall take.
-
-    Yields:
-        Nothing.
+    It returns the hidden states that the layer shall take.
     """
 
     def before(layer: int) -> Callable[..., tuple[tuple, dict]]:
@@ -61,21 +56,18 @@ def truncated(
 ) -> Iterator[None]:
     """From layer ``depth`` on, no token sees the image (or, frozen, sees it as it was there).
 
-    The image rows go on being computed: this answers "what if", it saves no time. For ``remove``
-    it equals dropping the rows: hiding keys from all that read them is the same as not having them.
+    The image rows go on being computed: this answers "what if", it saves no time. For ``remove`` it
+    equals dropping the rows: hiding keys from all that read them is the same as not having them.
 
     Args:
         vlm: The model.
         enc: The batch that will be run inside the block.
         depth: In 0..L, one for all rows or one per row.
-        mode: ``"remove"``, ``"renumber"`` or ``"freeze"``.
-
-    Yields:
-        Nothing.
+        mode: ``"remove"``, ``"renumber"`` or ``"freeze"``, see ``truncation_sweep``.
 
     Raises:
-        ValueError: See ``check_depths``; another batch was run inside the block; a sliding window's
-            cache that has already dropped keys which closed-up positions need.
+        ValueError: A mode or depth that cannot be; another batch was run inside the block; a
+            sliding window's cache that has already dropped keys which closed-up positions need.
     """
     refuse_unmaskable(vlm)
     image_spans(enc)
@@ -154,9 +146,6 @@ def substituted(
         layer: In 0..L-1.
         where: bool (B, S), which tokens.
         states: (B, S, D), read only at ``where``.
-
-    Yields:
-        Nothing.
 
     Raises:
         ValueError: A layer out of range, or another batch was run inside the block.

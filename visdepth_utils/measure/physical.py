@@ -35,16 +35,9 @@ def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
     Less is computed and stored, so time and memory can be measured. Decode with ``greedy``: the
     model's own ``generate`` supposes that all layers hold equally many keys.
 
-    Args:
-        vlm: The model.
-        enc: Samples whose image tokens stand at the same places, without padding (one sample does).
-        depth: In 0..L.
-
-    Yields:
-        Nothing.
-
     Raises:
-        ValueError: See ``check_depths``, or samples that differ in where their image tokens stand.
+        ValueError: See ``check_depths``; padding, or samples that differ in where their image
+            tokens stand (one sample at a time always works).
     """
     refuse_unmaskable(vlm)
     image_spans(enc)
@@ -106,18 +99,8 @@ def greedy(
 ) -> tuple[list[int], torch.Tensor, DynamicCache]:
     """Answer one sample with the image gone from layer ``depth`` on.
 
-    Args:
-        vlm: The model.
-        enc: One sample.
-        depth: In 0..L.
-        max_new_tokens: Budget of the answer.
-        stop: Ids that end it.
-
-    Returns:
-        Token ids with the one that ended them, fp32 logits (V,) of the first, and the cache.
-
-    Raises:
-        ValueError: More than one sample, or see ``truncated_physically``.
+    Gives token ids with the one of ``stop`` that ended them, fp32 logits (V,) of the first, and the
+    cache. ValueError for more than one sample; else see ``truncated_physically``.
     """
     if len(enc.is_image) != 1:
         raise ValueError(f"{len(enc.is_image)} samples: rows are dropped one sample at a time")
@@ -149,16 +132,9 @@ def greedy(
 def decoder_step(
     vlm: VLM, embedded: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
 ) -> torch.Tensor:
-    """Run the decoder and its head on embedded tokens, the vision tower apart.
+    """Logits (V,) of the last of T embedded tokens (1, T, D); the cache grows by T.
 
-    Args:
-        vlm: The model.
-        embedded: (1, T, D), what goes into layer 0.
-        positions: Position ids (..., 1, T).
-        cache: Of the tokens before; grows by T.
-
-    Returns:
-        Logits (V,) of the last token.
+    Decoder and head run, the vision tower does not. ``positions`` are (..., 1, T).
     """
     out = vlm.model.get_decoder()(
         inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True

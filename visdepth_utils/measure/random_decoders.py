@@ -47,11 +47,7 @@ which cost the same).
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """The configuration of one of ``SIZES``.
-
-    Raises:
-        ValueError: Unknown name.
-    """
+    """The configuration of one of ``SIZES``; ValueError for another name."""
     if name not in SIZES:
         raise ValueError(f"no sizes for {name!r}: there are {', '.join(SIZES)}")
     return AutoConfig.for_model(**SIZES[name])
@@ -60,13 +56,8 @@ def text_config(name: str) -> PreTrainedConfig:
 def predicted_sizes(image_tokens: Sequence[int], other_tokens: int) -> pd.DataFrame:
     """What dropping the image at half of the depth would save on each of ``SIZES``.
 
-    Args:
-        image_tokens: Counts to predict for.
-        other_tokens: All other tokens of the prompt.
-
-    Returns:
-        One row per decoder and count: ``decoder, image tokens``, and the shares of the whole
-        model's cost that are left, ``prefill`` (FLOPs), ``decode`` (bytes read per token), ``kv``.
+    One row per decoder and count: ``decoder, image tokens``, and the shares of the whole model's
+    cost that are left, ``prefill`` (FLOPs), ``decode`` (bytes read per token), ``kv``.
     """
     rows = []
     for name in SIZES:
@@ -84,16 +75,8 @@ def random_decoder(
 ) -> VLM:
     """A decoder of one of ``SIZES`` with random weights, in the form that ``timing`` takes.
 
-    Args:
-        name: One of ``SIZES``.
-        device: Where it is made; nothing passes through main memory on the way.
-        dtype: Of the weights.
-
-    Returns:
-        A model without processor and vision tower: it can be timed, not asked.
-
-    Raises:
-        ValueError: Unknown name.
+    It has no processor and no vision tower: it can be timed, not asked. It is made on ``device``;
+    nothing passes through main memory.
     """
     config = text_config(name)
     with torch.device("meta"):
@@ -113,13 +96,7 @@ def random_decoder(
 def materialised(model: PreTrainedModel, device: str | torch.device, seed: int = 0) -> Any:
     """Give a model made on the meta device memory and random weights.
 
-    Args:
-        model: Without memory; becomes the model returned.
-        device: Where to.
-        seed: Of the draw; torch's global generators are left as they were.
-
-    Returns:
-        The same model in eval mode, without gradients.
+    It is in eval mode, without gradients; torch's global generators are left as they were.
     """
     model = model.to_empty(device=device)
     for module in model.modules():  # what was "initialised" without memory was not

@@ -133,17 +133,11 @@ def one_pixel(sample: Sample) -> Sample:
 
 
 def token_parts(tokenizer: Any, ids: Sequence[int], opened: str = "") -> list[str]:
-    """Say of each token of an output whether it is of the chain or of the final answer.
+    """``"chain"``, ``"answer"`` or ``""`` for each token of an output.
 
-    Args:
-        tokenizer: Of the model.
-        ids: The output's tokens.
-        opened: The mark of thinking that the prompt leaves open, see ``VLM.thinking``.
-
-    Returns:
-        ``"chain"`` before what names the answer (see ``scores.answer_span``), ``"answer"`` after
-        it (everything, where nothing does), ``""`` for tokens that add no letter or digit (marks,
-        end of text) and for the words "answer is" themselves.
+    ``opened`` is the mark of thinking that the prompt leaves open. The answer begins after what
+    names it (``scores.answer_span``; all is answer where nothing does). ``""`` is for tokens that
+    add no letter or digit (marks, end of text) and for the words "answer is" themselves.
     """
     prefixes = [
         opened + tokenizer.decode(ids[:k], skip_special_tokens=True) for k in range(len(ids) + 1)

@@ -136,11 +136,7 @@ def distill(
 
 @contextlib.contextmanager
 def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
-    """Let a model run with an adapter; afterwards, also after an error, it is as before.
-
-    Args:
-        vlm: The model.
-        folder: Of ``distill``, or of any peft adapter of this model.
+    """Let a model run with the adapter in a folder; afterwards, always, it is as before.
 
     Yields:
         The same model: every measurement of this package runs on it.
@@ -176,16 +172,7 @@ def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
 
 
 def training_facts(vlm: VLM, samples: Sequence[Sample], settings: Distillation) -> dict[str, Any]:
-    """What a training is a function of; two with equal facts give the same adapter.
-
-    Args:
-        vlm: The full model.
-        samples: Training samples.
-        settings: Of the training.
-
-    Returns:
-        Plain values, as ``distillation.json`` keeps them.
-    """
+    """What a training is a function of; two with equal facts give the same adapter."""
     facts = asdict(settings)
     if not settings.validation:  # older trainings have no such facts
         del facts["validation"], facts["every"]
@@ -230,19 +217,10 @@ def _same_training(file: Path, facts: dict) -> None:
 
 
 def state_settings(settings: Distillation, state: str, n_layers: int) -> Distillation:
-    """Settings of the training that made a state.
+    """Settings of the training that made a state of ``TRAINED``, from those of the one to recover.
 
-    Args:
-        settings: Of the one that is to recover.
-        state: One of ``TRAINED``: that one; the same with pictures shuffled among the questions;
-            the same budget on the model that is not cut.
-        n_layers: L.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ValueError: Unknown state.
+    ``"shuffled"``: with pictures shuffled among the questions; ``"full trained"``: the same budget
+    on the model that is not cut.
     """
     if state not in TRAINED:
         raise ValueError(f"unknown state {state!r}: use one of {', '.join(TRAINED)}")
@@ -262,23 +240,10 @@ def adapter(
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Find the adapter of a training, or train it.
+    """Find the adapter of a training in ``shipped`` (every fact agrees), or train it.
 
-    Args:
-        vlm: The full model.
-        samples: Training samples.
-        settings: Of the training.
-        folder: Where adapters that are trained now go, each into a folder of its own.
-        max_new_tokens: Budget of the full model's outputs.
-        shipped: Searched first, for a training that agrees in every fact.
-        progress: As for ``distill``.
-        say: Called with one line: taken from where, or trained.
-
-    Returns:
-        Folder of the adapter.
-
-    Raises:
-        ValueError: As ``distill``; or a shipped adapter's distillation.json is damaged.
+    Adapters that are trained now go into ``folder``, each into one of its own; ``say`` is called
+    with one line on where it is from. Raises as ``distill``.
     """
     facts = training_facts(vlm, samples, settings)
     for file in sorted(Path(shipped).glob("*/*/distillation.json")):
@@ -300,16 +265,9 @@ def adapter(
 def registered(
     rule: Mapping[str, Any], depth: int, mode: str = "remove", **other: Any
 ) -> Distillation:
-    """Settings of the first training that a claim registers.
+    """Settings of the first training that a claim registers (``distill`` of its entry).
 
-    Args:
-        rule: ``distill`` of its entry in claims.yaml.
-        depth: Where image tokens are cut.
-        mode: As for ``truncation_sweep``.
-        **other: Fields of ``Distillation`` with another value.
-
-    Returns:
-        The first rate, number of steps and seed, and all else as registered.
+    ``other``: fields of ``Distillation`` with another value.
     """
     same = ("rank", "alpha", "batch", "precision", "validation", "every")
     first = {name: rule[f"{name}s"][0] for name in ("rate", "seed")} | {"steps": rule["steps"][0]}
@@ -327,7 +285,7 @@ def trainings(
     say: Callable[[str], None] = print,
     **options: Any,
 ) -> dict[str, list[Path]]:
-    """All trainings of a model on a task: those that are shipped, else made here.
+    """All trainings of a model on a task, by state of ``TRAINED``: those shipped, else made here.
 
     Shipped are all of the same weights, cut and samples, of any rate, seed and number of steps.
     Else one is made per rate; the whole model has the rate with the lowest validation loss.
@@ -341,9 +299,6 @@ def trainings(
         shipped: Searched first.
         say: As for ``adapter``.
         **options: ``max_new_tokens`` and ``progress`` of ``adapter``.
-
-    Returns:
-        State, of ``TRAINED`` -> folders.
     """
     found: dict[str, list[Path]] = {}
     for state in TRAINED:
@@ -383,14 +338,7 @@ def _shipped(
 
 
 def chosen(folders: Sequence[Path]) -> Path:
-    """The training with the lowest validation loss.
-
-    Args:
-        folders: Of adapters.
-
-    Returns:
-        Its folder; the first where no training has such a loss.
-    """
+    """The folder of the training with the lowest validation loss; the first where none has one."""
     return min(
         folders, key=lambda folder: min((p[2] for p in _curve(folder)), default=float("inf"))
     )
@@ -428,8 +376,7 @@ def recovery_sweep(
         vlm: The model.
         task: A task, or samples, each with an image.
         depth: Where image tokens are cut, 0..L.
-        adapters: State -> folder of its adapter, or of several trainings, for some of
-            ``TRAINED``.
+        adapters: State of ``TRAINED`` -> folder of its adapter, or of several trainings.
         plain: Whether the two states without an adapter are measured.
         mode: As for ``truncation_sweep``.
         max_new_tokens: Budget of an answer; None for the task's.

@@ -93,16 +93,11 @@ def normalise(text: str) -> str:
 
 
 def answer_span(text: str) -> tuple[int, int, int]:
-    r"""Where a text states its answer.
+    r"""Where that which names a text's answer starts, and where the answer starts and stops.
 
-    Args:
-        text: An output.
-
-    Returns:
-        Where that which names it starts, and where the answer starts and stops. Named by a box
-        (``\boxed{}``, ``<answer>``), else by the last "answer is" or "answer:", else by the end of
-        thinking; (0, 0, the whole length) where nothing names it. A block of thinking that is left
-        open has no answer: all three are the length.
+    It is named by a box (``\boxed{}``, ``<answer>``), else by the last "answer is" or "answer:",
+    else by the end of thinking; (0, 0, the whole length) where nothing names it. A block of
+    thinking that is left open has no answer: all three are the length.
     """
     begin = after_thinking(text)
     if given := list(_GIVEN.finditer(text, begin)):
@@ -124,17 +119,11 @@ def stated(output: str) -> tuple[str, str]:
 
 
 def choice_letter(output: str, choices: Sequence[str] = ()) -> str | None:
-    """The option letter an answer names, or None.
+    """The capital letter of the option that an answer names; None for no option, or several.
 
     A small letter counts where it stands alone or in brackets. "A" before other words is an
     article, unless they are the option's own text. An option's text said alone names it too.
-
-    Args:
-        output: The answer.
-        choices: Texts of the options, in order; none: any letter may be meant.
-
-    Returns:
-        A capital letter that the row has, or None: no option named, or several.
+    Without ``choices`` any letter may be meant.
     """
     letters = LETTERS[: len(choices)] or LETTERS
     output = output[after_thinking(output) :]
@@ -306,17 +295,9 @@ TASK_RULES = {
 
 
 def score(sample: Sample, output: str) -> float:
-    """Score one generated answer by its sample's rule, else by its task's.
+    """Score one generated answer, 0 to 1, by its sample's rule, else by its task's.
 
-    Args:
-        sample: The question with its answer and reference.
-        output: The generated text without special tokens.
-
-    Returns:
-        0 to 1.
-
-    Raises:
-        ValueError: There is no such rule, or the task has none.
+    ValueError: there is no such rule, or the task has none.
     """
     rule = sample.rule or TASK_RULES.get(sample.task)
     if rule is None:

@@ -31,19 +31,10 @@ MINILM_SHA256 = {
 
 
 def text_scores(outputs: Sequence[str], references: Sequence[str | Sequence[str]]) -> pd.DataFrame:
-    """BLEU, ROUGE-L and chrF of each output against its reference, the best of several.
+    """BLEU, ROUGE-L and chrF, 0 to 1, of each output against its reference, the best of several.
 
-    Args:
-        outputs: Generated texts.
-        references: As for ``similarity``.
-
-    Returns:
-        One row per pair, columns ``bleu`` (sentence BLEU, effective order), ``rouge`` (ROUGE-L F1,
-        stemmed; it reads Latin letters and digits only) and ``chrf``, 0 to 1. Equal texts score 1
-        everywhere, also two empty ones; an empty text against another scores 0.
-
-    Raises:
-        ValueError: If the numbers of texts differ.
+    Columns ``bleu`` (sentence BLEU, effective order), ``rouge`` (ROUGE-L F1, stemmed; it reads
+    Latin letters and digits only) and ``chrf``. See ``similarity`` for equal and empty texts.
     """
     names = ("bleu", "rouge", "chrf")
     return pd.DataFrame({name: similarity(outputs, references, name) for name in names})
@@ -52,17 +43,11 @@ def text_scores(outputs: Sequence[str], references: Sequence[str | Sequence[str]
 def similarity(
     outputs: Sequence[str], references: Sequence[str | Sequence[str]], encoder: str = "chrf"
 ) -> np.ndarray:
-    """How alike each output is to its reference.
+    """How alike, 0 to 1, each output is to its reference, or to the most alike of several.
 
-    Args:
-        outputs: Generated texts.
-        references: As many texts; in the place of a text several, of which the most alike counts.
-        encoder: ``"chrf"``, ``"rouge"`` or ``"bleu"``, or ``"minilm"``: the cosine of the sentence
-            vectors of all-MiniLM-L6-v2, negative ones as 0. It reads 256 tokens; the rest of a
-            longer text does not count.
-
-    Returns:
-        Array (number of texts,), 0 to 1. Equal texts give 1; an empty text and another give 0.
+    Equal texts give 1; an empty text and another give 0. ``encoder`` is ``"chrf"``, ``"rouge"``,
+    ``"bleu"`` or ``"minilm"``: the cosine of the sentence vectors of all-MiniLM-L6-v2, negative
+    ones as 0; it reads 256 tokens, the rest of a longer text does not count.
 
     Raises:
         ValueError: Unknown encoder, or numbers of texts that differ.
@@ -104,12 +89,7 @@ def _best(
 
 
 def signature(encoder: str) -> str:
-    """What exactly measures: sacrebleu's signature, or package, version and settings.
-
-    Raises:
-        ValueError: Unknown encoder.
-        ImportError: "minilm" is not installed.
-    """
+    """What exactly measures: sacrebleu's signature, or package, version and settings."""
     if encoder in ("bleu", "chrf"):
         metric = _sacrebleu(encoder)
         metric.corpus_score(["a"], [["a"]])  # the number of references is known after a first call

@@ -72,17 +72,14 @@ def token_kl(
 ) -> pd.DataFrame:
     """Divergence from the full model at every token of a given answer (teacher forcing).
 
-    Free-running answers differ more the longer they are, because one changed token changes all
-    that follow. Here both models read the same text, so each token stands for itself.
-
     Args:
         vlm: The model.
         task: A task, or samples.
-        depths: As in ``truncation_sweep``.
-        mode: As there.
+        depths: As in ``truncation_sweep``, as ``mode`` and ``max_rows``.
+        mode: See ``depths``.
         texts: The answers to read, one per sample; None for the references.
         token_ids: The same as tokens, e.g. as a model generated them; instead of ``texts``.
-        max_rows: As there.
+        max_rows: See ``depths``.
         progress: Called with (done, total, label).
 
     Returns:
@@ -118,18 +115,9 @@ def token_kl(
 def read_along(
     vlm: VLM, samples: Sequence[Sample], answers: Sequence[Sequence[int] | None]
 ) -> tuple[Encoded, list[int]]:
-    """Encode samples with answers to be read, and say how many tokens each answer has.
+    """Encode samples with answers to be read (None: the reference), and count each answer's tokens.
 
-    Args:
-        vlm: The model.
-        samples: The B samples.
-        answers: Token ids of each, or None for its reference.
-
-    Returns:
-        The batch and B token counts.
-
-    Raises:
-        ValueError: Names a sample whose answer adds no token.
+    ValueError names a sample whose answer adds no token.
     """
     if all(ids is None for ids in answers):
         enc = vlm.encode(samples, with_reference=True)
@@ -177,19 +165,7 @@ def plain_tail(pre: Prefill, b: int, n: int) -> torch.Tensor:
 
 
 def answer_lengths(vlm: VLM, samples: Sequence[Sample], enc: Encoded) -> list[int]:
-    """How many tokens of each row are the appended answer.
-
-    Args:
-        vlm: The model.
-        samples: The B samples.
-        enc: The same, encoded with their references.
-
-    Returns:
-        Token counts.
-
-    Raises:
-        ValueError: Names a sample whose answer adds no token.
-    """
+    """How many tokens of each row are the reference; ValueError names a sample that adds none."""
     bare = vlm.encode(samples)
     out = []
     for b, sample in enumerate(samples):

@@ -32,8 +32,7 @@ __all__ = ["rows_of", "time_by_depth", "tower_share"]
 def rows_of(vlm: VLM, image_tokens: int, other_tokens: int) -> Encoded:
     """One prompt of so many rows, half of the others before the image; it holds no tokens.
 
-    Raises:
-        ValueError: No image token, or fewer than two others (one must stand after the image).
+    ValueError: no image token, or fewer than two others (one must stand after the image).
     """
     if image_tokens < 1 or other_tokens < 2:
         raise ValueError(
@@ -132,15 +131,9 @@ def _once(
 
 @torch.no_grad()
 def tower_share(vlm: VLM, sample: Sample, repeats: int = 5) -> float:
-    """Share of a whole prefill that passes before the decoder starts: vision tower and projector.
+    """Share (0..1) of a whole prefill that passes before the decoder starts, median of ``repeats``.
 
-    Args:
-        vlm: The model.
-        sample: With an image, whose own number of tokens counts.
-        repeats: Runs; the median is returned.
-
-    Returns:
-        A number in 0..1. It is saved by no depth.
+    That is vision tower and projector; no depth saves it.
     """
     enc, started = vlm.encode([sample]), []
 

@@ -42,13 +42,7 @@ def cache_folder() -> Path:
 
 
 def gguf_file(manifest: dict[str, Any]) -> Path:
-    """The decoder's file within the installed package, checked by its hash.
-
-    Args:
-        manifest: What ``assemble.json`` holds.
-
-    Returns:
-        The file.
+    """The decoder's file within the installed package that a manifest names, checked by its hash.
 
     Raises:
         FileNotFoundError: A package is not installed; the message is the line that installs it.
@@ -81,14 +75,9 @@ def read_decoder(path: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
 
 
 def join(decoder: torch.nn.Module, config: Any) -> LlavaForConditionalGeneration:
-    """A LLaVA in float32 with the decoder's weights; the vocabulary grows by the mean word.
+    """A LLaVA in float32 with a Llama-style decoder's weights; new words are the mean word.
 
-    Args:
-        decoder: A Llama-style causal language model with a tied head.
-        config: Of the LLaVA.
-
-    Returns:
-        The model; tower and projector are drawn at random.
+    Tower and projector are drawn at random.
     """
     model = LlavaForConditionalGeneration(config)
     words = decoder.get_input_embeddings().weight.detach()
@@ -105,18 +94,10 @@ def join(decoder: torch.nn.Module, config: Any) -> LlavaForConditionalGeneration
 def merge(
     model: LlavaForConditionalGeneration, trained: dict[str, torch.Tensor], scale: float = 2.0
 ) -> LlavaForConditionalGeneration:
-    """Put trained tensors into a model in place; low-rank pairs A, B become W + scale B A.
+    """Put trained tensors, by parameter name, into a model in place; A, B become W + scale B A.
 
-    Args:
-        model: The model, in float32.
-        trained: By parameter name; pairs as peft names them (``...lora_A.default.weight``).
-        scale: Alpha over rank.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: A tensor belongs to no parameter.
+    Low-rank pairs are named as by peft (``...lora_A.default.weight``); ``scale`` is alpha over
+    rank. ValueError: a tensor belongs to no parameter.
     """
     parameters = dict(model.named_parameters())
     for name, tensor in trained.items():
@@ -132,18 +113,10 @@ def merge(
 
 
 def assembled(folder: Path) -> Path:
-    """The stock checkpoint that a folder with an ``assemble.json`` stands for, made if needed.
+    """The stock checkpoint that a folder with an ``assemble.json`` stands for, made once.
 
-    Args:
-        folder: Of what was trained.
-
-    Returns:
-        A folder in the user's cache, in hub format and bfloat16; its last two parts are those of
-        ``folder``. Made once per content.
-
-    Raises:
-        FileNotFoundError: See ``gguf_file``.
-        ValueError: See ``gguf_file``.
+    It lies in the user's cache, in hub format and bfloat16; its last two parts are those of
+    ``folder``; other content makes another one. Raises as ``gguf_file``.
     """
     manifest = read_object(folder / MANIFEST)
     digest = hashlib.sha256()
@@ -174,15 +147,7 @@ def _write(folder: Path, manifest: dict[str, Any], target: Path) -> None:
 def with_image_token(tokenizer: PreTrainedTokenizerFast, config: Any) -> PreTrainedTokenizerFast:
     """The decoder's tokenizer with the picture's token, padding on the left, no chat template.
 
-    Args:
-        tokenizer: Of the decoder.
-        config: Of the LLaVA: ``image_token_id`` must be the next free id.
-
-    Returns:
-        Another tokenizer.
-
-    Raises:
-        ValueError: The next free id is another one.
+    ValueError: the next free id is not the config's ``image_token_id``.
     """
     new = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer,

@@ -19,18 +19,13 @@ def model_name(path_or_id: str | Path) -> str:
 
 
 def locate(path_or_id: str | Path) -> str:
-    """Tell a folder from a hub id, before anything is loaded.
+    """Tell a folder from a hub id ``owner/name``, which is left as it is; nothing is loaded.
 
-    Args:
-        path_or_id: A checkpoint folder (relative to the working directory, else to the repository),
-            or a hub id ``owner/name``.
-
-    Returns:
-        Absolute folder, or the hub id unchanged.
+    A folder is looked for in the working directory, then in the repository; it comes back absolute.
 
     Raises:
-        FileNotFoundError: Neither; or a folder without ``config.json``, or without a shard that
-            its index names.
+        FileNotFoundError: Neither; or a folder without ``config.json``, or without a shard that its
+            index names.
         ValueError: A folder without safetensors weights, or with an adapter, or see
             ``weight_files``.
     """
@@ -70,17 +65,9 @@ def locate(path_or_id: str | Path) -> str:
 
 
 def fetched(path_or_id: str | Path) -> Path | None:
-    """Folder of a checkpoint that is here with all its weights.
+    """Folder of a checkpoint that is here with all its weights, or None.
 
-    Args:
-        path_or_id: As for ``locate``.
-
-    Returns:
-        The folder, of a hub id that in the cache; None if it was not fetched, or not whole.
-
-    Raises:
-        FileNotFoundError: As ``locate``.
-        ValueError: As ``locate``.
+    Of a hub id it is the one in the cache. Raises as ``locate``.
     """
     where = locate(path_or_id)
     if os.path.isdir(where):
@@ -95,13 +82,9 @@ def fetched(path_or_id: str | Path) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weights that transformers reads from a folder: one file, or the shards of an index.
+    """The weights that transformers reads from a folder, by name: one file, or an index's shards.
 
-    Args:
-        folder: Of a checkpoint.
-
-    Returns:
-        Files in order of name; none where there is neither such a file nor an index.
+    None where there is neither such a file nor an index.
 
     Raises:
         FileNotFoundError: A file that is named is not there.
@@ -143,14 +126,7 @@ def weights_hash(where: str, settings: str, **hub: object) -> str:
     """Sha256 over the weights that are read, in order of name, and over how the model was drawn.
 
     Files of the hub cache are stored under their own sha256, which is taken from there.
-
-    Args:
-        where: Folder or hub id.
-        settings: Empty for trained weights; the random initialisation otherwise.
-        **hub: ``revision``.
-
-    Returns:
-        Hex digest.
+    ``settings`` is empty for trained weights, else the random initialisation.
     """
     folder = Path(where)
     if not folder.is_dir():

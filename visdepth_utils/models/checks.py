@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 def check(vlm: VLM) -> None:
     """Prove on a tiny batch that masks, hooks and states mean what the package says they mean.
 
-    Args:
-        vlm: A loaded model.
-
-    Raises:
-        ValueError: Names the check and both numbers.
+    ValueError names the check and both numbers.
     """
     slope = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
     picture = Image.fromarray(slope[..., None].repeat(3, axis=2))

@@ -53,15 +53,10 @@ class Encoded:
 
 
 def not_text(vlm: VLM, ids: torch.Tensor) -> torch.Tensor:
-    """Where there is no text.
+    """Where there is no text among ids (B, S), bool.
 
-    Args:
-        vlm: Whose tokenizer and family are asked.
-        ids: int64 (B, S).
-
-    Returns:
-        Bool (B, S): the ids of ``non_text_ids``, and white space that touches an image's image or
-        structural tokens, directly or through its like, in families whose processor writes it.
+    That is: the ids of ``non_text_ids``, and white space that touches an image's image or
+    structural tokens, directly or through its like, in families whose processor writes it.
     """
     never = torch.isin(ids, non_text_ids(vlm).to(ids.device))
     if not vlm.family.blank_borders:
@@ -82,13 +77,8 @@ def not_text(vlm: VLM, ids: torch.Tensor) -> torch.Tensor:
 def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) -> Encoded:
     """Apply the chat template, tokenise, pad on the left, and mark image and text.
 
-    Args:
-        vlm: The model to encode for.
-        samples: At least one; a sample with ``images=()`` is encoded without image.
-        with_reference: Append the reference after the generation prompt (teacher forcing).
-
-    Returns:
-        The batch on the model's device.
+    A sample with ``images=()`` is encoded without image. ``with_reference`` appends the reference
+    after the generation prompt (teacher forcing).
 
     Raises:
         ValueError: No samples; a chat template or processor that fails; processor outputs missing
@@ -176,17 +166,9 @@ def _bad_picture(vlm: VLM, sample: Sample, row: Sequence[Image.Image], why: str)
 
 
 def append_tokens(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
-    """Append token ids to encoded prompts, as if the model had generated them.
+    """Append token ids to B encoded prompts, as if the model had generated them.
 
     A decoded answer does not always encode to its own tokens again; this needs no text.
-
-    Args:
-        vlm: The model.
-        enc: B prompts, padded on the left.
-        answers: Ids of each row, at least one each.
-
-    Returns:
-        The longer batch, rows ending with their answers.
 
     Raises:
         ValueError: Another number of answers than rows, or an empty one (names the sample).
@@ -235,18 +217,7 @@ def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
 
 
 def reference_ids(vlm: VLM, samples: Sequence[Sample]) -> list[list[int]]:
-    """Token ids of references alone, all of them text.
-
-    Args:
-        vlm: Whose tokenizer is used.
-        samples: Whose references.
-
-    Returns:
-        One list per sample.
-
-    Raises:
-        BadRow: A reference that holds a control token; see ``prompts.words_only``.
-    """
+    """Token ids of each sample's reference alone, all text; BadRow as ``words_only``."""
     write = words_only(vlm)
     texts = [write(sample.reference, sample.id) for sample in samples]
     return [vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]

@@ -167,18 +167,10 @@ UNSUPPORTED = {
 
 
 def family_of(config: dict[str, Any], name: str) -> Family:
-    """Look up the facts of a family.
+    """The row of a checkpoint's family, by its config.json as it is read.
 
-    Args:
-        config: config.json of the checkpoint, as it is read.
-        name: How the user named the checkpoint, for the message.
-
-    Returns:
-        The family's row.
-
-    Raises:
-        ValueError: The family is not supported, with the reason; guessing its tokens would give
-            wrong masks.
+    ValueError: the family is not supported, with the reason; guessing its tokens would give wrong
+    masks.
     """
     kind = config.get("model_type")
     if kind in FAMILIES:

@@ -25,16 +25,9 @@ __all__ = ["generated", "decode_answers", "stop_ids", "without_end"]
 
 @torch.no_grad()
 def generated(vlm: VLM, enc: Encoded, max_new_tokens: int, **strategy: Any) -> torch.Tensor:
-    """Continue encoded prompts; greedily, unless a strategy says otherwise.
+    """Continue B prompts, greedily unless ``strategy`` (of ``GenerationConfig``) says otherwise.
 
-    Args:
-        vlm: The model.
-        enc: B prompts.
-        max_new_tokens: Budget of one answer.
-        **strategy: Fields of transformers' ``GenerationConfig``.
-
-    Returns:
-        Token ids (B, at most the budget), padded after the one that ends an answer.
+    Token ids (B, at most the budget), padded after the one that ends an answer.
     """
     check_rope(vlm, enc, max_new_tokens)
     plain = GenerationConfig(

@@ -28,13 +28,8 @@ Visitor = Callable[[int, torch.Tensor], None]
 def hooked(vlm: VLM, visitor: Visitor) -> Iterator[None]:
     """Within the context every forward pass of the model shows its L+1 states to the visitor.
 
-    Args:
-        vlm: The model; it is not changed, and the hooks go when the context ends, however it ends.
-        visitor: Called as the states appear; nothing is kept for it. In fp32 it sees the model's
-            own tensor, not a copy.
-
-    Yields:
-        Nothing.
+    It is called as the states appear; nothing is kept for it. In fp32 it sees the model's own
+    tensor, not a copy. The hooks go when the context ends, however it ends.
     """
     handles: list[Any] = []
 
@@ -82,15 +77,9 @@ def capture(vlm: VLM, enc: Encoded, visitor: Visitor, logits_to_keep: int = 1) -
 
 
 def refuse_nan(vlm: VLM, enc: Encoded, logits: torch.Tensor) -> None:
-    """Stop if a forward pass gave something else than numbers.
+    """Stop if a pass of left-padded samples gave logits (B, V) or (B, n, V) that are no numbers.
 
-    Args:
-        vlm: The model.
-        enc: The batch, left-padded.
-        logits: Of the pass, of the last token or of the last tokens: (B, V) or (B, n, V).
-
-    Raises:
-        ValueError: Names model, sample, layer and, if it is their fault, the weights.
+    ValueError names model, sample, layer and, if it is their fault, the weights.
     """
     last = logits if logits.ndim == 2 else logits[:, -1]
     bad = ~torch.isfinite(last).all(-1)
@@ -100,16 +89,7 @@ def refuse_nan(vlm: VLM, enc: Encoded, logits: torch.Tensor) -> None:
 
 @torch.no_grad()
 def explain(vlm: VLM, enc: Encoded, row: int) -> str:
-    """Find the first layer with a state that is not finite.
-
-    Args:
-        vlm: The model.
-        enc: The batch.
-        row: The sample in it whose logits are not finite.
-
-    Returns:
-        One line: where, whose weights, what to do.
-    """
+    """One line: the first layer with a state that is not finite, whose weights, what to do."""
     attended = enc.inputs["attention_mask"][row].bool()
     first: list[int] = []
 

@@ -45,10 +45,8 @@ _LOADED: weakref.WeakValueDictionary[str, VLM] = weakref.WeakValueDictionary()
 class Recipe:
     """How to load the same model again.
 
-    Attributes:
-        where: Absolute folder, or hub id.
-        options: Arguments of ``load_vlm``, as (name, value).
-        weights_hash: What must come out.
+    ``where``: absolute folder, or hub id. ``options``: arguments of ``load_vlm``, as (name, value).
+    ``weights_hash``: what must come out.
     """
 
     where: str
@@ -56,14 +54,7 @@ class Recipe:
     weights_hash: str
 
     def load(self) -> VLM:
-        """Load the model, or give the one this process already has.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If other weights are found there.
-        """
+        """Load the model, or give the one this process has; ValueError: other weights."""
         key = repr(self)
         if (vlm := _LOADED.get(key)) is None:
             vlm = load_vlm(self.where, **dict(self.options))
@@ -77,13 +68,9 @@ class Recipe:
 
 
 def remembered(load: Callable[..., VLM]) -> Callable[..., VLM]:
-    """Make a loader note its arguments in the model, so that the model can be pickled.
+    """Make a loader, whose first argument is the folder or hub id, note its arguments in the model.
 
-    Args:
-        load: Its first argument is the folder or hub id.
-
-    Returns:
-        The loader, with the same signature.
+    So the model can be pickled.
     """
 
     @functools.wraps(load)

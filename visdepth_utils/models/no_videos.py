@@ -32,11 +32,7 @@ class NoVideos(PushToHubMixin):
         return {}
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Refuse, by a ValueError."""
         raise ValueError("videos need torchvision, which is not installed: give images")
 
 
@@ -54,11 +50,7 @@ def _pixtral() -> tuple[ModuleType, type[ProcessorMixin]]:
 
 @contextlib.contextmanager
 def images_suffice() -> Iterator[None]:
-    """Within the context, processors load without torchvision; where it is installed, as ever.
-
-    Yields:
-        Nothing.
-    """
+    """Within the context, processors load without torchvision; where it is installed, as ever."""
     if is_torchvision_available():
         yield
         return

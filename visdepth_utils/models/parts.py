@@ -22,11 +22,7 @@ _NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm")
 
 
 def refuse_unmaskable(vlm: VLM) -> None:
-    """Say no where hiding keys layer by layer is impossible.
-
-    Raises:
-        ValueError: Names the model and the reason.
-    """
+    """Say no, by a ValueError with the reason, where hiding keys layer by layer is impossible."""
     decoder = vlm.model.get_decoder()
     kind = decoder.config._attn_implementation
     if kind not in ("sdpa", "eager"):
@@ -59,15 +55,10 @@ def unkeyed(vlm: VLM) -> list[str]:
 
 
 def check_rope(vlm: VLM, enc: Encoded, more: int = 0) -> None:
-    """Refuse lengths at which the rotary embedding depends on what else is in the batch.
+    """Refuse lengths at which rotary angles depend on what else is in the batch.
 
-    Args:
-        vlm: The model.
-        enc: Prompts.
-        more: Tokens that will follow them.
-
-    Raises:
-        ValueError: Names the longest sample and the length that is left as trained.
+    ``more`` tokens will follow. ValueError names the longest sample and the length that is left as
+    trained.
     """
     config = vlm.model.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or {}

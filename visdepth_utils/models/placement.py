@@ -30,16 +30,7 @@ KNOWN_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def check_placement(device: str, device_map: DeviceMap | None, load_in_4bit: bool) -> None:
-    """Refuse placements that contradict each other or that this machine cannot serve.
-
-    Args:
-        device: As given to ``load_vlm``.
-        device_map: The same.
-        load_in_4bit: The same.
-
-    Raises:
-        ValueError: Names the argument and the mend.
-    """
+    """Refuse (ValueError) placements that contradict each other or cannot be served here."""
     if device_map is not None and device != "auto":
         raise ValueError(
             f"device={device!r} and device_map={device_map!r} both say where: give one of them"
@@ -94,16 +85,9 @@ def on_cpu_only(device_map: DeviceMap) -> bool:
 def reading_options(
     device_map: DeviceMap | None, load_in_4bit: bool, device: torch.device, folder: str
 ) -> dict[str, Any]:
-    """What ``from_pretrained`` is called with besides.
+    """What ``from_pretrained`` is called with besides: placement, and NF4 multiplied in bfloat16.
 
-    Args:
-        device_map: Where the weights go; None for one device.
-        load_in_4bit: NF4 weights that are multiplied in bfloat16.
-        device: The one device.
-        folder: Where weights lie that the map sends to the disk.
-
-    Returns:
-        Keyword arguments.
+    ``folder`` is for weights that the map sends to the disk.
     """
     options: dict[str, Any] = {}
     if load_in_4bit:
@@ -120,11 +104,7 @@ def reading_options(
 
 @contextlib.contextmanager
 def offload_folder() -> Iterator[tuple[str, list[PreTrainedModel]]]:
-    """A temporary folder for weights on disk; it goes when the model put into the list does.
-
-    Yields:
-        The folder, and a list to put the model into.
-    """
+    """A temporary folder for weights on disk; it goes when the model put into the list does."""
     folder, owners = tempfile.mkdtemp(prefix="visdepth-offload-"), []
     try:
         yield folder, owners
@@ -136,16 +116,7 @@ def offload_folder() -> Iterator[tuple[str, list[PreTrainedModel]]]:
 
 
 def spread(model: PreTrainedModel, device_map: DeviceMap, folder: str) -> PreTrainedModel:
-    """Place a model that lies in memory as a map says, as ``from_pretrained`` would.
-
-    Args:
-        model: On the CPU.
-        device_map: Where its weights go.
-        folder: For weights that go to the disk.
-
-    Returns:
-        The same model.
-    """
+    """Place a model that lies in memory as a map says, as ``from_pretrained`` would."""
     whole = tuple(model._no_split_modules or ())
     if isinstance(device_map, str):
         low = device_map == "balanced_low_0"
@@ -158,15 +129,7 @@ def spread(model: PreTrainedModel, device_map: DeviceMap, folder: str) -> PreTra
 
 
 def home(model: PreTrainedModel, fallback: torch.device) -> torch.device:
-    """The device that a model takes its inputs on.
-
-    Args:
-        model: Spread or not.
-        fallback: Where it lies if it is not spread.
-
-    Returns:
-        A device that tensors can be on; never ``meta``.
-    """
+    """The device that a model, spread or not, takes its inputs on; never ``meta``."""
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     if device is None and getattr(model, "hf_device_map", None):
@@ -177,11 +140,7 @@ def home(model: PreTrainedModel, fallback: torch.device) -> torch.device:
 def check_fetched(model: PreTrainedModel) -> None:
     """Refuse a map that sends away what accelerate does not fetch: single and tied weights.
 
-    Args:
-        model: As it was placed.
-
-    Raises:
-        ValueError: Names the weight.
+    ValueError names the weight.
     """
     for name, module in model.named_modules():
         for weight, value in module.named_parameters(recurse=False):
@@ -215,15 +174,7 @@ def weights_here(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_memory(model_bytes: int, name: str) -> None:
-    """Refuse to draw a model for which there is no memory, before the system kills the process.
-
-    Args:
-        model_bytes: What must be held at once.
-        name: Of the checkpoint.
-
-    Raises:
-        MemoryError: Names both numbers.
-    """
+    """Refuse to draw a model for which there is no memory, before the system kills the process."""
     free = psutil.virtual_memory().available
     if model_bytes > free:
         raise MemoryError(

@@ -29,12 +29,10 @@ _APART = "\U00100000"  # private use; a tokenizer drops it after it has looked f
 
 
 def drop_marks(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer read marked text as if it were not marked; see ``words_only``.
+    """Make a tokenizer, in place, read marked text as if it were not marked; see ``words_only``.
 
-    It looks for control tokens in the text as given, and normalises what is between them.
-
-    Args:
-        tokenizer: Changed in place; one that the tokenizers library does not run is left alone.
+    It looks for control tokens in the text as given, and normalises what is between them. One that
+    the tokenizers library does not run is left alone.
     """
     if (core := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         own = [core.normalizer] if core.normalizer else []
@@ -42,15 +40,7 @@ def drop_marks(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def non_text_ids(vlm: VLM) -> torch.Tensor:
-    """Ids that are never text.
-
-    Args:
-        vlm: Whose tokenizer and family are asked.
-
-    Returns:
-        int64 (K,): all special tokens of the tokenizer, the family's structural tokens, the image
-        token.
-    """
+    """Ids (K,) that are never text: specials, the family's structural tokens, the image token."""
     tokenizer = vlm.tokenizer
     ids = {vlm.image_token_id, *tokenizer.all_special_ids}
     ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -63,15 +53,9 @@ def words_only(vlm: VLM) -> Callable[[str, str], str]:
     """How data is written so that it holds no control token: in it, ``</s>`` is four letters.
 
     Control tokens are those that the tokenizer cuts out of any text and that are never text, or
-    stand in the chat template.
-
-    Args:
-        vlm: Whose tokenizer is asked.
-
-    Returns:
-        Takes (text, id of its sample). Gives the text, with a mark between the letters of every
-        control token, which the tokenizer drops. It raises BadRow where the tokenizer makes the
-        control token of the letters all the same.
+    stand in the chat template. The result takes (text, id of its sample) and gives the text, with a
+    mark between the letters of every control token, which the tokenizer drops. It raises BadRow
+    where the tokenizer makes the control token of the letters all the same.
     """
     tokenizer, never = vlm.tokenizer, set(non_text_ids(vlm).tolist())
     control = {
@@ -107,15 +91,7 @@ def words_only(vlm: VLM) -> Callable[[str, str], str]:
 
 
 def prompts(vlm: VLM, samples: list[Sample], with_reference: bool) -> list[str]:
-    """The templated prompts of samples.
-
-    Args:
-        vlm: Whose chat template is used.
-        samples: What to ask.
-        with_reference: Write the reference after the prompt.
-
-    Returns:
-        One text per sample, for the model's processor.
+    """The templated prompts of samples, with their references if asked, for the model's processor.
 
     Raises:
         ValueError: The template fails.

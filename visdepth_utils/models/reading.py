@@ -80,17 +80,9 @@ def one_line_errors(name: str, where: str, mend: str = "") -> Iterator[None]:
 
 
 def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
-    """Read a checkpoint's config and make sure that it describes a model with image tokens.
+    """Read the config of a checkpoint (``name``: as the user named it, ``where``: from ``locate``).
 
     What says how a model is run, not what it is, is overwritten (docs/checkpoints.md).
-
-    Args:
-        name: How the user named the checkpoint.
-        where: Folder or hub id from ``locate``.
-        **hub: ``revision``, ``trust_remote_code``.
-
-    Returns:
-        The config.
 
     Raises:
         ValueError: Unreadable, of a family that is not supported, quantised, in MLX's layout, or
@@ -146,14 +138,9 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def choose_attention(config: PreTrainedConfig, attn: str) -> str:
-    """Write the attention that we ask for over what a config and its parts name.
+    """Write the attention that we ask for over what a config and its parts name, and return it.
 
-    Args:
-        config: Is changed.
-        attn: ``"sdpa"``, ``"eager"``, or ``"auto"``: sdpa, unless a part of the model has none.
-
-    Returns:
-        What was chosen.
+    ``"auto"`` is sdpa, unless a part of the model has none.
     """
     if attn == "auto":
         kinds = [MODEL_MAPPING.get(type(part), None) for part in _parts(config)]
@@ -163,11 +150,7 @@ def choose_attention(config: PreTrainedConfig, attn: str) -> str:
 
 
 def check_attention(model: PreTrainedModel, attn: str, name: str) -> None:
-    """Refuse a model any part of which runs another attention than was asked for.
-
-    Raises:
-        ValueError: Names both.
-    """
+    """Refuse, by a ValueError, a model any part of which runs another attention than ``attn``."""
     parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
     found = {str(part.config._attn_implementation) for part in parts} - {attn}
     if found:
@@ -187,20 +170,9 @@ def read_processor(
     """Read the processor, with left padding and the PIL image backend.
 
     transformers prefers torchvision where it is installed, and the two resize differently; pinning
-    PIL makes pixels, and so every number, independent of what else is installed.
-
-    Args:
-        name: How the user named the checkpoint.
-        where: Folder or hub id from ``locate``.
-        template: Chat template of a family whose checkpoints come without one.
-        config: Of the checkpoint; says what the processor was saved without.
-        **hub: ``revision``, ``trust_remote_code``.
-
-    Returns:
-        The processor.
-
-    Raises:
-        ValueError: Unreadable, or without chat template.
+    PIL makes pixels, and so every number, independent of what else is installed. ``template`` is
+    for a family whose checkpoints come without one; the config says what the processor was saved
+    without. ValueError: unreadable, or without chat template.
     """
     with quiet(), one_line_errors(name, where):
         optional = {"revision": hub.get("revision"), "_raise_exceptions_for_missing_entries": False}
@@ -262,17 +234,9 @@ def _complete(processor: ProcessorMixin, config: PreTrainedConfig, saved: dict[s
 def read_model(
     name: str, where: str, config: PreTrainedConfig, dtype: torch.dtype | str, **hub: object
 ) -> PreTrainedModel:
-    """Read the weights (safetensors only) into the stock class.
+    """Read the weights (safetensors only) into the stock class, in eval mode.
 
-    Args:
-        name: How the user named the checkpoint.
-        where: Folder or hub id from ``locate``.
-        config: From ``read_config``, with the attention chosen.
-        dtype: Of the weights in memory, or ``"auto"`` for that of the file.
-        **hub: ``revision``, ``trust_remote_code``; where to place and how to round the weights.
-
-    Returns:
-        The model in eval mode.
+    ``hub`` also says where to place and how to round the weights.
 
     Raises:
         ValueError: Unreadable, or weights missing from the files or of the wrong shape.
@@ -301,18 +265,11 @@ def read_model(
 def draw_model(
     config: PreTrainedConfig, dtype: torch.dtype | str, std: float | None, seed: int
 ) -> PreTrainedModel:
-    """Build the same architecture untrained, by transformers' own initialisation.
+    """Build the same architecture untrained, by transformers' own initialisation, in eval mode.
 
     Matrices are normal, norm weights neutral, biases 0 (a vision tower may have its own scheme).
-
-    Args:
-        config: From ``read_config``, with the attention chosen; left unchanged.
-        dtype: Of the weights.
-        std: Standard deviation for config and sub-configs; None keeps each ``initializer_range``.
-        seed: Of the draw; torch's global generators are left as they were.
-
-    Returns:
-        The model in eval mode.
+    ``std`` None keeps each config's ``initializer_range``. torch's global generators are left as
+    they were.
     """
     config = copy.deepcopy(config)
     if std is not None:
@@ -329,15 +286,7 @@ def draw_model(
 
 
 def drawn_bytes(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
-    """Memory that ``draw_model`` takes, without drawing anything.
-
-    Args:
-        config: Of the checkpoint.
-        dtype: Of the weights.
-
-    Returns:
-        Bytes of all weights.
-    """
+    """Bytes of all weights that ``draw_model`` makes, without drawing anything."""
     kwargs = {} if dtype == "auto" else {"dtype": dtype}
     with quiet(), torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(copy.deepcopy(config), **kwargs)
@@ -345,11 +294,6 @@ def drawn_bytes(config: PreTrainedConfig, dtype: torch.dtype | str) -> int:
 
 
 def copy_decoder(source: PreTrainedModel, target: PreTrainedModel) -> None:
-    """Overwrite target's language model and output head by source's; tower and projector stay.
-
-    Args:
-        source: Where the weights come from.
-        target: Changed in place.
-    """
+    """Overwrite target's language model and output head by source's; tower and projector stay."""
     target.get_decoder().load_state_dict(source.get_decoder().state_dict())
     target.get_output_embeddings().load_state_dict(source.get_output_embeddings().state_dict())

@@ -21,16 +21,10 @@ WEIGHTS = (".safetensors", ".bin", ".index.json")
 def save_untrained(
     model: str | Path, folder: str | Path | None = None, *, init_std: float | None = None
 ) -> Path:
-    """Draw all weights of a checkpoint anew and save it.
+    """Draw all weights of a checkpoint folder anew and save it, in the layout of the hub.
 
-    Args:
-        model: Checkpoint folder.
-        folder: Where to; None for ``results/models/<name>-random-init``. The name should keep
-            "random-init", by which verdicts tell untrained models from trained ones.
-        init_std: Of the matrices; None is the configuration's own.
-
-    Returns:
-        The folder, in the layout of the hub.
+    ``folder`` None is ``results/models/<name>-random-init``; a name should keep "random-init", by
+    which verdicts tell untrained models from trained ones. ``init_std`` None is the config's own.
 
     Raises:
         FileNotFoundError: No such checkpoint folder.

@@ -122,14 +122,8 @@ class VLM:
     ) -> list[str]:
         """Answer greedily, whatever a checkpoint sets as its own defaults.
 
-        Args:
-            samples: What to answer.
-            max_new_tokens: Budget of one answer.
-            batch_size: Samples at a time.
-            progress: Called with (done, total, label).
-
-        Returns:
-            One answer per sample, without special tokens, stripped; see ``thinking``.
+        One answer per sample, without special tokens, stripped; see ``thinking``. Progress is
+        called with (done, total, label).
         """
         answers: list[str] = []
         for start in range(0, len(samples), batch_size):

@@ -18,11 +18,7 @@ LEAST_KL = 1e-4
 
 
 def need(table: pd.DataFrame, columns: set[str], name: str, source: str) -> None:
-    """Refuse a table that cannot be drawn.
-
-    Raises:
-        ValueError: If it lacks a column or has no rows; names what makes such a table.
-    """
+    """Refuse a table that lacks columns or rows; the ValueError names what makes such a table."""
     if missing := columns - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"{name} lacks column(s) {names}: pass what {source} returns")
@@ -31,18 +27,11 @@ def need(table: pd.DataFrame, columns: set[str], name: str, source: str) -> None
 
 
 def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
-    """Mean of a value at each x, and its interval by image.
+    """Mean of a value at each x, and its interval by image: ``x, mean, lo, hi``, sorted by x.
 
-    All x of one image are resampled together, so that a curve moves as a whole.
-
-    Args:
-        rows: Columns ``image``, x and value; several rows of one image and x are averaged.
-        x: Column of the axis.
-        value: Column of the numbers; rows without one are left out.
-
-    Returns:
-        Columns ``x, mean, lo, hi``, sorted by x; empty if no row has a value. With one image the
-        bounds are NaN.
+    All x of one image are resampled together, so that a curve moves as a whole. Several rows of one
+    image and x are averaged; rows without a value are left out, and without any the result is
+    empty. With one image the bounds are NaN.
     """
     known = rows[rows[value].notna()]
     wide = known.assign(**{value: known[value].astype(float)}).pivot_table(
@@ -57,17 +46,8 @@ def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
 def gains(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> bool | None:
     """Whether the full model scores above the floor, by the 95% interval over images.
 
-    Args:
-        sweep: As for ``retention``.
-        floor: As there.
-        score: As there.
-
-    Returns:
-        True beyond doubt, False where it does not, None where it cannot be asked: no scores, no
-        floor, or fewer than two images, which have no interval.
-
-    Raises:
-        ValueError: If the floor has some of the images but not all.
+    True beyond doubt, False where it does not, None where it cannot be asked: no scores, no floor,
+    or fewer than two images, which have no interval. Arguments and error as for ``retention``.
     """
     wide, none = _scores(sweep, floor, score)
     if len(wide) < 2:
@@ -79,15 +59,14 @@ def gains(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> b
 def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> pd.DataFrame:
     """Share of the gain by the picture that is left at each depth: (s_d - s_0) / (s_L - s_0).
 
+    Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image; images without a
+    value at some depth are left out. Empty if the gain s_L - s_0 is not above 0 beyond doubt
+    (``gains``), because then the ratio says nothing.
+
     Args:
         sweep: ``truncation_sweep`` of one task and mode, depth L among the depths.
         floor: Scores without the picture on the same images, columns ``image, score``.
         score: Column of ``sweep``.
-
-    Returns:
-        Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image; images without a
-        value at some depth are left out. Empty if the gain s_L - s_0 is not above 0 beyond doubt
-        (``gains``), because then the ratio says nothing.
 
     Raises:
         ValueError: If the floor has some of the images but not all.
@@ -115,18 +94,10 @@ def draw(
     least: float | None = None,
     **line: Any,
 ) -> None:
-    """Draw a curve with its band; controls broken and without markers.
+    """Draw a curve of ``bands`` or ``retention`` with its band; a control broken, without markers.
 
-    Args:
-        ax: Where.
-        curve: Of ``bands`` or ``retention``; an empty one draws nothing.
-        colour: Of line and band.
-        label: In the legend.
-        marker: Of the points.
-        control: Whether it is one.
-        least: Smaller values are drawn at this one (logarithmic axes have no 0), on a line that
-            says so.
-        line: Further settings of the line.
+    An empty curve draws nothing. Values below ``least`` are drawn at it (logarithmic axes have no
+    0), on a line that says so. ``line``: further settings of the line.
     """
     if curve.empty:
         return
@@ -147,10 +118,7 @@ def draw(
 
 
 def _scores(sweep: pd.DataFrame, floor: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (images, depths) and floors (images, 1), images in order of appearance.
-
-    Every depth of the sweep keeps its column; images with a gap are left out.
-    """
+    """Scores (images, depths) and floors (images, 1), in order of appearance, none with a gap."""
     cells = sweep.assign(**{score: sweep[score].astype(float)}).groupby(["image", "depth"])[score]
     wide = cells.mean().unstack("depth").reindex(sweep["image"].unique())
     none = floor.assign(score=floor["score"].astype(float)).groupby("image")["score"].mean()

@@ -1,7 +1,4 @@
-"""Figures of savings, for C8: measured beside predicted by depth, and score against cost.
-
-Same style as all ``plots``: a closed ``Figure`` is returned. Points are measured, lines predicted.
-"""
+"""Figures of savings, for C8: measured beside predicted by depth, and score against cost."""
 
 from __future__ import annotations
 
@@ -34,14 +31,9 @@ PREDICTED = {"image_tokens", "depth"} | {f"{name}_ratio" for _, (name, _) in KIN
 def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     """Ratio to the whole model by depth: prefill time, time per token, bytes of the cache.
 
-    Args:
-        measured: ``savings.measured_ratios`` of one decoder.
-        predicted: ``costs.predicted_costs`` of the same decoder, one table per count of image
-            tokens below the other.
-
-    Returns:
-        The figure. Points: medians over repetitions, with their range. Lines: predicted. The cross
-        at the right edge is the whole model's second run, which saves nothing.
+    Points: medians over repetitions of ``savings.measured_ratios`` of one decoder, with their
+    range. Lines: ``costs.predicted_costs`` of it, one table per count of image tokens below the
+    other. The cross at the right edge is the whole model's second run, which saves nothing.
 
     Raises:
         ValueError: A missing column, no rows, several decoders, or a count without a prediction.
@@ -84,15 +76,14 @@ def cost_front(
 ) -> Figure:
     """Score against cost, one panel per task; the Pareto front as a line.
 
+    Each point is a depth; numbers name those on the front.
+
     Args:
         points: ``savings.scores_and_savings``.
         cost: Which ratio: ``prefill``, ``decode``, ``kv``.
         recommended: Task -> depth to be marked.
         floors: Task -> score without the picture, drawn dotted.
         cost_name: Of the axis.
-
-    Returns:
-        The figure. Each point is a depth; numbers name those on the front.
 
     Raises:
         ValueError: A missing column or no rows.

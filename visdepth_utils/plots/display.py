@@ -29,9 +29,8 @@ NUMERIC = ("numpy", "pandas", "scikit-dimension", "scipy", "torch", "transformer
 def environment_facts() -> str:
     """Whether the packages that make numbers fit this package's own requirements.
 
-    Returns:
-        Plain text, one line each: the requirement, and yes or the version found. Equal on every
-        machine where all is well.
+    One line each: the requirement, and yes or the version found. Equal on every machine where all
+    is well.
     """
     lines = {"python>=3.11": "yes" if sys.version_info >= (3, 11) else sys.version.split()[0]}
     for text in requires("visdepth-utils") or []:
@@ -49,19 +48,10 @@ def environment_facts() -> str:
 def picture_grid(
     images: Sequence[Image.Image], n_tokens: int | Sequence[int], titles: Sequence[str] = ()
 ) -> Figure:
-    """Draw pictures with the squares that become image tokens.
+    """Draw pictures with the squares that become image tokens, ``n_tokens`` per picture or of each.
 
-    Args:
-        images: Pictures.
-        n_tokens: Image tokens per picture, or of each. A number that makes no grid of nearly
-            square cells on its picture (row ends or tiles are counted too) is not drawn.
-        titles: A line above each picture.
-
-    Returns:
-        The figure, already closed.
-
-    Raises:
-        ValueError: No pictures, or not one number for each.
+    A number that makes no grid of nearly square cells on its picture (row ends or tiles are counted
+    too) is not drawn. ValueError: no pictures, or not one number for each.
     """
     counts = [n_tokens] * len(images) if isinstance(n_tokens, int) else list(n_tokens)
     if not images or len(counts) != len(images):
@@ -103,14 +93,8 @@ def token_strip(
 ) -> Figure:
     """Draw the whole token sequence of a sample, one box per token, coloured by type.
 
-    Args:
-        vlm: The model whose processor makes the tokens.
-        sample: What is encoded.
-        per_row: Boxes in a row.
-        with_reference: Append the expected answer, as the measurements do.
-
-    Returns:
-        The figure, already closed. Image tokens carry their number, others their text.
+    Image tokens carry their number, others their text. ``with_reference`` appends the expected
+    answer, as the measurements do.
     """
     enc = vlm.encode([sample], with_reference=with_reference)
     keep = enc.inputs["attention_mask"][0].bool().cpu()
@@ -157,19 +141,11 @@ def token_strip(
 
 
 def sample_table(task: "Task", results: pd.DataFrame, n: int = 1, width: int = 90) -> pd.DataFrame:
-    """Put questions beside the expected and the given answers.
+    """Put the first n questions of a task beside the expected and the given answers.
 
-    Args:
-        task: Where the samples come from.
-        results: ``evaluation.evaluate`` on it, condition "full".
-        n: How many samples, from the start of the task.
-        width: Longer texts are cut.
-
-    Returns:
-        Columns ``task, question, expected, answer of the model, score``.
-
-    Raises:
-        ValueError: If a sample has no row in the results.
+    Columns ``task, question, expected, answer of the model, score``. ``results``: ``evaluate`` on
+    the task, condition "full"; ValueError if a sample has no row in them. Texts are cut at
+    ``width``.
     """
     outputs = results.drop_duplicates("sample").set_index("sample")
     rows = []

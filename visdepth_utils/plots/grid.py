@@ -1,8 +1,4 @@
-"""Figures of substituted states, for C3: maps of all pairs of layers, curves by their distance.
-
-Same style as all ``plots``: a closed ``Figure`` is returned, image tokens are blue and text tokens
-orange, controls grey and broken. Bands are 95% intervals by image.
-"""
+"""Figures of substituted states, for C3: maps of all pairs of layers, curves by their distance."""
 
 from __future__ import annotations
 
@@ -24,14 +20,10 @@ GRID = {"image", "modality", "source_layer", "layer", "control", "kl", "similari
 def substitution_maps(grid: pd.DataFrame) -> Figure:
     """Heat maps of source layer by layer: divergence of the next token, and score lost.
 
-    Args:
-        grid: ``substitution_grid`` of image states, of text states or of both, rows unscaled.
-
-    Returns:
-        The figure: one column of panels per kind of state (image, text, noise), the score only
-        where answers were generated. Dots mark the plain model (source layer = layer).
-        The colours end at what another picture's states do, where that was measured; its row
-        stands on top of the image panel.
+    One column of panels per kind of state in ``substitution_grid`` (image, text, noise), the score
+    only where answers were generated; rescaled rows are left out. Dots mark the plain model (source
+    layer = layer). The colours end at what another picture's states do, where that was measured;
+    its row stands on top of the image panel.
 
     Raises:
         ValueError: If a column is missing, or there are no rows without rescaling.
@@ -68,16 +60,9 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
 def gap_curves(grid: pd.DataFrame) -> Figure:
     """Likeness of the answer and divergence of the next token by distance between the layers.
 
-    Args:
-        grid: As for ``substitution_maps``.
-
-    Returns:
-        The figure. Likeness is the table's ``similarity`` to the unmodified answer; without answers
-        only the divergence is drawn. Another picture's states, which have no gap, are a dotted
-        line.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows without rescaling.
+    Of the table of ``substitution_maps``, with its errors. Likeness is ``similarity`` to the
+    unmodified answer; without answers only the divergence is drawn. Another picture's states, which
+    have no gap, are a dotted line.
     """
     plain = _unscaled(grid)
     plain = plain.assign(gap=(plain["source_layer"] - plain["layer"]).abs())
@@ -143,7 +128,7 @@ def _table(rows: pd.DataFrame, value: str, plain: float, layers: list[int]) -> n
 def _map(
     ax: Axes, table: pd.DataFrame, strip: pd.Series, top: float, bar: bool, label: str
 ) -> None:
-    """One heat map, lowest source_layer at the bottom, another picture as a row of its own on top.
+    """One heat map, lowest source layer at the bottom, another picture as a row of its own on top.
 
     The row is left empty where it means nothing, so that all maps have the same rows.
     """

@@ -11,18 +11,10 @@ __all__ = ["power_by_images"]
 
 
 def power_by_images(curve: pd.DataFrame, claim: str, images: int) -> Figure:
-    """Share of simulated runs that support a true claim, by number of images.
+    """Share of simulated runs that support a true claim, by number of images (``power_curve``).
 
-    Args:
-        curve: Of ``claims.power.power_curve``.
-        claim: Its identifier, for the title.
-        images: Of the run itself; marked.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: A missing column, or no rows.
+    ``images`` of the run itself are marked; ``claim`` is the title. ValueError: a missing column,
+    or no rows.
     """
     need(curve, {"images", "supported", "refuted"}, "curve", "power_curve")
     with styled():

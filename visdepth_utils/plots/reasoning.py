@@ -1,7 +1,4 @@
-"""Figures of chains, for C5 and C7: how far they and answers move, and what a longer one costs.
-
-Same style as all ``plots``: a closed ``Figure`` is returned. Bands are 95% intervals by image.
-"""
+"""Figures of chains, for C5 and C7: how far they and answers move, and what a longer one costs."""
 
 from __future__ import annotations
 
@@ -32,13 +29,9 @@ FORCED = {"changed_chain", "changed_answer", "answer_kept"}
 def distance_curves(compared: pd.DataFrame) -> Figure:
     """Distance to the full model's output by depth: in shares that mislead, and over chance.
 
-    Args:
-        compared: ``chains.compare`` of one mode, its controls among the rows.
-
-    Returns:
-        The figure. Left: share of chains and of answers that change at all. Right: distance over
-        chance; markers at the right edge are the whole model with a picture shifted by one pixel
-        and with another picture.
+    Left: share of chains and of answers that change at all. Right: distance over chance; markers at
+    the right edge are the whole model with a picture shifted by one pixel and with another picture.
+    ``compared``: ``chains.compare`` of one mode, its controls among the rows.
 
     Raises:
         ValueError: If a column is missing, or there are no rows, or several modes.
@@ -73,16 +66,9 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
 def token_changes(compared: pd.DataFrame) -> Figure:
     """What changes token by token where both models have read the same text, and what of answers.
 
-    Args:
-        compared: As for ``distance_curves``.
-
-    Returns:
-        The figure. Left: share of tokens whose most probable one is another, in chain and answer.
-        Right: answers that change in all, and those that change with the full model's chain given
-        (the direct effect; the rest goes through the chain).
-
-    Raises:
-        ValueError: As there.
+    Left: share of tokens whose most probable one is another, in chain and answer. Right: answers
+    that change in all, and those that change with the full model's chain given (the direct effect;
+    the rest goes through the chain). Argument and errors as for ``distance_curves``.
     """
     need(compared, COMPARED | FORCED | {"mode"}, "compared", "chains.compare")
     _one_mode(compared)
@@ -105,11 +91,8 @@ def token_changes(compared: pd.DataFrame) -> Figure:
 def score_by_compute(sweep: pd.DataFrame) -> Figure:
     """Score against depth, and against what an answer costs, one curve per style.
 
-    Args:
-        sweep: ``compute.with_token_layers`` of ``truncation_sweep`` in several styles, one mode.
-
-    Returns:
-        The figure. Each point is a depth; to the right is dearer.
+    ``sweep``: ``costs.with_token_layers`` of ``truncation_sweep`` in several styles, one mode. Each
+    point is a depth; to the right is dearer.
 
     Raises:
         ValueError: If a column is missing, there are no rows, or several modes.
@@ -134,15 +117,8 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
 def corrected(rows: pd.DataFrame, name: str, x: str) -> pd.DataFrame:
     """Distance over chance at each x: ratio of means, bounds by image; 0 where nothing changes.
 
-    NaN where no image has a value at every x, as among a few images that share no question.
-
-    Args:
-        rows: Of ``chains.compare``.
-        name: ``"edit"``, ``"steps"`` or ``"flip"``.
-        x: Column of the axis.
-
-    Returns:
-        Columns ``x, mean, lo, hi``, sorted by x.
+    ``name`` is ``"edit"``, ``"steps"`` or ``"flip"``. NaN where no image has a value at every x, as
+    among a few images that share no question. Columns ``x, mean, lo, hi``, sorted by x.
     """
     tables = []
     for value in (name, f"{name}_chance"):
@@ -165,21 +141,11 @@ def corrected(rows: pd.DataFrame, name: str, x: str) -> pd.DataFrame:
 def chains_page(
     compared: pd.DataFrame, prompts: dict[str, str], depths: Sequence[int], n: int = 3
 ) -> HTML:
-    """Chains side by side, words that differ from the full model's highlighted.
+    """Chains of n samples side by side, words that differ from the full model's highlighted.
 
     Samples whose chains change at one of these depths come first, in the order of the table.
-
-    Args:
-        compared: As for ``distance_curves``.
-        prompts: Sample id -> what was asked.
-        depths: Which cuts to show beside the full model.
-        n: How many samples.
-
-    Returns:
-        A table for the notebook.
-
-    Raises:
-        ValueError: If a column is missing, or no row has one of the depths.
+    ``prompts``: sample id -> what was asked. ValueError: a column is missing, or no row has one of
+    the depths.
     """
     need(compared, COMPARED | {"output"}, "compared", "chains.compare")
     plain = compared[compared["control"] == ""]

@@ -1,7 +1,4 @@
-"""Figures of C6: what a cut costs and training gives back, and what ways to decode make of it.
-
-Same style as all ``plots``: a closed ``Figure`` is returned. Lines on the dots are 95% intervals.
-"""
+"""Figures of C6: what a cut costs and training gives back, and what ways to decode make of it."""
 
 from __future__ import annotations
 
@@ -26,13 +23,9 @@ MARKERS = {"greedy": "o", "temperature": "s", "top-p": "^", "beam": "D"}
 
 
 def recovery_dots(table: pd.DataFrame) -> Figure:
-    """Score of every state, one panel per task.
+    """Score of every state, one panel per task, of ``recovery_sweep`` with one cut.
 
-    Args:
-        table: ``recovery_sweep`` of one or several tasks, one cut.
-
-    Returns:
-        The figure. The shaded range is what the cut costs: recovery is how far it is crossed.
+    The shaded range is what the cut costs: recovery is how far it is crossed.
 
     Raises:
         ValueError: If a column is missing, or there are no rows, or several cuts.
@@ -60,14 +53,8 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
 def strategy_dots(decoded: pd.DataFrame) -> Figure:
     """Mean score by way of decoding: the spread is what the choice of strategy makes.
 
-    Args:
-        decoded: ``strategies.decode`` with a column ``state``.
-
-    Returns:
-        The figure, one panel per task; a dot per strategy and seed.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows.
+    One panel per task, a dot per strategy and seed, of ``strategies.decode`` with a column
+    ``state``. ValueError: a column is missing, or there are no rows.
     """
     need(decoded, {"task", "state", "strategy", "seed", "score"}, "decoded", "strategies.decode")
     tasks = list(dict.fromkeys(decoded["task"]))

@@ -22,18 +22,10 @@ _NUMBERS = {"verdict", "effect", "lo", "hi"}
 def specification_curve(analyses: pd.DataFrame, title: str = "") -> Figure:
     """Effects sorted by size above, the choices that each of them makes as dots below.
 
-    After Simonsohn, Simmons and Nelson (2020), Nature Human Behaviour 4, 1208-1214.
-
-    Args:
-        analyses: ``claims.specifications``: the registered analysis first.
-        title: Of the figure.
-
-    Returns:
-        The figure. Colours are verdicts; the registered analysis is black and dashed. Analyses that
-        could not be made are left out; where none could, the figure says why.
-
-    Raises:
-        ValueError: A column is missing.
+    After Simonsohn, Simmons and Nelson (2020), Nature Human Behaviour 4, 1208-1214. Colours are
+    verdicts; the registered analysis, the first of ``claims.specifications``, is black and dashed.
+    Analyses that could not be made are left out; where none could, the figure says why. ValueError:
+    a column is missing.
     """
     need(analyses, _NUMBERS, "analyses", "specifications")
     choices = [name for name in analyses if name not in _NUMBERS | {"reason"}]

@@ -1,7 +1,4 @@
-"""Figures of truncation, for C4: what is left at each depth, by task, token and meaning.
-
-Same style as all ``plots``: a closed ``Figure`` is returned. Bands are 95% intervals by image.
-"""
+"""Figures of truncation, for C4: what is left at each depth, by task, token and meaning."""
 
 from __future__ import annotations
 
@@ -51,16 +48,15 @@ def retention_curves(
 ) -> Figure:
     """What is left at each depth: share of the gain of all tasks, score of each, likeness of texts.
 
+    A task without a clear gain by the picture has no share, and is named as such; so is one whose
+    gain is not known (one image, or no score without the picture).
+
     Args:
         sweep: ``truncation_sweep`` of one mode and any tasks, with answers.
         conditions: ``evaluate`` without the picture and with another one, on the same samples;
             without it the floor of the gain is depth 0.
         texts: Tasks whose BLEU, ROUGE-L and chrF are drawn, against the reference and against the
             full model's own output.
-
-    Returns:
-        The figure. A task without a clear gain by the picture has no share, and is named as such;
-        so is one whose gain is not known (one image, or no score without the picture).
 
     Raises:
         ValueError: If a column is missing, there are no rows, no answers, or several modes, or if
@@ -113,15 +109,10 @@ def retention_curves(
 
 
 def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
-    """Divergence per answer token under teacher forcing, by depth and task.
+    """Divergence per answer token under teacher forcing, by depth and task, of one mode.
 
-    Args:
-        token_kl: ``token_kl`` of one mode and any tasks.
-
-    Returns:
-        The figure: nats per token, and share of tokens whose most probable one changed, averaged
-        over the tokens of an answer first. The last depth is the full model, 0 by definition, and
-        not drawn.
+    Nats per token, and share of tokens whose most probable one changed, averaged over the tokens of
+    an answer first. The last depth is the full model, 0 by definition, and not drawn.
 
     Raises:
         ValueError: If a column is missing, there are no rows, several modes, or one depth only.
@@ -154,13 +145,7 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
 
 
 def modes_compared(table: pd.DataFrame) -> Figure:
-    """Score and unchanged answers by depth, for each meaning of truncation.
-
-    Args:
-        table: ``truncation_sweep`` of one task, in several modes and implementations.
-
-    Returns:
-        The figure.
+    """Score and unchanged answers by depth, for each meaning of truncation, of one task.
 
     Raises:
         ValueError: If a column is missing, there are no rows, no answers, or several tasks.
@@ -194,14 +179,13 @@ def read_or_process(
 ) -> Figure:
     """Share of the gain kept when image tokens are frozen and when they are removed, by depth.
 
+    One panel per task; a task without a clear gain by the picture says so.
+
     Args:
         sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, any tasks; controls of
             freezing are drawn where they are there. Of each mode depth L as well.
         conditions: ``evaluate`` without the picture; without it the floor is depth 0 of "remove".
         margin: Loss that does not count; its line is drawn.
-
-    Returns:
-        The figure, one panel per task; a task without a clear gain by the picture says so.
 
     Raises:
         ValueError: If a column is missing, or there are no rows or no answers.

@@ -1,7 +1,4 @@
-"""The figure of notebook 10: the effect of every claim on every model, with its interval.
-
-Same style as all ``plots``: a closed ``Figure`` is returned.
-"""
+"""The figure of notebook 10: the effect of every claim on every model, with its interval."""
 
 from __future__ import annotations
 
@@ -22,15 +19,8 @@ __all__ = ["effects_by_model"]
 def effects_by_model(verdicts: pd.DataFrame, columns: int = 3) -> Figure:
     """One small panel per claim: effect and interval of each model, coloured by the verdict.
 
-    Args:
-        verdicts: ``replication.all_verdicts``.
-        columns: Panels in a row.
-
-    Returns:
-        The figure. A cross is the control; a model without an effect has no dot.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows.
+    Of ``all_verdicts``. A cross is the control; a model without an effect has no dot. ValueError: a
+    column is missing, or there are no rows.
     """
     need(
         verdicts,

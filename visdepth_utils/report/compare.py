@@ -24,17 +24,10 @@ def judge(
     other: float | None,
     others: Sequence[float | None],
 ) -> str:
-    """Say whether two values differ beyond noise.
+    """Say whether two values, each with its two bounds, differ beyond noise (see ``RULE``).
 
-    Args:
-        value: Of one run; None where it was not measured.
-        interval: Its two bounds, None where they were not reached.
-        other: Of the other run.
-        others: Its bounds.
-
-    Returns:
-        "equal", "within noise", "unclear", "beyond noise" (see ``RULE``), or why that cannot be
-        said: "not measured", "no interval".
+    None is what was not measured or reached. Gives "equal", "within noise", "unclear", "beyond
+    noise", or why that cannot be said: "not measured", "no interval".
     """
     if value is None or other is None:
         return "equal" if value is other else "not measured"
@@ -49,18 +42,11 @@ def judge(
 
 
 def comparison_rows(one: Path, two: Path) -> list[dict[str, str]]:
-    """Compare the verdicts of two runs.
+    """Compare the verdicts of two runs, one row of text per claim; a claim that one lacks says so.
 
     Verdicts are paired by claim and model; what is left over by claim alone, so that runs of two
-    models can be compared.
-
-    Args:
-        one: Folder of a run.
-        two: Folder of another.
-
-    Returns:
-        One row per claim as text: ``claim, verdicts`` (equal or both), ``effect_1, effect_2,
-        images, difference``; a claim that one run lacks says so.
+    models can be compared. Keys: ``claim, verdicts`` (equal or both), ``effect_1, effect_2, images,
+    difference``.
     """
     rows = []
     for first, second in _pairs(read_claims(one), read_claims(two)):
@@ -80,15 +66,7 @@ def comparison_rows(one: Path, two: Path) -> list[dict[str, str]]:
 
 
 def settings_that_differ(one: Path, two: Path) -> list[tuple[str, str, str]]:
-    """What was set or used differently, by what the runs say of themselves.
-
-    Args:
-        one: Folder of a run.
-        two: Folder of another.
-
-    Returns:
-        Rows (name, value in the first, value in the second).
-    """
+    """What was set or used differently: rows (name, value in one, value in two)."""
     facts = [_facts(read_provenance(folder)) for folder in (one, two)]
     names = dict.fromkeys(name for known in facts for name in known)
     rows = [(name, *(known.get(name, "unknown") for known in facts)) for name in names]
@@ -96,15 +74,9 @@ def settings_that_differ(one: Path, two: Path) -> list[tuple[str, str, str]]:
 
 
 def comparison_text(one: Path, two: Path) -> str:
-    """Everything that differs, as plain text.
+    """Everything that differs between two runs, as plain text.
 
-    Args:
-        one: Folder of a run.
-        two: Folder of another.
-
-    Returns:
-        Settings that differ, the table of claims, the parts of verdicts that differ beyond noise,
-        and the rule.
+    Settings, the table of claims, the parts of verdicts that differ beyond noise, and the rule.
     """
     names = [one.name, two.name] if one.name != two.name else [str(one), str(two)]
     rows = comparison_rows(one, two)

@@ -15,9 +15,6 @@ __all__ = ["read_outputs"]
 def read_outputs(folder: Path) -> list[dict[str, Any]]:
     """What the page embeds: outputs cut into words, with those that changed.
 
-    Args:
-        folder: Of the run.
-
     Returns:
         One entry per task and style: ``name, mode, divergence, measured, samples``; a sample has
         ``prompt, reference, pictures, rows``, a row ``depth, words, added`` (places of words that

@@ -16,16 +16,11 @@ _HOW = re.compile(r"\*\*How to read it\.\*\* *(.+?)(?:\n\s*\n|\Z)", re.DOTALL)
 
 
 def run_figures(folder: Path) -> list[dict[str, str]]:
-    """Every figure of a run.
+    """Every figure of a run, in the order in which the notebooks draw them.
 
-    Args:
-        folder: Of the run.
-
-    Returns:
-        One dictionary per figure: ``name``, ``title`` and ``how`` (heading of the section it
-        stands in, and how the notebook says to read it; of a figure that no notebook of the run
-        draws the title is its name and ``how`` is empty), and ``uri``, sharp SVG where it is small
-        enough. In the order in which the notebooks draw them.
+    Each has ``name``, ``title`` and ``how`` (heading of the section it stands in, and how the
+    notebook says to read it; of a figure that no notebook of the run draws the title is its name
+    and ``how`` is empty), and ``uri``, sharp SVG where it is small enough.
     """
     said: dict[str, tuple[str, str]] = {}
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
@@ -48,13 +43,9 @@ def run_figures(folder: Path) -> list[dict[str, str]]:
 
 
 def notebook_figures(notebook: Path) -> dict[str, tuple[str, str]]:
-    """What a notebook says of the figures that it draws.
+    """Name of each figure that a notebook draws -> heading of its section, and how to read it.
 
-    Args:
-        notebook: The file; a damaged one says nothing.
-
-    Returns:
-        Name of the figure -> heading of its section, and how to read it, said once per section.
+    The latter is said once per section. A damaged notebook says nothing.
     """
     try:
         cells = read_notebook(notebook).cells

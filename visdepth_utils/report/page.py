@@ -24,12 +24,8 @@ _HERE = Path(__file__).parent
 def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
     """Write report.html from what a run has: tables, figures and verdicts, no model, no data.
 
-    Args:
-        folder: Of the run.
-        notebooks: Names without ending, in order; those not run are named as such.
-
-    Returns:
-        The file. It holds its pictures and needs no network; executed notebooks lie beside it.
+    It holds its pictures and needs no network; executed notebooks lie beside it. ``notebooks``:
+    names without ending, in order; those not run are named as such.
     """
     figures = run_figures(folder)
     sections = claim_sections(folder, figures)
@@ -64,14 +60,7 @@ def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
 
 
 def notebooks_of(folder: Path) -> list[str]:
-    """Notebooks that a run has executed or tried to, in order.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Names without ending.
-    """
+    """Names of the notebooks that a run has executed or tried to, in order."""
     files = {file.stem for file in (folder / "notebooks").glob("[0-9][0-9]_*.ipynb")}
     return sorted(files | set(_ran(read_provenance(folder))))
 

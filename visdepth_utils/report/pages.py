@@ -29,13 +29,8 @@ _TAGS = re.compile(r'<script src=""></script>\s*|<script type="module">.*?</scri
 def notebook_page(folder: Path, name: str) -> str | None:
     """Write the page of an executed notebook, if it is older than the notebook.
 
-    Args:
-        folder: Of the run.
-        name: Of the notebook, without ending.
-
-    Returns:
-        Its address seen from the run's folder: HTML where nbconvert (it comes with JupyterLab) is
-        there, else the notebook itself; None if that was not run.
+    Gives its address seen from the run's folder: HTML where nbconvert (it comes with JupyterLab) is
+    there, else the notebook itself; None if that was not run.
     """
     source = folder / "notebooks" / f"{name}.ipynb"
     if not source.exists():

@@ -14,16 +14,10 @@ __all__ = ["claim_sections", "flat_rows", "shown_table"]
 def claim_sections(folder: Path, figures: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Everything a run has on each claim, as text ready to be shown.
 
-    Args:
-        folder: Of the run.
-        figures: With ``name``, from the run; those whose number is that of a claim's notebook
-            are taken.
-
-    Returns:
-        One dictionary per claim with a verdict or a figure, in the order of claims.yaml, those not
-        registered last: ``claim, title, words`` (of the paper), ``quoted, where, supports, refutes,
-        unstated, notebook, settings, figures`` and ``verdicts``, each a row of ``verdict_rows`` and
-        its ``thresholds, details, controls``.
+    One dictionary per claim with a verdict or a figure (its number is that of the claim's
+    notebook), in the order of claims.yaml, those not registered last: ``claim, title, words`` (of
+    the paper), ``quoted, where, supports, refutes, unstated, notebook, settings, figures`` and
+    ``verdicts``, each a row of ``verdict_rows`` and its ``thresholds, details, controls``.
     """
     registered = load_claims()["claims"]
     runs = read_provenance(folder).get("notebooks") or {}
@@ -71,12 +65,8 @@ def flat_rows(value: Any, path: str = "") -> list[tuple[str, str]]:
 def shown_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
     """Rows of a table as text, a value and its bounds in one cell, empty columns left out.
 
-    Args:
-        rows: Column -> value, as in claims.json; ``lo`` and ``hi`` bound the column before them.
-
-    Returns:
-        ``head`` (names of the columns) and ``body`` (lists of cells: text, and whether it is a
-        number).
+    ``lo`` and ``hi`` bound the column before them. Gives ``head`` (names of the columns) and
+    ``body`` (lists of cells: text, and whether it is a number).
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     bounded = {"lo", "hi"} <= set(names) and names.index("lo") > 0

@@ -22,19 +22,14 @@ __all__ = [
 
 
 def verdict_rows(folder: Path) -> list[dict[str, str]]:
-    """The verdicts of a run, as text ready to be shown.
+    """The verdicts of a run, as text ready to be shown, a dictionary each.
 
-    Args:
-        folder: Of the run.
-
-    Returns:
-        One dictionary per verdict: ``claim``, ``verdict``, ``label`` (verdict, and whether it
-        is fragile), ``effect`` (with interval) and ``effect_label`` (what it is),
-        ``control`` and ``control_label``, ``images`` (a dash where a verdict rests on none, as of
-        other verdicts), ``source`` (of the data), ``model``,
-        ``statement``, ``reason``, ``notebook``, ``colour``; ``plain`` (verdict of the plain
-        reading) with ``plain_effect``, ``plain_colour`` and ``separates``, ``analyses`` (how many
-        agree) and ``rules`` (their registration), each a dash where the entry has none.
+    Keys: ``claim``, ``verdict``, ``label`` (verdict, and whether it is fragile), ``effect`` (with
+    interval) and ``effect_label`` (what it is), ``control`` and ``control_label``, ``images`` (a
+    dash where a verdict rests on none, as of other verdicts), ``source`` (of the data), ``model``,
+    ``statement``, ``reason``, ``notebook``, ``colour``; ``plain`` (verdict of the plain reading)
+    with ``plain_effect``, ``plain_colour`` and ``separates``, ``analyses`` (how many agree) and
+    ``rules`` (their registration), each a dash where the entry has none.
     """
     return [
         {
@@ -61,14 +56,9 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
-    """The verdict table in plain text.
+    """The verdict table in plain text, columns aligned.
 
-    Args:
-        folder: Of the run.
-        broken: Notebook to error, for the line that says why verdicts may be missing.
-
-    Returns:
-        Several lines, columns aligned.
+    ``broken``: notebook to error, for the line that says why verdicts may be missing.
     """
     rows = verdict_rows(folder)
     if not rows:
@@ -108,10 +98,7 @@ def plain_words(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def control_words(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Name of the control and what is said of it; no name where that is "control" itself.
-
-    The name stands in a column or after a word that says so.
-    """
+    """Name of the control, empty where that is "control" itself, and what is said of it."""
     name, _, note = str(entry.get("control_label") or "").partition(", ")
     return ("" if name == "control" else name), note
 

@@ -199,11 +199,10 @@ def render(scene: Scene, seed: int) -> Image.Image:
 def patch_labels(scene: Scene, patch: int = 8) -> dict[str, np.ndarray]:
     """What each patch should know, for the vision tower's training: label 0 means none.
 
-    Returns:
-        `colour`, `shape`, `size`, `row`, `column`, `tens`, `ones`: int64 arrays of (SIZE/patch)^2
-        labels in reading order. In a shapes world a patch is told of the object of the cell its
-        centre lies in; in a chart, of the bar whose column its centre lies in or is nearest to
-        (within one patch).
+    `colour`, `shape`, `size`, `row`, `column`, `tens`, `ones`: int64 arrays of (SIZE/patch)^2
+    labels in reading order. In a shapes world a patch is told of the object of the cell its centre
+    lies in; in a chart, of the bar whose column its centre lies in or is nearest to (within one
+    patch).
     """
     side = SIZE // patch
     labels = {

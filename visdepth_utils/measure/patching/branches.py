@@ -27,15 +27,7 @@ their state and stay readable.
 
 
 def check_depths(vlm: VLM, depths: str | Sequence[int], mode: str = "remove") -> list[int]:
-    """Turn what the user asked for into depths, in order.
-
-    Args:
-        vlm: The model.
-        depths: ``"all"`` or numbers in 0..L.
-        mode: One of MODES.
-
-    Returns:
-        Sorted depths without repeats.
+    """Depths asked for, ``"all"`` or numbers in 0..L, sorted and without repeats.
 
     Raises:
         ValueError: Unknown mode, no depths, one outside 0..L, or one that this mode cannot cut at.
@@ -121,17 +113,10 @@ def truncation(
     mode: str = "remove",
     frozen: Callable[[int], torch.Tensor] | None = None,
 ) -> Branches:
-    """One row per depth.
+    """One row per depth, of a prefill made with ``kept_for_truncation``.
 
-    Args:
-        pre: The plain pass, made with ``kept_for_truncation``.
-        depths: In order, from ``check_depths``.
-        mode: One of MODES.
-        frozen: For ``"freeze"``: depth -> states (B, M, D) of the M image tokens that later layers
-            read in the place of the samples' own; None for the own.
-
-    Returns:
-        The rows.
+    ``frozen``, for ``"freeze"``: depth -> states (B, M, D) of the M image tokens that later layers
+    read in the place of the samples' own; None for the own.
     """
     enc = pre.enc
     may_move = reached(pre.vlm, enc, enc.is_image)
@@ -157,9 +142,7 @@ def truncation(
 def first_positions(positions: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Position id of each sample's first token, (B, 1): 0, or 1 where a family counts from there.
 
-    Args:
-        positions: (..., B or 1, S), as the rotary embedding took them.
-        attended: bool (B, S).
+    ``positions`` (..., B or 1, S) as the rotary embedding took them; ``attended`` bool (B, S).
     """
     one_axis = positions.reshape(-1, *positions.shape[-2:])[0].expand_as(attended)
     return one_axis.gather(1, attended.long().argmax(1, keepdim=True))
@@ -171,9 +154,6 @@ def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
     Text before the image cannot have seen it; its states stay. Special tokens that follow text
     count as text here, because the answer is read off at one of them (the end of a chat template);
     those that belong to an image (row breaks, end of vision) are of neither kind.
-
-    Raises:
-        ValueError: Unknown modality, or a sample without such tokens.
     """
     if modality not in ("image", "text"):
         raise ValueError(f"modality {modality!r} is unknown: use 'image' or 'text'")
@@ -190,7 +170,7 @@ def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
 
 
 def check_layers(vlm: VLM, layers: Sequence[int], modality: str) -> list[int]:
-    """Layers at which states of ``modality`` can be replaced.
+    """Layers, sorted, at which states of ``modality`` can be replaced.
 
     Raises:
         ValueError: None given, one outside 0..L-1, or image states below the last layer after which
@@ -217,16 +197,10 @@ def substitution(
     states: Sequence[torch.Tensor],
     modality: str,
 ) -> Branches:
-    """One row per (layer, states): these states take the place of the plain ones there.
+    """One row per layer, in order: ``states`` (B, n, D) take the place of the plain ones there.
 
-    Args:
-        pre: The plain pass; must have kept every token that ``rerun`` names.
-        layers: Layer of each row, not decreasing.
-        states: (B, n, D) of each row, for the n tokens of ``Index.of(replaceable(...))``.
-        modality: ``"image"`` or ``"text"``.
-
-    Returns:
-        The rows.
+    They are of the n tokens of ``Index.of(replaceable(...))``; the prefill must have kept every
+    token of ``moved_tokens``.
     """
     chosen = replaceable(pre.enc, modality)
     may_move = moved_tokens(pre.vlm, pre.enc, chosen)

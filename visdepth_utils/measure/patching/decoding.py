@@ -21,12 +21,9 @@ from visdepth_utils.models.parts import check_rope, embed, head, rotary_angles, 
 class _Shelf:
     """Keys and values of one layer, and which row may read which of them.
 
-    Attributes:
-        keys: (B, H, room, head size), ``used`` columns of it filled.
-        values: The same.
-        seen: bool (B, R, room).
-        age: int64 (B, 2, room), how far back each key lies from the first new token, counted over
-            all tokens and over those that are left; None in layers without a window.
+    ``keys`` and ``values`` are (B, H, room, head size), ``used`` columns filled; ``seen`` is bool
+    (B, R, room). ``age`` (B, 2, room): how far back each key lies from the first new token, counted
+    over all tokens and over those that are left; None in layers without a window.
     """
 
     def __init__(self, pre: Prefill, done: Rerun, layer: int, room: int) -> None:
@@ -126,17 +123,10 @@ def greedy(
     max_new_tokens: int,
     stop: Sequence[int] = (),
 ) -> list[list[list[int]]]:
-    """Decode every row of every sample to its end.
+    """Decode every row of every sample to its end, from the first new token's logits (B, R, V).
 
-    Args:
-        pre: The plain pass.
-        done: The rerun, with its keys and values kept; they are taken over, layer by layer.
-        logits: (B, R, V), the first new token's.
-        max_new_tokens: Budget of an answer.
-        stop: Ids that end an answer.
-
-    Returns:
-        Token ids by sample and row, with the one that ended it.
+    Gives token ids by sample and row, with the one of ``stop`` that ended them. The keys and values
+    of ``done`` are taken over, layer by layer.
     """
     check_rope(pre.vlm, pre.enc, max_new_tokens)
     n_samples, n_rows = logits.shape[:2]

@@ -31,11 +31,9 @@ _OWN = ("attention_mask", "position_embeddings", "position_ids", "past_key_value
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Some tokens of every sample, in order, right-aligned.
+    """Some tokens of every sample, in order, right-aligned: ``at`` (B, T), their places.
 
-    Attributes:
-        at: int64 (B, T), positions in the padded sequence.
-        valid: bool (B, T), False where a sample has fewer than T tokens.
+    ``valid`` is False where a sample has fewer than T tokens.
     """
 
     at: torch.Tensor
@@ -127,19 +125,11 @@ class Prefill:
 
 @torch.no_grad()
 def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
-    """Run the untouched model once and keep what reruns need.
-
-    Args:
-        vlm: The model.
-        enc: A batch.
-        keep: bool (B, S), tokens whose states are kept at all layers.
-
-    Returns:
-        The record of the pass.
+    """Run the untouched model once and keep the states of the tokens in ``keep``, bool (B, S).
 
     Raises:
-        ValueError: Attention without a mask per layer, layers without keys, a family whose masks
-            or output head do not follow the rules that reruns rely on, or NaN (names the layer).
+        ValueError: Attention without a mask per layer, layers without keys, a family whose masks or
+            output head do not follow the rules that reruns rely on, or NaN (names the layer).
     """
     refuse_unmaskable(vlm)
     index = Index.of(keep)

@@ -24,12 +24,9 @@ from visdepth_utils.models.parts import Angles, head, mask_for
 class Rerun:
     """The outcome of a rerun.
 
-    Attributes:
-        rows: What was run.
-        states: (B, R, T', D), the last T' of the moved tokens after the last layer.
-        keys: Per layer (B, n, H, M + T, head size) of the n rows started by then, frozen tokens
-            first; empty list if not kept.
-        values: As ``keys``.
+    ``states`` (B, R, T', D): the last T' of the moved tokens after the last layer. ``keys`` and
+    ``values``: per layer (B, n, H, M + T, head size) of the n rows started by then, frozen tokens
+    first; empty if not kept.
     """
 
     rows: Branches
@@ -42,18 +39,9 @@ class Rerun:
 def rerun(pre: Prefill, rows: Branches, keep_cache: bool = True, tail: int = 1) -> Rerun:
     """Run the moved tokens of all rows through the layers above their starts.
 
-    Args:
-        pre: The plain pass; the moved tokens' states must have been kept.
-        rows: The variants.
-        keep_cache: Keep the new keys and values; decoding needs them.
-        tail: How many of the last tokens are wanted after the last layer. Of the others that layer
-            needs keys and values only, so nothing else of it is computed for them.
-
-    Returns:
-        States after the last layer, for every row.
-
-    Raises:
-        ValueError: If ``starts`` decrease.
+    Starts must not decrease (ValueError). Decoding needs ``keep_cache``: the new keys and values.
+    ``tail`` is how many of the last tokens are wanted after the last layer; for the others that
+    layer makes keys and values only.
     """
     starts = list(rows.starts)
     if starts != sorted(starts):
@@ -111,10 +99,8 @@ def _layer(
     """One layer on the moved tokens (B, n, T, D) of n rows.
 
     Where many keys of the plain pass are read by few tokens, several rows stand side by side on the
-    sequence axis and share one copy of those keys; a mask keeps the rows apart.
-
-    Returns:
-        States (B, n, wanted, D) of the last tokens; keys and values (B, n, H, T, head size) of all.
+    sequence axis and share one copy of those keys; a mask keeps the rows apart. Gives states (B, n,
+    wanted, D) of the last tokens; keys and values (B, n, H, T, head size) of all.
     """
     n_samples, n, width = hidden.shape[:3]
     n_context = len(rows.context)
@@ -160,11 +146,7 @@ def _layer(
 
 
 def _apart(mask: torch.Tensor, side: int, n_context: int) -> torch.Tensor:
-    """A row's mask (B, q, C + T) for ``side`` rows: the context is shared, other rows are not read.
-
-    Returns:
-        Bool (B, side * q, C + side * T).
-    """
+    """A row's mask (B, q, C + T) for ``side`` rows that share C: (B, side * q, C + side * T)."""
     if side == 1:
         return mask
     shared, own = mask[..., :n_context], mask[..., n_context:]
@@ -178,10 +160,7 @@ def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
 
 
 def _just_causal(pre: Prefill, rows: Branches, layer: int) -> bool:
-    """Whether whole unpadded sequences run again in a layer that the model runs without a mask.
-
-    Attention has a faster kernel for that.
-    """
+    """Whether whole unpadded sequences run again with no mask: that has a faster kernel."""
     alone = not len(rows.context) and rows.frozen is None and rows.closed is None
     whole = len(rows.moved) == pre.attended.shape[1] and bool(pre.attended.all())
     return alone and whole and pre.causal[layer]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from visdepth_utils.data.tasks import load_task
     from visdepth_utils.measure.distillation import Distillation
     from visdepth_utils.measure.geometry.layer_geometry import layer_geometry
+    from visdepth_utils.measure.hiding import Hide, hiding_sweep
     from visdepth_utils.measure.interventions import substituted, truncated
     from visdepth_utils.measure.reasoning import reasoning_sweep
     from visdepth_utils.measure.recovery import distill
@@ -34,7 +35,9 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOME = {
     "Distillation": "measure.distillation",
+    "Hide": "measure.hiding",
     "capture": "models.hooks",
+    "hiding_sweep": "measure.hiding",
     "substituted": "measure.interventions",
     "truncated": "measure.interventions",
     "distill": "measure.recovery",
@@ -51,8 +54,10 @@ _HOME = {
 
 __all__ = [
     "Distillation",
+    "Hide",
     "capture",
     "distill",
+    "hiding_sweep",
     "judge",
     "layer_geometry",
     "load_task",

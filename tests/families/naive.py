@@ -134,6 +134,27 @@ def truncate(
         handle.remove()
 
 
+def hide(
+    vlm: VLM, enc: Encoded, layers: range, gone: torch.Tensor, readers: str, prompt: int
+) -> torch.Tensor:
+    """Logits (S, V); in ``layers`` the readers do not read ``gone`` (of the first ``prompt``)."""
+    n, image = enc.is_image.shape[1], enc.is_image[0]
+
+    def change(i: int, hidden: torch.Tensor, kwargs: dict) -> torch.Tensor:
+        if i not in layers:
+            return hidden
+        table = visible(kwargs["attention_mask"], n).clone()
+        for query in (~image).nonzero()[:, 0].tolist():
+            if readers != "all" and (query >= prompt - 1) != (readers == "answer"):
+                continue
+            for key in gone.nonzero()[:, 0].tolist():
+                table[query, key] = False
+        kwargs["attention_mask"] = torch.where(table, 0.0, torch.finfo(hidden.dtype).min)[None, None]
+        return hidden
+
+    return run(vlm, enc, change)
+
+
 def substitute(
     vlm: VLM, enc: Encoded, layer: int, where: torch.Tensor, states: torch.Tensor
 ) -> torch.Tensor:

@@ -41,23 +41,9 @@ FROZEN_OTHER = ("freeze other image", "freeze noise")
 NOISE_IMAGES, NOISE_TOKENS = 16, 64
 """Pictures, and tokens of each, that the moments of the noise come from."""
 
-COLUMNS = (
-    *LABELS,
-    "mode",
-    "implementation",
-    "depth",
-    "output",
-    "n_tokens",
-    "correct",
-    "same",
-    "bleu",
-    "rouge",
-    "chrf",
-    "bleu_full",
-    "rouge_full",
-    "chrf_full",
-    "kl",
-)
+SCORES = ("correct", "same", "bleu", "rouge", "chrf", "bleu_full", "rouge_full", "chrf_full")
+MEASURED = ("output", "n_tokens", *SCORES, "kl")
+COLUMNS = (*LABELS, "mode", "implementation", "depth", *MEASURED)
 
 
 def truncation_sweep(
@@ -135,7 +121,7 @@ def truncation_sweep(
         return _masked(vlm, block, run, mode, budget, rows, strange, bank, seed)
 
     found = pd.DataFrame(in_blocks(samples, len(run), max_rows, measure, progress, "truncation"))
-    table = _scored(found, samples, vlm.n_layers, budget > 0)
+    table = scored(found, samples, vlm.n_layers, budget > 0)
     table = table.assign(mode=mode, implementation=implementation)
     columns = [*COLUMNS, *(["token_ids", "end"] if with_token_ids else [])]
     return table.loc[table["depth"].isin(asked), columns].reset_index(drop=True)
@@ -180,7 +166,7 @@ def _masked(
             texts = decode_answers(vlm, said[b]) if said else [None] * len(part)
             tokens = said[b] if said else [[]] * len(part)
             for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
-                found[b].append(_row(sample, depth, text, *without_end(ids, stop), value))
+                found[b].append(row_of(sample, depth, text, *without_end(ids, stop), value))
     return [row for rows in found for row in rows]
 
 
@@ -234,13 +220,14 @@ def _physical(
             text = decode_answers(vlm, [ids])[0] if budget else None
             value = float(kl_divergence(full, logits))
             said = without_end(ids if budget else [], stop)
-            out.append(_row(sample, depth, text, *said, value))
+            out.append(row_of(sample, depth, text, *said, value))
     return out
 
 
-def _row(
+def row_of(
     sample: Sample, depth: int, text: str | None, ids: list[int], end: int | None, kl: float
 ) -> dict[str, Any]:
+    """One answer, not scored yet."""
     return {
         **sample.labels(),
         "depth": depth,
@@ -252,13 +239,12 @@ def _row(
     }
 
 
-def _scored(
+def scored(
     found: pd.DataFrame, samples: Sequence[Sample], full_depth: int, generated: bool
 ) -> pd.DataFrame:
-    """Add the scores of the outputs, against the reference and against the full model."""
+    """Add the scores of the outputs, against the reference and against those at ``full_depth``."""
     if not generated:
-        empty = ("correct", "same", "bleu", "rouge", "chrf", "bleu_full", "rouge_full", "chrf_full")
-        return found.assign(**dict.fromkeys(empty, float("nan")))
+        return found.assign(**dict.fromkeys(SCORES, float("nan")))
     by_id = {sample.id: sample for sample in samples}
     full = found[found["depth"] == full_depth].set_index("sample")["output"]
     own, base = found["output"].tolist(), found["sample"].map(full).tolist()

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from visdepth_utils.models.vlm import VLM
 
 
+READERS = ("all", "question", "answer")
+"""all: every token but the image's; question: those before the prompt's last; answer: the prompt's
+last token and those generated, at which the answer is read off.
+"""
+
 MODES = ("remove", "renumber", "freeze")
 """remove: rows gone, positions kept; renumber: rows gone, positions closed up; freeze: rows keep
 their state and stay readable.
@@ -107,6 +112,11 @@ def kept_for_truncation(vlm: VLM, enc: Encoded, mode: str) -> torch.Tensor:
     return moved if mode == "freeze" else moved & ~enc.is_image
 
 
+def kept_for_hiding(vlm: VLM, enc: Encoded) -> torch.Tensor:
+    """Tokens whose states change when some text does not read the image, bool (B, S)."""
+    return reached(vlm, enc, image_spans(enc) & ~enc.is_image)
+
+
 def truncation(
     pre: Prefill,
     depths: Sequence[int],
@@ -136,6 +146,46 @@ def truncation(
         frozen=images,
         frozen_state=None if images is None else lambda row: frozen(depths[row]),
         closed=closed,
+    )
+
+
+def hiding(
+    pre: Prefill,
+    first: Sequence[int],
+    until: Sequence[int],
+    keys: torch.Tensor,
+    readers: Sequence[str],
+) -> Branches:
+    """One row per window of layers in which some image tokens are hidden.
+
+    Args:
+        pre: The plain pass, made with ``kept_for_hiding``.
+        first: First layer of each row, not decreasing.
+        until: Layer from which each row reads all again.
+        keys: bool (B, R, S), image tokens that are hidden.
+        readers: From whom, of each row; one of READERS.
+
+    Returns:
+        The rows.
+    """
+    enc = pre.enc
+    may_move = kept_for_hiding(pre.vlm, enc)
+    after = image_spans(enc) & pre.attended & ~enc.is_image
+    last = torch.zeros_like(after)
+    last[:, -1] = True
+    kinds = {"all": after, "question": after & ~last, "answer": last}
+    moved = Index.of(may_move)
+    return Branches(
+        starts=list(first),
+        moved=moved,
+        context=Index.of(pre.attended & ~may_move),
+        initial=lambda row: pre.state(first[row], moved),
+        hiding=Hiding(
+            keys=keys,
+            readers=torch.stack([kinds[name] for name in readers], 1),
+            answers=[name != "question" for name in readers],
+            until=list(until),
+        ),
     )
 
 
@@ -226,6 +276,23 @@ def substitution(
 
 
 @dataclass(frozen=True, eq=False)
+class Hiding:
+    """Keys that stay where they are and are not read, by row.
+
+    Attributes:
+        keys: bool (B, R, S), what is not read.
+        readers: bool (B, R, S), tokens of the prompt that do not read it.
+        answers: Whether the tokens that are generated do not read it either, of each row.
+        until: Layer from which it is read again, of each row.
+    """
+
+    keys: torch.Tensor
+    readers: torch.Tensor
+    answers: Sequence[bool]
+    until: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Branches:
     """R variants of a prefilled batch.
 
@@ -239,6 +306,7 @@ class Branches:
         frozen_state: Row number -> their states (B, M, D), the same at all layers.
         closed: Position ids (B, S) from ``starts`` on; None keeps the plain ones. With them,
             sliding windows count tokens that are left.
+        hiding: What the rows do not read from ``starts`` on, though it is there; None for nothing.
     """
 
     starts: Sequence[int]
@@ -248,6 +316,17 @@ class Branches:
     frozen: Index | None = None
     frozen_state: Callable[[int], torch.Tensor] | None = None
     closed: torch.Tensor | None = None
+    hiding: Hiding | None = None
+
+
+def hidden_from(rows: Branches, layer: int, n: int) -> torch.Tensor:
+    """What the moved tokens of the first n rows do not read here, bool (B, n, T, context + T)."""
+    hiding = rows.hiding
+    now = torch.tensor([layer < until for until in hiding.until[:n]], device=hiding.keys.device)
+    groups = (rows.context, rows.moved)
+    keys = [torch.stack([g.take(row) for row in hiding.keys.unbind(1)[:n]], 1) for g in groups]
+    readers = torch.stack([rows.moved.take(row) for row in hiding.readers.unbind(1)[:n]], 1)
+    return readers[..., None] & torch.cat(keys, 2)[:, :, None] & now[:, None, None]
 
 
 def row_mask(pre: Prefill, rows: Branches, layer: int) -> torch.Tensor:

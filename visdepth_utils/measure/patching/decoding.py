@@ -53,6 +53,11 @@ class _Shelf:
             if started:
                 first = n_plain + row * width
                 self.seen[:, row, first : first + width] = mine
+            hiding = rows.hiding
+            if started and hiding and hiding.answers[row] and layer < hiding.until[row]:
+                gone = hiding.keys[:, row]
+                self.seen[:, row, :n_plain] &= ~gone
+                self.seen[:, row, first : first + width] &= ~rows.moved.take(gone)
         self.size = window(pre.vlm, layer)
         self.age = self._ages(pre, rows, layer, size) if self.size else None
 

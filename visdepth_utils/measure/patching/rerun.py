@@ -15,7 +15,13 @@ from typing import Any
 
 import torch
 
-from visdepth_utils.measure.patching.branches import Branches, angles_for, positions_for, row_mask
+from visdepth_utils.measure.patching.branches import (
+    Branches,
+    angles_for,
+    hidden_from,
+    positions_for,
+    row_mask,
+)
 from visdepth_utils.measure.patching.prefill import Index, Prefill
 from visdepth_utils.models.parts import Angles, head, mask_for
 
@@ -104,7 +110,8 @@ def _layer(
     """
     n_samples, n, width = hidden.shape[:3]
     n_context = len(rows.context)
-    most = 1 if still is not None else max(1, n_context // (2 * width))
+    together = still is None and rows.hiding is None
+    most = max(1, n_context // (2 * width)) if together else 1
     groups = -(-n // most)
     side = -(-n // groups)  # rows side by side; the last group may be filled up with empty ones
     filled = groups * side - n
@@ -112,28 +119,27 @@ def _layer(
     packed = packed.reshape(n_samples * groups, side * width, -1)
     before = _context(pre, rows, layer, groups, still)
     places = _places(pre, layer, rows.moved, groups, rows.closed, side)
-    mask = row_mask(pre, rows, layer)
+    mask = row_mask(pre, rows, layer)[:, -wanted:]
+    if rows.hiding is None:
+        apart = _repeat(_apart(mask, side, n_context), groups)
+    else:
+        apart = (mask[:, None] & ~hidden_from(rows, layer, n)[:, :, -wanted:]).flatten(0, 1)
     if wanted == width:
         cache = Splice(*before)
-        apart = (
-            None
-            if _just_causal(pre, rows, layer)
-            else _repeat(_apart(mask, side, n_context), groups)
-        )
+        apart = None if _just_causal(pre, rows, layer) else apart
         after = run_layer(pre, layer, packed, mask=apart, **places, cache=cache)
         own = cache.new
     else:
         own = keys_of(pre, layer, packed, places)
         # The last tokens' keys come twice, from both calls; those of the second are not read.
         cache = Splice(*(_joined(old, new) for old, new in zip(before, own, strict=True)))
-        apart = _apart(mask[:, -wanted:], side, n_context)
         apart = torch.nn.functional.pad(apart, (0, side * wanted))
         last = Index(rows.moved.at[:, -wanted:], rows.moved.valid[:, -wanted:])
         after = run_layer(
             pre,
             layer,
             packed.unflatten(1, (side, width))[:, :, -wanted:].flatten(1, 2),
-            mask=_repeat(apart, groups),
+            mask=apart,
             **_places(pre, layer, last, groups, rows.closed, side),
             cache=cache,
         )
@@ -161,7 +167,7 @@ def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
 
 def _just_causal(pre: Prefill, rows: Branches, layer: int) -> bool:
     """Whether whole unpadded sequences run again with no mask: that has a faster kernel."""
-    alone = not len(rows.context) and rows.frozen is None and rows.closed is None
+    alone = not len(rows.context) and not (rows.frozen or rows.hiding) and rows.closed is None
     whole = len(rows.moved) == pre.attended.shape[1] and bool(pre.attended.all())
     return alone and whole and pre.causal[layer]
 

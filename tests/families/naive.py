@@ -137,19 +137,25 @@ def truncate(
 def hide(
     vlm: VLM, enc: Encoded, layers: range, gone: torch.Tensor, readers: str, prompt: int
 ) -> torch.Tensor:
-    """Logits (S, V); in ``layers`` the readers do not read ``gone`` (of the first ``prompt``)."""
+    """Logits (S, V); in ``layers`` the readers do not read ``gone`` (of the first ``prompt``).
+
+    Image tokens that stay are among all readers, and are neither question nor answer.
+    """
     n, image = enc.is_image.shape[1], enc.is_image[0]
+    gone = torch.cat([gone, torch.zeros(n - len(gone), dtype=torch.bool)])
 
     def change(i: int, hidden: torch.Tensor, kwargs: dict) -> torch.Tensor:
         if i not in layers:
             return hidden
         table = visible(kwargs["attention_mask"], n).clone()
-        for query in (~image).nonzero()[:, 0].tolist():
-            if readers != "all" and (query >= prompt - 1) != (readers == "answer"):
+        for query in (~gone).nonzero()[:, 0].tolist():
+            answers = query >= prompt - 1
+            if readers != "all" and (image[query] or answers != (readers == "answer")):
                 continue
             for key in gone.nonzero()[:, 0].tolist():
                 table[query, key] = False
-        kwargs["attention_mask"] = torch.where(table, 0.0, torch.finfo(hidden.dtype).min)[None, None]
+        shut = torch.where(table, 0.0, torch.finfo(hidden.dtype).min)
+        kwargs["attention_mask"] = shut[None, None]
         return hidden
 
     return run(vlm, enc, change)

@@ -8,7 +8,7 @@ from tests.families.batches import batch
 from tests.families.models import NAMES, tiny_model
 from tests.families.test_truncation import CLOSE, FEELS, all_depths, apart, plain, prompts_of
 from visdepth_utils.measure.hiding import Hide, attention_of_last, visible
-from visdepth_utils.measure.patching.branches import READERS, hiding, kept_for_hiding
+from visdepth_utils.measure.patching.branches import READERS, hiding, reached
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Prefill, prefill
 from visdepth_utils.measure.patching.rerun import Rerun, next_logits, rerun
@@ -18,16 +18,16 @@ from visdepth_utils.models.vlm import VLM
 STEPS = 3
 
 
-def variants(last: int) -> list[Hide]:
-    """Every reader, windows at both ends and in the middle, every rule, in the order of layers."""
+def variants(last: int) -> list[list[Hide]]:
+    """Every reader, windows at both ends and in the middle; every rule; in the order of layers."""
     shares = [Hide(1, share=0.5, rule=rule) for rule in ("stride", "norm", "attention", "random")]
     some = [Hide(a, b, r) for r in READERS for a, b in ((0, 2), (1, last - 1), (last - 1, None))]
-    return sorted([*some, *shares, Hide(2, 4, "answer", 0.25)], key=lambda v: v.depth)
+    return [sorted(some, key=lambda v: v.depth), [*shares, Hide(2, 4, "answer", 0.25)]]
 
 
 def together(vlm: VLM, enc: Encoded, asked: list[Hide]) -> tuple[Prefill, torch.Tensor, Rerun]:
     """The plain pass, what stays visible (B, R, S), and all interventions in one rerun."""
-    pre = prefill(vlm, enc, kept_for_hiding(vlm, enc) | enc.is_image)
+    pre = prefill(vlm, enc, reached(vlm, enc, enc.is_image))
     attention = attention_of_last(vlm, enc)
     stays = torch.stack([visible(pre, v, attention) for v in asked], 1)
     until = [vlm.n_layers if v.to is None else v.to for v in asked]
@@ -41,10 +41,11 @@ def together(vlm: VLM, enc: Encoded, asked: list[Hide]) -> tuple[Prefill, torch.
     return pre, stays, rerun(pre, rows)
 
 
+@pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_all_at_once_equal_one_run_per_intervention(name: str) -> None:
+def test_all_at_once_equal_one_run_per_intervention(name: str, shares: bool) -> None:
     vlm, prompts = tiny_model(name), prompts_of(name)
-    asked = variants(vlm.n_layers)
+    asked = variants(vlm.n_layers)[shares]
     enc = batch(name, prompts)
     pre, stays, done = together(vlm, enc, asked)
     logits = next_logits(pre, done)

@@ -133,6 +133,39 @@ def test_rows_that_are_really_dropped_change_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_rows_that_only_give_keys_and_values_are_frozen(name: str) -> None:
+    vlm, prompts = tiny_model(name), prompts_of(name)
+    depths, together = all_depths(vlm, batch(name, prompts), "freeze")
+    for b, prompt in enumerate(prompts):
+        alone = batch(name, [prompt], [b])
+        full = alone.is_image.shape[1]
+        for i, depth in enumerate(depths):
+            ids, logits, cache = physical.greedy(vlm, alone, depth, 3, mode="freeze")
+            assert apart(logits, together[b, i]) <= CLOSE, (b, depth)
+            assert {layer.keys.shape[2] for layer in cache.layers} == {full + 2}
+
+            def frozen(longer: Encoded, depth: int = depth) -> torch.Tensor:
+                return naive.truncate(vlm, name, longer, depth, "freeze")
+
+            assert ids == naive.answer(frozen, alone, name, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_of_the_rows_can_stay(name: str) -> None:
+    vlm, prompts = tiny_model(name), prompts_of(name)
+    first = check_depths(vlm, "all", "freeze")[0]
+    for b, prompt in enumerate(prompts):
+        alone = batch(name, [prompt], [b])
+        n, last = alone.is_image.shape[1], vlm.n_layers
+        stay = alone.is_image[0] & (torch.arange(n) % 2 == 0)
+        with physical.truncated_physically(vlm, alone, first + 1, stay=stay):
+            found = plain(vlm, alone)
+        gone = alone.is_image[0] & ~stay
+        expected = naive.hide(vlm, alone, range(first + 1, last), gone, "all", n)[-1]
+        assert apart(found, expected) <= CLOSE, b
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_depth_0_is_a_prompt_that_never_held_the_image(name: str) -> None:
     """The words alone go through the decoder, at the positions they had."""
     vlm, prompts = tiny_model(name), prompts_of(name)

@@ -9,7 +9,9 @@ counts it, although half of it is masked. The head costs 2 D V for each token wh
 asked for. Left out: norms, rotary embedding, activations, softmax (together under a percent at real
 widths), and the vision tower, which no depth changes (``counted_flops`` counts it).
 
-With I image tokens and T others at depth d, layers below d pass I + T tokens and the rest T.
+With I image tokens and T others at depth d, layers below d pass I + T tokens and the rest T, or
+T + s I where a share s of the image tokens stays. Where they are frozen instead, the rest pass T
+tokens, make keys and values of I more (2 I D G h multiply-adds) and attend from T to I + T.
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ def predicted_costs(
     other_tokens: int,
     depths: str | Sequence[int] = "all",
     *,
+    share: float = 0.0,
+    frozen: bool = False,
     bytes_per_value: int = 2,
 ) -> pd.DataFrame:
     """Costs of one sample by depth, absolute and as shares of the whole model's.
@@ -131,6 +135,8 @@ def predicted_costs(
         image_tokens: I.
         other_tokens: T, all other tokens of the prompt, and in decoding those generated so far.
         depths: ``"all"`` or numbers in 0..L.
+        share: Of the image tokens, the share that stays from depth d on.
+        frozen: From depth d on image tokens are read and no longer processed.
         bytes_per_value: Of weights and cache: 2 for bfloat16, 4 for float32.
 
     Returns:
@@ -151,14 +157,17 @@ def predicted_costs(
     asked = range(last + 1) if isinstance(depths, str) else sorted(depths)
     if wrong := [d for d in asked if not 0 <= d <= last]:
         raise ValueError(f"depth {wrong[0]} is not in 0..{last}")
-    both, some = image_tokens + other_tokens, other_tokens
+    both, some = image_tokens + other_tokens, other_tokens + round(share * image_tokens)
+    read = both if frozen else some  # keys of a layer from depth d on
+    keys_of_frozen = 4 * image_tokens * shape.width * shape.kv_heads * shape.head_dim
 
     def row(depth: int) -> dict[str, int]:
         with_image, without = depth, last - depth
-        linear = with_image * shape.linear(both) + without * shape.linear(some)
-        square = with_image * shape.attention(both, both) + without * shape.attention(some, some)
+        late = shape.linear(some) + (keys_of_frozen if frozen else 0)
+        linear = with_image * shape.linear(both) + without * late
+        square = with_image * shape.attention(both, both) + without * shape.attention(some, read)
         head = 2 * shape.head_weights
-        held = with_image * both + without * some
+        held = with_image * both + without * read
         decode = last * shape.linear(1) + shape.attention(1, held) + head
         cache = shape.kv_bytes(held, bytes_per_value)
         weights = last * shape.layer_weights + shape.head_weights

@@ -1,8 +1,8 @@
 """Image tokens hidden in some layers, from some readers, or all but a share of them.
 
 One mechanism: in layers ``depth`` to ``to`` - 1 the chosen readers do not read the chosen image
-tokens, which go on being processed. Removal at a depth is one case (all readers, all tokens, to the
-last layer); what a method saves is not measured here (``physical``), only what it does to answers.
+tokens, which themselves run as ever. Removal at a depth is one case (all tokens, from all readers,
+to the last layer). This tells what it does to answers; ``physical`` tells what it saves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
-from visdepth_utils.measure.patching.branches import READERS, hiding, kept_for_hiding
+from visdepth_utils.measure.patching.branches import READERS, hiding, image_spans, reached
 from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Index, Prefill, prefill
 from visdepth_utils.measure.patching.rerun import next_logits, rerun
@@ -46,7 +46,8 @@ class Hide:
         to: Layer from which they are read again; None for never.
         readers: ``"all"``, ``"question"`` (the prompt's tokens but the last) or ``"answer"`` (the
             prompt's last token and those generated, where the answer is read off).
-        share: Of a sample's image tokens, the share that stays visible, in 0..1.
+        share: Of a sample's image tokens, the share that stays visible, in 0..1; from those that
+            stay, the others are hidden too (if the readers are all).
         rule: Which stay: ``"random"``, ``"stride"`` (evenly spaced), ``"norm"`` (largest norm of
             the state going into ``depth``) or ``"attention"`` (those that the prompt's last token
             attends to most, mean over heads, in layer ``depth`` - 1; FastV, arXiv 2403.06764).
@@ -98,7 +99,8 @@ def hiding_sweep(
 ) -> pd.DataFrame:
     """Answer every sample under each intervention, and without any.
 
-    One plain prefill serves them all; only the tokens after the image run again.
+    One plain prefill serves them all. Only the tokens after the image run again, and the image only
+    where a share of it stays.
 
     Args:
         vlm: The model.
@@ -120,11 +122,12 @@ def hiding_sweep(
     last = vlm.n_layers
     for variant in variants:
         variant.check(last)
-    run = sorted({*variants, Hide(last)}, key=lambda v: v.depth)
+    run = sorted({*variants, Hide(last)}, key=lambda v: (v.share > 0, v.depth))
     samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     if not samples:
         return pd.DataFrame(columns=list(COLUMNS))
-    max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget)
+    shares = any(v.share for v in variants)
+    max_rows = max_rows or choose_max_rows(vlm, samples[0], len(run), budget, images_run=shares)
 
     def measure(block: list[Sample], rows: int) -> list[dict[str, Any]]:
         return _measured(vlm, block, run, budget, rows)
@@ -140,11 +143,14 @@ def _measured(
 ) -> list[dict[str, Any]]:
     """All interventions on a block of samples."""
     enc, stop, last = vlm.encode(samples), stop_ids(vlm), vlm.n_layers
-    pre = prefill(vlm, enc, kept_for_hiding(vlm, enc) | enc.is_image)
+    image_spans(enc)
+    pre = prefill(vlm, enc, reached(vlm, enc, enc.is_image))
     ranked = any(v.share and v.rule == "attention" for v in variants)
     attention = attention_of_last(vlm, enc) if ranked else None
     out: list[list[dict[str, Any]]] = [[] for _ in samples]
-    for part in chunks(variants, max_rows // len(samples)):
+    whole = [v for v in variants if not v.share]
+    parts = [chunks(some, max_rows // len(samples)) for some in (whole, variants[len(whole) :])]
+    for part in (part for some in parts for part in some):
         keys = torch.stack([enc.is_image & ~visible(pre, v, attention) for v in part], 1)
         rows = hiding(
             pre,

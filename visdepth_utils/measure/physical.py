@@ -1,7 +1,8 @@
-"""Truncation that really drops the image rows, so that its time and memory can be measured.
+"""Truncation and freezing that really leave the image rows out, so that what is saved is measured.
 
 The sweeps ask "what if" and compute every depth at once; they save nothing. Here the rows leave the
-hidden states and the KV cache at the cut, in the prefill and while decoding.
+hidden states at the cut, and the KV cache too unless they are frozen, in the prefill and while
+decoding.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from transformers import DynamicCache
 
 from visdepth_utils.measure.interventions import edited
 from visdepth_utils.measure.patching.branches import check_depths, image_spans
+from visdepth_utils.measure.patching.rerun import GotKeys, OnlyKeys
 from visdepth_utils.models.parts import (
     check_rope,
     mask_for,
@@ -29,11 +32,25 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
-    """From layer ``depth`` on, image rows leave the hidden states and the KV cache, positions kept.
+def truncated_physically(
+    vlm: VLM,
+    enc: Encoded,
+    depth: int,
+    mode: str = "remove",
+    stay: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """From layer ``depth`` on, image rows leave the hidden states, positions kept.
 
     Less is computed and stored, so time and memory can be measured. Decode with ``greedy``: the
     model's own ``generate`` supposes that all layers hold equally many keys.
+
+    Args:
+        vlm: The model.
+        enc: A batch.
+        depth: In 0..L.
+        mode: ``"remove"``: the rows leave the KV cache too; ``"freeze"``: later layers make keys
+            and values of their state at ``depth``, and nothing else.
+        stay: bool (S,), image tokens that are neither removed nor frozen; None for none.
 
     Raises:
         ValueError: See ``check_depths``; padding, or samples that differ in where their image
@@ -41,9 +58,15 @@ def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
     """
     refuse_unmaskable(vlm)
     image_spans(enc)
-    check_depths(vlm, [depth])
-    keep = (~enc.is_image[0]).nonzero()[:, 0]
+    check_depths(vlm, [depth], mode if stay is None else "freeze")
+    if mode == "renumber":
+        raise ValueError("mode 'renumber' is for masks only: use 'remove' or 'freeze'")
+    leave = enc.is_image[0] if stay is None else enc.is_image[0] & ~stay
+    keep, gone = ((~leave).nonzero()[:, 0], leave.nonzero()[:, 0])
+    # Which tokens a layer above the cut holds, in the order of its cache.
+    held = torch.cat([gone, keep]) if mode == "freeze" else keep
     n = enc.is_image.shape[1]
+    frozen: dict[str, torch.Tensor] = {}
     if bool((enc.is_image != enc.is_image[0]).any()) or not enc.inputs["attention_mask"].all():
         raise ValueError(
             "rows can be dropped only where image tokens stand at the same places in all samples, "
@@ -56,18 +79,24 @@ def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length(layer)
         if past == 0:
+            whole = dict(kwargs)
             if hidden.shape[1] == n:
+                frozen["state"] = hidden[:, gone]
                 hidden = hidden[:, keep]
-            cos, sin = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = (cos[..., keep, :], sin[..., keep, :])
-            if kwargs.get("position_ids") is not None:
-                kwargs["position_ids"] = kwargs["position_ids"][..., keep]
-            if kwargs.get("attention_mask") is not None:
-                kwargs["attention_mask"] = kwargs["attention_mask"][:, :, keep][..., keep]
+            kwargs |= _rows(kwargs, keep)
+            if mode == "freeze":
+                cache = DynamicCache() if cache is None else cache
+                kwargs["past_key_values"] = cache
+                _add_keys(vlm, layer, frozen["state"], _rows(whole, gone), cache)
+                if whole.get("attention_mask") is None:
+                    allowed = (keep[:, None] >= held).expand(len(hidden), -1, -1)
+                    kwargs["attention_mask"] = mask_for(vlm, allowed, hidden.dtype)
+            if whole.get("attention_mask") is not None:
+                kwargs["attention_mask"] = whole["attention_mask"][:, :, keep][..., held]
             return hidden
         # What the decoder passes fits its first layer's length, not this one's.
-        later = torch.arange(n, n + past + hidden.shape[1] - len(keep), device=hidden.device)
-        keys = torch.cat([keep, later])
+        later = torch.arange(n, n + past + hidden.shape[1] - len(held), device=hidden.device)
+        keys = torch.cat([held, later])
         queries = later[-hidden.shape[1] :]
         allowed = queries[:, None] >= keys
         size = window(vlm, layer)
@@ -95,7 +124,12 @@ def truncated_physically(vlm: VLM, enc: Encoded, depth: int) -> Iterator[None]:
 
 @torch.no_grad()
 def greedy(
-    vlm: VLM, enc: Encoded, depth: int, max_new_tokens: int, stop: Sequence[int] = ()
+    vlm: VLM,
+    enc: Encoded,
+    depth: int,
+    max_new_tokens: int,
+    stop: Sequence[int] = (),
+    mode: str = "remove",
 ) -> tuple[list[int], torch.Tensor, DynamicCache]:
     """Answer one sample with the image gone from layer ``depth`` on.
 
@@ -112,7 +146,7 @@ def greedy(
     def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
 
-    with truncated_physically(vlm, enc, depth):
+    with truncated_physically(vlm, enc, depth, mode):
         handle = vlm.model.get_decoder().rotary_emb.register_forward_pre_hook(
             rotary, with_kwargs=True
         )
@@ -127,6 +161,30 @@ def greedy(
             logits = decoder_step(vlm, token, positions[0][..., -1:] + len(ids), cache)
             ids.append(int(logits.argmax()))
     return ids, first, cache
+
+
+def _rows(kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+    """Where some tokens stand, as a layer takes it."""
+    cos, sin = kwargs["position_embeddings"]
+    out = {"position_embeddings": (cos[..., rows, :], sin[..., rows, :])}
+    if kwargs.get("position_ids") is not None:
+        out["position_ids"] = kwargs["position_ids"][..., rows]
+    return out
+
+
+def _add_keys(
+    vlm: VLM, layer: int, state: torch.Tensor, places: dict[str, Any], cache: DynamicCache
+) -> None:
+    """Put keys and values that a layer makes of states (B, M, D) into its cache; no queries."""
+    module, stop = vlm.layers[layer], OnlyKeys(None, None)
+    query = getattr(module.self_attn, "q_proj", None)  # where it is one map with the keys', it runs
+    with contextlib.ExitStack() as stack:
+        if query is not None:
+            none = state.new_zeros(()).expand(*state.shape[:2], query.out_features)
+            stack.enter_context(mock.patch.object(query, "forward", lambda _state: none))
+        stack.enter_context(contextlib.suppress(GotKeys))
+        module.forward(state, attention_mask=None, past_key_values=stop, use_cache=True, **places)
+    cache.update(*stop.new, layer)
 
 
 def decoder_step(

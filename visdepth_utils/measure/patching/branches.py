@@ -112,11 +112,6 @@ def kept_for_truncation(vlm: VLM, enc: Encoded, mode: str) -> torch.Tensor:
     return moved if mode == "freeze" else moved & ~enc.is_image
 
 
-def kept_for_hiding(vlm: VLM, enc: Encoded) -> torch.Tensor:
-    """Tokens whose states change when some text does not read the image, bool (B, S)."""
-    return reached(vlm, enc, image_spans(enc) & ~enc.is_image)
-
-
 def truncation(
     pre: Prefill,
     depths: Sequence[int],
@@ -158,8 +153,10 @@ def hiding(
 ) -> Branches:
     """One row per window of layers in which some image tokens are hidden.
 
+    Image tokens that stay visible are readers as well: what is hidden from all is hidden from them.
+
     Args:
-        pre: The plain pass, made with ``kept_for_hiding``.
+        pre: The plain pass; must have kept the image tokens and all that follow them.
         first: First layer of each row, not decreasing.
         until: Layer from which each row reads all again.
         keys: bool (B, R, S), image tokens that are hidden.
@@ -169,11 +166,13 @@ def hiding(
         The rows.
     """
     enc = pre.enc
-    may_move = kept_for_hiding(pre.vlm, enc)
-    after = image_spans(enc) & pre.attended & ~enc.is_image
+    after = image_spans(enc) & pre.attended
+    text, stays = after & ~enc.is_image, enc.is_image[:, None] & ~keys
+    # Where none stays, the image runs as it did: only what follows it must run again.
+    may_move = reached(pre.vlm, enc, enc.is_image if bool(stays.any()) else text)
     last = torch.zeros_like(after)
     last[:, -1] = True
-    kinds = {"all": after, "question": after & ~last, "answer": last}
+    kinds = {"all": after, "question": text & ~last, "answer": last}
     moved = Index.of(may_move)
     return Branches(
         starts=list(first),
@@ -182,7 +181,7 @@ def hiding(
         initial=lambda row: pre.state(first[row], moved),
         hiding=Hiding(
             keys=keys,
-            readers=torch.stack([kinds[name] for name in readers], 1),
+            readers=torch.stack([kinds[name] for name in readers], 1) & ~keys,
             answers=[name != "question" for name in readers],
             until=list(until),
         ),

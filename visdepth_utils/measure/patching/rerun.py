@@ -238,16 +238,17 @@ class Splice:
         return torch.cat([self.before[0], keys], 2), torch.cat([self.before[1], values], 2)
 
 
-class _GotThem(Exception):
+class GotKeys(Exception):
     """Ends a layer's call when its keys and values are there."""
 
 
-class _Keys(Splice):
+class OnlyKeys(Splice):
     """Takes keys and values and stops the layer before it attends."""
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+        """Called by the attention: take its new keys and values and stop."""
         self.new = (keys, values)
-        raise _GotThem
+        raise GotKeys
 
 
 def run_layer(
@@ -277,8 +278,8 @@ def keys_of(
     pre: Prefill, layer: int, hidden: torch.Tensor, places: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (N, H, T, head size) that a layer makes of states; nothing is attended."""
-    cache = _Keys(None, None)
+    cache = OnlyKeys(None, None)
     unused = torch.ones(1, 1, 1, dtype=torch.bool, device=hidden.device)
-    with contextlib.suppress(_GotThem):
+    with contextlib.suppress(GotKeys):
         run_layer(pre, layer, hidden, mask=unused, **places, cache=cache)
     return cache.new

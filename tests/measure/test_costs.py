@@ -12,6 +12,7 @@ from tests import tiny
 from tests.families.batches import batch
 from tests.families.models import tiny_model
 from visdepth_utils.measure.costs import Shape, counted_flops, predicted_costs, shape_of
+from visdepth_utils.measure.patching.branches import check_depths
 from visdepth_utils.measure.physical import truncated_physically
 from visdepth_utils.measure.random_decoders import text_config
 from visdepth_utils.models.load import load_vlm
@@ -121,6 +122,27 @@ def test_torch_counts_what_is_predicted_at_every_depth(name: str, attention: str
         assert counted["decoder"] == layers, depth
         assert counted["head"] == table.loc[depth, "prefill_head"]
         assert counted["vision"] > 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_torch_counts_what_is_predicted_where_rows_freeze_or_some_stay(
+    name: str, attention: str
+) -> None:
+    vlm = tiny_model(name, attention)
+    enc = batch(name, [(3, -1, 5)])
+    image = int(enc.is_image.sum())
+    sizes = (shape_of(vlm.model.config), image, enc.is_image.numel() - image)
+    stay = enc.is_image[0] & (enc.is_image[0].cumsum(0) <= image // 2)
+    for depth in check_depths(vlm, "all", "freeze"):
+        for told, cut in (
+            ({"frozen": True}, {"mode": "freeze"}),
+            ({"share": image // 2 / image}, {"stay": stay}),
+        ):
+            row = predicted_costs(*sizes, [depth], **told).iloc[0]
+            with truncated_physically(vlm, enc, depth, **cut):
+                counted = counted_flops(vlm, enc)
+            assert counted["decoder"] == row["prefill_linear"] + row["prefill_attention"], depth
 
 
 def test_the_tower_is_counted_apart(llava: VLM) -> None:

@@ -28,6 +28,14 @@ def test_bytes_held_are_those_predicted(name: str) -> None:
     assert facts.values.tolist() == [[12, 7, "cpu", "float32", torch.get_num_threads()]]
 
 
+@pytest.mark.parametrize(("mode", "share"), [("freeze", 0.0), ("remove", 0.5)])
+def test_bytes_held_where_rows_freeze_or_some_stay(llava: VLM, mode: str, share: float) -> None:
+    table = time_by_depth(llava, 12, 7, mode=mode, share=share, repeats=1, new_tokens=1)
+    told = {"share": share, "frozen": mode == "freeze", "bytes_per_value": 4}
+    predicted = predicted_costs(shape_of(llava.model.config), 12, 7, **told)
+    assert table.loc[~table["again"], "kv_bytes"].tolist() == predicted["kv_bytes"].tolist()
+
+
 def test_the_decoder_alone_gives_the_logits_of_the_model(llava: VLM) -> None:
     """A step on the embedded rows is the model without its tower, truncated as it is."""
     enc = llava.encode([tiny.sample(0)])

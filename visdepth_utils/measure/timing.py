@@ -50,12 +50,14 @@ def time_by_depth(
     other_tokens: int,
     depths: str | Sequence[int] = "all",
     *,
+    mode: str = "remove",
+    share: float = 0.0,
     repeats: int = 9,
     new_tokens: int = 8,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> pd.DataFrame:
-    """Time prefill and decoding of one prompt at each depth, rows really dropped.
+    """Time prefill and decoding of one prompt at each depth, rows really dropped or frozen.
 
     Each repetition runs every depth once and the whole model twice, in an order drawn anew. Before
     the first, the smallest depth and the whole model run once without being counted.
@@ -65,6 +67,8 @@ def time_by_depth(
         image_tokens: Rows that are dropped.
         other_tokens: Rows that stay, half of them before the image.
         depths: ``"all"`` or numbers in 0..L; L is always run.
+        mode: ``"remove"`` or ``"freeze"``.
+        share: Of the image rows, those that stay (which do not matter for time: the first).
         repeats: Repetitions.
         new_tokens: Steps of decoding.
         seed: Of the rows and the order.
@@ -82,7 +86,11 @@ def time_by_depth(
     if repeats < 1 or new_tokens < 1:
         raise ValueError(f"{repeats} repetitions of {new_tokens} tokens: give at least 1 of each")
     enc = rows_of(vlm, image_tokens, other_tokens)
-    asked = sorted({*check_depths(vlm, depths), vlm.n_layers})
+    asked = sorted({*check_depths(vlm, depths, mode), vlm.n_layers})
+    first = int(enc.is_image[0].long().argmax())
+    stay = torch.zeros_like(enc.is_image[0])
+    stay[first : first + round(share * image_tokens)] = True
+    cut = {"mode": mode, "stay": stay if share else None}
     runs = [(depth, False) for depth in asked] + [(vlm.n_layers, True)]
     embed, rng = vlm.model.get_input_embeddings(), np.random.default_rng(seed)
     ids = torch.from_numpy(rng.integers(0, embed.weight.shape[0], enc.is_image.shape[1]))
@@ -97,12 +105,12 @@ def time_by_depth(
         "threads": torch.get_num_threads(),
     }
     for depth in {asked[0], vlm.n_layers}:
-        _once(vlm, enc, embedded, depth, 1)
+        _once(vlm, enc, embedded, depth, 1, cut)
     rows = []
     for repetition in range(repeats):
         for i in rng.permutation(len(runs)):
             depth, again = runs[i]
-            found = _once(vlm, enc, embedded, depth, new_tokens)
+            found = _once(vlm, enc, embedded, depth, new_tokens, cut)
             rows.append({"repetition": repetition, "depth": depth, "again": again, **found})
         if progress:
             progress(repetition + 1, repeats, f"{image_tokens} image tokens")
@@ -111,13 +119,18 @@ def time_by_depth(
 
 @torch.no_grad()
 def _once(
-    vlm: VLM, enc: Encoded, embedded: torch.Tensor, depth: int, new_tokens: int
+    vlm: VLM,
+    enc: Encoded,
+    embedded: torch.Tensor,
+    depth: int,
+    new_tokens: int,
+    cut: dict[str, Any],
 ) -> dict[str, Any]:
     """One prefill and some steps after it."""
     cache, n = DynamicCache(), embedded.shape[1]
     places = torch.arange(n + new_tokens, device=vlm.device)[None]
     steps = []
-    with truncated_physically(vlm, enc, depth):
+    with truncated_physically(vlm, enc, depth, **cut):
         start = _now(vlm.device)
         decoder_step(vlm, embedded, places[:, :n], cache)
         prefill = _now(vlm.device) - start

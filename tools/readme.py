@@ -10,7 +10,8 @@ from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, atomic, write_text
 from visdepth_utils.report.verdict_table import control_words, images_text, label_text, plain_words
-from visdepth_utils.runs.records import read_claims
+from visdepth_utils.runs.records import RECORDED, read_claims
+from visdepth_utils.runs.registration import in_force
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
 
@@ -21,12 +22,15 @@ PICTURE = Path("docs") / "read_or_process.png"
 _WIDTH = 1000  # pixels
 
 
-def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]:
+def update_readme(
+    folder: Path, readme: Path = REPO / "README.md", recorded: Path = RECORDED
+) -> list[Path]:
     """Write a run's verdicts between the two marks of the README, and its figure beside it.
 
     Args:
         folder: Of the run.
         readme: The file.
+        recorded: Runs on other models; their verdicts by the rules in force stand beside.
 
     Returns:
         The files written.
@@ -45,12 +49,19 @@ def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]
     if not figure.is_file():
         raise FileNotFoundError(f"no figure {figure}: run notebook {FIGURE[:2]} first")
     entries = read_claims(folder)
+    models = {entry["model"] for entry in entries}
+    others = [
+        entry
+        for path in sorted(recorded.glob("*/claims.json"))
+        for entry in read_claims(path.parent)
+        if entry["model"] not in models and entry.get("rules") == in_force()
+    ]
     answers = [
         f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
-        for entry in entries
+        for entry in [*entries, *others]
         if entry["claim"] == "C0"
     ]
-    table = "\n\n".join([*answers, markdown_table(entries)])
+    table = "\n\n".join([*answers, markdown_table(entries, others)])
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:
@@ -68,11 +79,14 @@ def update_readme(folder: Path, readme: Path = REPO / "README.md") -> list[Path]
     return [readme, target]
 
 
-def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Verdicts of one model as a table in Markdown.
+def markdown_table(
+    entries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Verdicts of one model as a table in Markdown, those of others in a column.
 
     Args:
         entries: Of claims.json.
+        others: Of other models; without any there is no such column.
 
     Returns:
         The table, numbers with two decimals as a notebook shows them.
@@ -86,9 +100,14 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
     titles = {name: claim["title"] for name, claim in load_claims()["claims"].items()}
     lines = [
         f"| claim | plain reading | verdict on `{models.pop()}` | effect [95% interval] | control "
-        "| images |",
-        "|---|---|---|---|---|---|",
+        "| images |" + (" other models |" if others else ""),
+        "|---|---|---|---|---|---|" + ("---|" if others else ""),
     ]
+    beside: dict[str, list[str]] = {}
+    for other in others:
+        word = f"`{other['model']}`: **{label_text(other)}**"
+        number = _number(other.get("effect")) + _interval(other.get("ci"))
+        beside.setdefault(other["claim"], []).append(f"{word}, {number}")
     for entry in entries:
         name, note = control_words(entry)
         agree = (entry.get("robustness") or {}).get("line")
@@ -101,6 +120,7 @@ def markdown_table(entries: Sequence[Mapping[str, Any]]) -> str:
             ),
             _join(f"{_number(entry.get('control_effect'))} {name}".strip(), note),
             images_text(entry),
+            *(["; ".join(beside.get(entry["claim"], ["-"]))] if others else []),
         )
         lines.append("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from PIL import Image
 from tools.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
 from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import rows_text
+from visdepth_utils.runs.registration import in_force
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = {
@@ -65,7 +66,7 @@ def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
     head, _, *rows = readme_rows()
     assert len(stored) >= 5
     assert [row[0].split()[0] for row in rows] == sorted(stored), "make readme"
-    for claim, plain, verdict, effect, control, images in rows:
+    for claim, plain, verdict, effect, control, images, *_ in rows:
         facts = stored[claim.split()[0]]
         assert plain == facts.pop("plainly", "-").partition(":")[0]
         agree = f" ({facts.pop('analyses')})" if "analyses" in facts else ""
@@ -113,22 +114,42 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ENTRY)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{START}\nold\n{STOP}\n\nafter\n")
-    assert update_readme(run, readme) == [readme, tmp_path / PICTURE]
+    assert update_readme(run, readme, tmp_path) == [readme, tmp_path / PICTURE]
     once = readme.read_text()
     assert once == f"before\n\n{START}\n\n{markdown_table([ENTRY])}\n\n{STOP}\n\nafter\n"
     picture = (tmp_path / PICTURE).read_bytes()
-    update_readme(run, readme)
+    update_readme(run, readme, tmp_path)
     assert readme.read_text() == once
     assert (tmp_path / PICTURE).read_bytes() == picture
     with Image.open(tmp_path / PICTURE) as image:
         assert image.width == 1000
 
 
+def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Path) -> None:
+    run, readme = make_run(tmp_path / "run", ENTRY), tmp_path / "README.md"
+    kept = [
+        {**ENTRY, "model": "minivlm/new", "verdict": "supported", "rules": in_force()},
+        {**ENTRY, "model": "minivlm/old", "rules": {"claims": "a", "judging": "b"}},
+        {**ENTRY, "rules": in_force()},
+    ]
+    for number, entry in enumerate(kept):
+        folder = tmp_path / "runs" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "claims.json").write_text(rows_text([entry]))
+    readme.write_text(f"{START}{STOP}")
+    update_readme(run, readme, tmp_path / "runs")
+    head, _, row = (cells(line) for line in readme.read_text().splitlines()[2:5])
+    assert head[-1] == "other models"
+    low, high = ENTRY["ci"]
+    number = f"{ENTRY['effect']:.2f} [{low:.2f}, {high:.2f}]"
+    assert row[-1] == f"`minivlm/new`: **supported**, {number}"
+
+
 def test_the_titles_question_is_answered_above_the_table(tmp_path: Path) -> None:
     entry = {**ENTRY, "claim": "C0"}
     run, readme = make_run(tmp_path / "run", entry), tmp_path / "README.md"
     readme.write_text(f"{START}{STOP}")
-    update_readme(run, readme)
+    update_readme(run, readme, tmp_path)
     lines = readme.read_text().splitlines()
     assert lines[2].startswith("**Must image tokens be processed, or only read?** minivlm/base, 96")
     assert lines[2].endswith(title_answer(entry))
@@ -151,12 +172,12 @@ def test_what_cannot_be_written_leaves_the_file(
     readme = tmp_path / "README.md"
     readme.write_text(text)
     with pytest.raises(ValueError, match=message):
-        update_readme(run, readme)
+        update_readme(run, readme, tmp_path)
     assert readme.read_text() == text
     (run / "figures" / f"{FIGURE}.png").unlink()
     readme.write_text(f"{START}{STOP}")
     with pytest.raises(FileNotFoundError, match=f"run notebook {FIGURE[:2]} first"):
-        update_readme(run, readme)
+        update_readme(run, readme, tmp_path)
 
 
 def test_rows_are_one_line_each_and_json() -> None:

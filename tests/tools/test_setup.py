@@ -47,6 +47,7 @@ TARGETS = [
     "readme",
     "record",
     "random-init",
+    "smol",
     "address",
     "check",
     "test",

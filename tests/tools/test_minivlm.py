@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.minivlm import lessons
 from training.minivlm.freeze import held_out, questions_of
+from training.minivlm.lessons import patch_labels
 from training.minivlm.packing import pack, word_chat
 from training.minivlm.recipe import N_IMAGE_TOKENS, build_model, build_processor
 from training.minivlm.stages import Stage, hidden_states, run_stage
@@ -29,7 +31,6 @@ from visdepth_utils.data.worlds.world import (
     Scene,
     Thing,
     draw_scene,
-    patch_labels,
     render,
     scene_key,
 )
@@ -152,10 +153,10 @@ def test_training_turns_are_true(seed):
     scene, rng = draw_scene(seed, "shapes"), np.random.default_rng(seed)
     shown = {v for t in scene.things for v in (t.colour, t.shape, t.place)}
     for _ in range(4):
-        q = Q.exists(scene, rng)
+        q = lessons.exists(scene, rng)
         asked = q.prompt.removesuffix(" ?").removeprefix("does the picture show ")
         assert (asked.removeprefix("do you see ") in shown) == (q.answer == "yes")
-        said = Q.say(scene, rng)
+        said = lessons.say(scene, rng)
         if said.kind.startswith("mcq-"):
             value, letter = said.reference.rsplit(" ", 1)
             assert value in shown and f"{letter} {value}" in said.prompt

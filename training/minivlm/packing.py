@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from training.minivlm import lessons
 from training.minivlm.recipe import N_IMAGE_TOKENS, PREAMBLE
 from visdepth_utils.data.worlds import questions as Q
 from visdepth_utils.data.worlds.reasoning import STYLES, reason
@@ -73,11 +74,11 @@ def draw_turns(scene: Scene, rng: np.random.Generator, mix: str = "all") -> list
     """The shuffled turns of one row."""
     out: list[Q.Question] = []
     if scene.kind == "charts":
-        for make in (Q.chart, Q.chart_list, Q.say):
+        for make in (Q.chart, lessons.chart_list, lessons.say):
             out += [make(scene, rng) for _ in range(CHARTS_MIX[make.__name__])]
     else:
         turns = MIXES[mix]
-        for make in (Q.caption, Q.say, Q.vqa, Q.exists, Q.mcq):
+        for make in (Q.caption, lessons.say, Q.vqa, lessons.exists, Q.mcq):
             out += [make(scene, rng) for _ in range(turns.get(make.__name__, 0))]
         for style in STYLES:
             out += [reason(scene, rng, style)[0] for _ in range(turns.get(style, 0))]
@@ -143,7 +144,7 @@ def pack(
         if mode == "image":
             prefix += [chat.image] * N_IMAGE_TOKENS
         elif mode == "text":
-            prefix += chat.encode([chat.spell(Q.describe(scene))])[0]
+            prefix += chat.encode([chat.spell(lessons.describe(scene))])[0]
         at = len(prefix)
         ids[b, :at], positions[b, :at], segments[b, :at] = prefix, np.arange(at), 0
         start, kept_row = at, []

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from training.minivlm import lessons
 from visdepth_utils.data.worlds import questions as Q
 from visdepth_utils.data.worlds.reasoning import reason
 from visdepth_utils.data.worlds.world import SIZE, draw_scene
@@ -79,14 +80,14 @@ def vocabulary(n_scenes: int = 3000) -> list[str]:
     words: set[str] = set()
     for seed in range(n_scenes):
         for kind, makers in (
-            ("shapes", (Q.caption, Q.say, Q.vqa, Q.exists, Q.mcq)),
-            ("charts", (Q.chart, Q.chart_list)),
+            ("shapes", (Q.caption, lessons.say, Q.vqa, lessons.exists, Q.mcq)),
+            ("charts", (Q.chart, lessons.chart_list)),
         ):
             scene, rng = draw_scene(seed, kind), np.random.default_rng(seed)
             questions = [make(scene, rng) for make in makers]
             questions += reason(scene, rng) if kind == "shapes" else []
             for q in questions:
-                words.update((q.prompt + " " + q.reference + " " + Q.describe(scene)).split())
+                words.update((q.prompt + " " + q.reference + " " + lessons.describe(scene)).split())
     return sorted(w for w in words if not w.isdigit())
 
 

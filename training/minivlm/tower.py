@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from training.minivlm.lessons import patch_labels
 from training.minivlm.optim import Optimiser, schedule
 from visdepth_utils.data.worlds.world import (
     COLOURS,
@@ -25,7 +26,6 @@ from visdepth_utils.data.worlds.world import (
     SIZES,
     Scene,
     draw_scene,
-    patch_labels,
     render,
 )
 

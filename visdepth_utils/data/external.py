@@ -19,8 +19,6 @@ from visdepth_utils.data.samples import MissingTask, Sample, choose
 if TYPE_CHECKING:
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["ON_BAD_ROW", "check_task", "load_samples"]
-
 ON_BAD_ROW = ("stop", "skip")
 
 

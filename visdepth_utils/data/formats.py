@@ -13,8 +13,6 @@ from typing import Any
 
 from visdepth_utils.data.images import BadRow
 
-__all__ = ["FORMATS", "READ", "Format", "Said", "detect"]
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LETTER = re.compile(r"\(?([A-Z])\)?\.?")
 _CHOOSE = "{question}\n{options}\nAnswer with the option's letter from the given choices directly."

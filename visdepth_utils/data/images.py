@@ -15,8 +15,6 @@ from PIL import Image, ImageOps
 
 from visdepth_utils.common.errors import first_line
 
-__all__ = ["BadRow", "Pictures", "picture_bytes", "picture_cells", "upright_rgb"]
-
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]{60,}=*\s*")
 """A file of PNG, JPEG, GIF, WebP, BMP or TIFF in base64, by its first bytes; no path is like it."""
 

@@ -19,8 +19,6 @@ from visdepth_utils.common.errors import first_line
 from visdepth_utils.data.formats import READ
 from visdepth_utils.data.records import Rows, cached_revision, locate_source, read_lines
 
-__all__ = ["hub_revision", "open_rows"]
-
 SPLITS = ("test", "validation", "val", "dev", "train")
 """Names of splits, the one that is preferred first."""
 

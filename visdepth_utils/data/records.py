@@ -17,8 +17,6 @@ from visdepth_utils.common.errors import first_line
 from visdepth_utils.common.files import REPO, places
 from visdepth_utils.data.images import BadRow
 
-__all__ = ["Rows", "cached_revision", "files_behind", "locate_source", "read_lines"]
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!.*\.\.)[\w./-]+)?")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _PIECES = (b"[", b"]", b"{", b"}", b"},", b"],")

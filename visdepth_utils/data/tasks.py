@@ -29,19 +29,6 @@ from visdepth_utils.data.samples import (
 if TYPE_CHECKING:
     from visdepth_utils.models.vlm import VLM
 
-__all__ = [
-    "EMBEDDED",
-    "MissingTask",
-    "Sample",
-    "Task",
-    "available_tasks",
-    "load_task",
-    "missing_tasks",
-    "other_images",
-    "with_other_image",
-    "without_image",
-]
-
 EMBEDDED: dict[str, int | dict[str, int]] = {
     "mcq": 4,
     "vqa": 6,

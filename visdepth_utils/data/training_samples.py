@@ -13,8 +13,6 @@ from visdepth_utils.data.worlds import questions
 from visdepth_utils.data.worlds.reasoning import reason
 from visdepth_utils.data.worlds.world import DISTILL_SEEDS, draw_scene, render, scene_key
 
-__all__ = ["training_samples"]
-
 
 def training_samples(
     test: Task, n: int, seed: int = 0, source: str | Path | None = None, style: str | None = None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psutil
 import torch
 
+from visdepth_utils.common.progress import Progress
+
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.models.vlm import VLM
@@ -112,7 +114,7 @@ def in_blocks(
     rows: int,
     max_rows: int,
     measure: Callable[[list[Sample], int], list[T]],
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     label: str = "",
 ) -> list[T]:
     """Measure samples block by block and join what comes back.

@@ -21,8 +21,6 @@ from rapidfuzz.process import cdist
 
 from visdepth_utils.measure.scores import answer_span, normalise
 
-__all__ = ["compare", "edit_distance", "split_answer", "step_agreement", "steps", "words"]
-
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+(?:'\w+)?|[^\w\s]")
 _STEP = re.compile(r"\.(?!\d)|[\n;!?]+")
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["Shape", "counted_flops", "predicted_costs", "shape_of", "with_token_layers"]
-
-
 UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
 """Model types whose MLP has two maps, up and down; all others have a gate as well."""
 

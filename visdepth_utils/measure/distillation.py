@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel
 
 from visdepth_utils.common.errors import first_line
 from visdepth_utils.common.files import atomic
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.truncation import truncation_sweep
 from visdepth_utils.models.encoding import append_tokens
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.models.vlm import VLM
 
-__all__ = [
-    "PRECISIONS",
-    "TARGET_ROWS",
-    "Distillation",
-    "answer_loss",
-    "lora_config",
-    "targets_of",
-    "train",
-]
-
-Progress = Callable[[int, int, str], None]
 PRECISIONS = ("bfloat16", "float32")
 TARGET_ROWS = 64
 """Samples at once while the full model speaks: often enough for progress, and fast on a CPU."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.tasks import (
     Sample,
     Task,
@@ -36,7 +37,7 @@ def evaluate(
     task: Task,
     condition: str = "full",
     batch_size: int = 32,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Greedy answers and their scores, a row per sample.
 

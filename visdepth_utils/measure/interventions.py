@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
 
 from visdepth_utils.measure.patching.branches import check_depths, first_positions, image_spans
+from visdepth_utils.models.hooks import rotary_positions
 from visdepth_utils.models.parts import mask_for, refuse_unmaskable, rotary_angles, window
 
 if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["edited", "substituted", "truncated"]
 
 Edit = Callable[[int, torch.Tensor, dict[str, Any]], torch.Tensor]
 """Called with (layer, hidden states, the layer's keyword arguments, to be changed in place)."""
@@ -34,19 +34,18 @@ def edited(vlm: VLM, edit: Edit) -> Iterator[None]:
     It returns the hidden states that the layer shall take.
     """
 
-    def before(layer: int) -> Callable[..., tuple[tuple, dict]]:
-        def hook(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            # Of a spread model, what a layer is called with may lie where the one before it ran.
-            kwargs = send_to_device(dict(kwargs), vlm.device, skip_keys="past_key_values")
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            return (edit(layer, hidden.to(vlm.device), kwargs), *args[1:]), kwargs
-
-        return hook
+    def before(
+        index: int, _module: torch.nn.Module, args: tuple, kwargs: dict
+    ) -> tuple[tuple, dict]:
+        # Of a spread model, what a layer is called with may lie where the one before it ran.
+        kwargs = send_to_device(dict(kwargs), vlm.device, skip_keys="past_key_values")
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        return (edit(index, hidden.to(vlm.device), kwargs), *args[1:]), kwargs
 
     with contextlib.ExitStack() as stack:
         for index, layer in enumerate(vlm.layers):
-            handle = layer.register_forward_pre_hook(before(index), with_kwargs=True)
-            stack.callback(handle.remove)
+            hook = partial(before, index)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
 
 
@@ -81,9 +80,6 @@ def truncated(
     left = attended & ~image
     saved: dict[str, torch.Tensor] = {}
 
-    def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        saved["positions"] = args[1] if len(args) > 1 else kwargs["position_ids"]
-
     def edit(layer: int, hidden: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
         _same_batch(hidden, len(cut))
         past, n_keys, offset = _lengths(layer, hidden, kwargs)
@@ -115,21 +111,16 @@ def truncated(
                 near &= (queries[:, None] >= keys) & _beyond(attended, keys, True)[:, None]
                 allowed = torch.where(here[:, None, None], near, allowed)
             if past == 0:
-                saved["first"] = first_positions(saved["positions"], attended)
+                saved["first"] = first_positions(positions[-1], attended)
             closed = rank[:, queries] + saved["first"]
-            _renumber(vlm, layer, hidden, kwargs, closed, here, saved["positions"].shape[:-2])
+            _renumber(vlm, layer, hidden, kwargs, closed, here, positions[-1].shape[:-2])
         gone = _beyond(image, keys, False)[:, None, :] & ~_beyond(image, queries, False)[..., None]
         allowed = allowed & ~(gone & here[:, None, None])
         kwargs["attention_mask"] = mask_for(vlm, allowed, hidden.dtype)
         return hidden
 
-    decoder = vlm.model.get_decoder()
-    handle = decoder.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True)
-    try:
-        with edited(vlm, edit):
-            yield
-    finally:
-        handle.remove()
+    with rotary_positions(vlm) as positions, edited(vlm, edit):
+        yield
 
 
 @contextlib.contextmanager

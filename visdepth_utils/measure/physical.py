@@ -18,13 +18,8 @@ from transformers import DynamicCache
 from visdepth_utils.measure.interventions import edited
 from visdepth_utils.measure.patching.branches import check_depths, image_spans
 from visdepth_utils.measure.patching.rerun import GotKeys, OnlyKeys
-from visdepth_utils.models.parts import (
-    check_rope,
-    mask_for,
-    refuse_unmaskable,
-    scores,
-    window,
-)
+from visdepth_utils.models.hooks import rotary_positions
+from visdepth_utils.models.parts import check_rope, mask_for, refuse_unmaskable, scores, window
 
 if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
@@ -114,12 +109,8 @@ def truncated_physically(
         return args, kwargs
 
     decoder = vlm.model.get_decoder()
-    handle = decoder.register_forward_pre_hook(fewer_features, with_kwargs=True)
-    try:
-        with edited(vlm, edit):
-            yield
-    finally:
-        handle.remove()
+    with decoder.register_forward_pre_hook(fewer_features, with_kwargs=True), edited(vlm, edit):
+        yield
 
 
 @torch.no_grad()
@@ -141,19 +132,8 @@ def greedy(
     check_rope(vlm, enc, max_new_tokens)
     embed = vlm.model.get_input_embeddings()
     cache = DynamicCache()  # without a config: sliding layers must keep all keys
-    positions: list[torch.Tensor] = []
-
-    def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
-
-    with truncated_physically(vlm, enc, depth, mode):
-        handle = vlm.model.get_decoder().rotary_emb.register_forward_pre_hook(
-            rotary, with_kwargs=True
-        )
-        try:
-            out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        finally:
-            handle.remove()
+    with truncated_physically(vlm, enc, depth, mode), rotary_positions(vlm) as positions:
+        out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         first = out.logits[0, -1].float()
         ids = [int(first.argmax())]
         while ids[-1] not in stop and len(ids) < max_new_tokens:

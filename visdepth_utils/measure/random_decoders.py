@@ -18,8 +18,6 @@ from visdepth_utils.models.families import FAMILIES
 from visdepth_utils.models.reading import quiet
 from visdepth_utils.models.vlm import VLM
 
-__all__ = ["SIZES", "materialised", "predicted_sizes", "random_decoder", "text_config"]
-
 
 def _size(kind: str, layers: int, width: int, heads: int, kv: int, inner: int, words: int) -> dict:
     return {

@@ -8,7 +8,7 @@ the chain given, or only *through* the chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure.batching import chunks
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["CONTROLS", "one_pixel", "reasoning_sweep", "token_parts"]
 
 CONTROLS = ("run again", "one pixel", "another picture")
 OTHER_BATCH = 12
@@ -66,7 +65,7 @@ def reasoning_sweep(
     others: Sequence[Sample] | None = None,
     max_new_tokens: int | None = None,
     max_rows: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Greedy chains and answers for every depth, and what changes token by token.
 

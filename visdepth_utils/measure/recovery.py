@@ -20,6 +20,7 @@ import torch
 from peft import PeftConfig, get_peft_model
 
 from visdepth_utils.common.files import REPO, read_object, write_text
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import samples_and_budget, with_other_image
 from visdepth_utils.measure.distillation import (
@@ -39,21 +40,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
 
-__all__ = [
-    "SHIPPED",
-    "TRAINED",
-    "TRAINING",
-    "adapted",
-    "adapter",
-    "chosen",
-    "distill",
-    "recovery_sweep",
-    "registered",
-    "state_settings",
-    "training_facts",
-    "trainings",
-]
-
 SHIPPED = REPO / "data" / "adapters"
 TRAINED = ("recovered", "shuffled", "full trained")
 """States of a model with an adapter; beside them ``"full"`` and ``"truncated"`` have none."""
@@ -61,7 +47,6 @@ CURVE = "validation.json"
 """In an adapter's folder: [steps done, share of the learning rates spent, validation loss]."""
 TRAINING = ("rate", "seed", "steps", "curve")
 """Columns of a recovery table that say which training a row is of; empty for the plain states."""
-Progress = Callable[[int, int, str], None]
 
 
 def distill(

@@ -169,6 +169,3 @@ def _minilm(said: Sequence[str], true: Sequence[str]) -> np.ndarray:
     vectors = dict(zip(distinct, _vectors(distinct), strict=True))
     cosines = [float(vectors[a] @ vectors[b]) for a, b in zip(said, true, strict=True)]
     return np.clip(cosines, 0, 1)
-
-
-__all__ = ["ENCODERS", "signature", "similarity", "text_scores"]

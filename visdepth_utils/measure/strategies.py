@@ -6,7 +6,7 @@ The model's own ``generate`` runs under hooks, so every strategy of transformers
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import samples_and_budget
 from visdepth_utils.measure.interventions import truncated
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["STRATEGIES", "decode"]
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -56,7 +55,7 @@ def decode(
     seeds: Sequence[int] = (0,),
     max_new_tokens: int | None = None,
     batch_size: int = 32,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Answer samples with image tokens seen by the first ``depth`` layers only.
 

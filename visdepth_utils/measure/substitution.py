@@ -7,7 +7,7 @@ layers run side by side, and below b nothing is run twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
@@ -84,7 +85,7 @@ def substitution_grid(
     seed: int = 0,
     others: Sequence[Sample] | None = None,
     max_rows: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Replace states of layer b by those of layer a, for all pairs, and see what the model says.
 

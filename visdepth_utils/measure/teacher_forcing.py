@@ -6,7 +6,7 @@ follow. Here the models read the same text, so each token stands for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation, truncation
 from visdepth_utils.measure.patching.prefill import Prefill, prefill
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["answer_lengths", "plain_tail", "read_along", "token_kl"]
-
-Progress = Callable[[int, int, str], None]
 
 TOKEN_COLUMNS = (
     "sample",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from transformers import DynamicCache
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure.patching.branches import check_depths
 from visdepth_utils.measure.physical import decoder_step, held_bytes, truncated_physically
 from visdepth_utils.models.encoding import Encoded
@@ -25,8 +26,6 @@ from visdepth_utils.models.encoding import Encoded
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["rows_of", "time_by_depth", "tower_share"]
 
 
 def rows_of(vlm: VLM, image_tokens: int, other_tokens: int) -> Encoded:
@@ -55,7 +54,7 @@ def time_by_depth(
     repeats: int = 9,
     new_tokens: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Time prefill and decoding of one prompt at each depth, rows really dropped or frozen.
 
@@ -153,15 +152,12 @@ def tower_share(vlm: VLM, sample: Sample, repeats: int = 5) -> float:
     def before(*_args: Any) -> None:
         started.append(_now(vlm.device))
 
-    handle = vlm.model.get_decoder().register_forward_pre_hook(before)
     shares = []
-    try:
+    with vlm.model.get_decoder().register_forward_pre_hook(before):
         for _ in range(repeats + 1):
             start = _now(vlm.device)
             vlm.model(**enc.inputs, use_cache=True, logits_to_keep=1)
             shares.append((started[-1] - start) / (_now(vlm.device) - start))
-    finally:
-        handle.remove()
     return statistics.median(shares[1:])
 
 

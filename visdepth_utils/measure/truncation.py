@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure import physical
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
 
-Progress = Callable[[int, int, str], None]
-
-__all__ = ["FROZEN_OTHER", "kl_divergence", "truncation_sweep"]
 
 IMPLEMENTATIONS = ("masked", "physical")
 FROZEN_OTHER = ("freeze other image", "freeze noise")

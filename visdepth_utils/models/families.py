@@ -6,6 +6,7 @@ means adding a row, never a branch.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -47,11 +48,22 @@ class Family:
     caveat: str = ""
 
 
-_QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|video_pad|>")
-_IDEFICS_TOKENS = (
-    "<fake_token_around_image>",
-    "<global-img>",
-    *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)),
+_qwen = partial(
+    Family,
+    structural_tokens=("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|video_pad|>"),
+    required_keys=("mm_token_type_ids",),
+    positions="model",
+)
+_idefics = partial(
+    Family,
+    structural_tokens=(
+        "<fake_token_around_image>",
+        "<global-img>",
+        *(f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)),
+    ),
+    blank_borders=True,
+    nested_images=True,
+    caveat="an image is many spans with row tags between them",
 )
 _PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
 _IMAGES_FIRST = (
@@ -74,47 +86,16 @@ _FAMILIES = (
         caveat="image_newline vectors sit inside the image span and count as image",
     ),
     Family("internvl", structural_tokens=("<img>", "</img>")),
-    Family(
-        "qwen2_vl",
-        structural_tokens=_QWEN_TOKENS,
-        required_keys=("mm_token_type_ids",),
-        positions="model",
-    ),
-    Family(
-        "qwen2_5_vl",
-        structural_tokens=_QWEN_TOKENS,
-        required_keys=("mm_token_type_ids",),
-        positions="model",
-    ),
-    Family(
+    _qwen("qwen2_vl"),
+    _qwen("qwen2_5_vl"),
+    _qwen(
         "qwen3_vl",
-        structural_tokens=_QWEN_TOKENS,
-        required_keys=("mm_token_type_ids",),
-        positions="model",
         deepstack=True,
         caveat="visual features are added again after the first layers, beside their own updates",
     ),
-    Family(
-        "qwen3_5",
-        structural_tokens=_QWEN_TOKENS,
-        required_keys=("mm_token_type_ids",),
-        positions="model",
-        caveat="linear-attention layers hold no keys that could be hidden",
-    ),
-    Family(
-        "idefics3",
-        structural_tokens=_IDEFICS_TOKENS,
-        blank_borders=True,
-        nested_images=True,
-        caveat="an image is many spans with row tags between them",
-    ),
-    Family(
-        "smolvlm",
-        structural_tokens=_IDEFICS_TOKENS,
-        blank_borders=True,
-        nested_images=True,
-        caveat="an image is many spans with row tags between them",
-    ),
+    _qwen("qwen3_5", caveat="linear-attention layers hold no keys that could be hidden"),
+    _idefics("idefics3"),
+    _idefics("smolvlm"),
     Family(
         "gemma3",
         structural_tokens=("<start_of_image>", "<end_of_image>"),

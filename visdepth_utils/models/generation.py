@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["generated", "decode_answers", "stop_ids", "without_end"]
-
 
 @torch.no_grad()
 def generated(vlm: VLM, enc: Encoded, max_new_tokens: int, **strategy: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,27 +32,34 @@ def hooked(vlm: VLM, visitor: Visitor) -> Iterator[None]:
     It is called as the states appear; nothing is kept for it. In fp32 it sees the model's own
     tensor, not a copy. The hooks go when the context ends, however it ends.
     """
-    handles: list[Any] = []
 
-    def before(index: int) -> Callable[..., None]:
-        def hook(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-            state = args[0] if args else kwargs["hidden_states"]
-            visitor(index, state.detach().to(vlm.device).float())
-
-        return hook
+    def before(index: int, _module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        state = args[0] if args else kwargs["hidden_states"]
+        visitor(index, state.detach().to(vlm.device).float())
 
     def after_last(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
         state = output[0] if isinstance(output, tuple) else output
         visitor(vlm.n_layers, state.detach().to(vlm.device).float())
 
-    try:
+    with contextlib.ExitStack() as stack:
         for index, layer in enumerate(vlm.layers):
-            handles.append(layer.register_forward_pre_hook(before(index), with_kwargs=True))
-        handles.append(vlm.layers[-1].register_forward_hook(after_last))
+            hook = partial(before, index)
+            stack.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        stack.enter_context(vlm.layers[-1].register_forward_hook(after_last))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+@contextlib.contextmanager
+def rotary_positions(vlm: VLM) -> Iterator[list[torch.Tensor]]:
+    """Within the context, a list that grows by the position ids each pass gives to the rotary."""
+    positions: list[torch.Tensor] = []
+
+    def before(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        positions.append(args[1] if len(args) > 1 else kwargs["position_ids"])
+
+    rotary = vlm.model.get_decoder().rotary_emb
+    with rotary.register_forward_pre_hook(before, with_kwargs=True):
+        yield positions
 
 
 @torch.no_grad()

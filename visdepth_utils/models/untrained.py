@@ -13,8 +13,6 @@ from visdepth_utils.models.checkpoints import locate
 from visdepth_utils.models.load import load_vlm
 from visdepth_utils.models.reading import quiet
 
-__all__ = ["save_untrained"]
-
 WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.common.thinking import thinking_marks
 from visdepth_utils.data.samples import Sample
 from visdepth_utils.models.encoding import Encoded, encode
@@ -19,8 +20,6 @@ from visdepth_utils.models.parts import check_rope
 
 if TYPE_CHECKING:
     from visdepth_utils.models.load import Recipe
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,8 +11,6 @@ from matplotlib.axes import Axes
 
 from visdepth_utils.claims.bootstrap import cluster_bootstrap
 
-__all__ = ["LEAST_KL", "bands", "draw", "gains", "need", "retention"]
-
 LEAST_KL = 1e-4
 """Nats; on logarithmic axes smaller divergences are drawn here."""
 

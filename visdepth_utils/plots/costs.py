@@ -15,8 +15,6 @@ from visdepth_utils.plots.bands import need
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 from visdepth_utils.plots.sweeps import DEPTH_AXIS, TASK_COLOURS
 
-__all__ = ["cost_front", "savings_by_depth"]
-
 KINDS = {
     "prefill": ("prefill: time", ("prefill", "FLOPs")),
     "decode": ("decoding: time per token", ("decode_bytes", "bytes read")),

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from visdepth_utils.data.tasks import Sample, Task
     from visdepth_utils.models.vlm import VLM
 
-__all__ = ["environment_facts", "picture_grid", "sample_table", "token_strip"]
-
 OTHER = "#d9d9d9"
 NUMERIC = ("numpy", "pandas", "scikit-dimension", "scipy", "torch", "transformers")
 

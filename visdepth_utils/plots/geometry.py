@@ -17,8 +17,6 @@ from visdepth_utils.plots.style import (
     styled,
 )
 
-__all__ = ["accuracy_bars", "depth_curves", "layer_axis_name"]
-
 CONDITIONS = {"full": "#0072B2", "blind": "#999999", "other": "#E69F00"}
 CONDITION_NAMES = {"full": "its own picture", "blind": "no picture", "other": "another picture"}
 

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from visdepth_utils.plots.bands import LEAST_KL, bands, draw, need
 from visdepth_utils.plots.style import COLOURS, CONTROL_GREYS, PANEL_INCHES, finish, styled
 
-__all__ = ["gap_curves", "substitution_maps"]
-
 GRID = {"image", "modality", "source_layer", "layer", "control", "kl", "similarity", "correct"}
 
 

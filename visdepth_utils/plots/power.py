@@ -7,8 +7,6 @@ from matplotlib.figure import Figure
 from visdepth_utils.plots.bands import need
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 
-__all__ = ["power_by_images"]
-
 
 def power_by_images(curve: pd.DataFrame, claim: str, images: int) -> Figure:
     """Share of simulated runs that support a true claim, by number of images (``power_curve``).

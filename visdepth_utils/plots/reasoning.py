@@ -19,8 +19,6 @@ from visdepth_utils.plots.bands import bands, draw, need
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 from visdepth_utils.plots.sweeps import DEPTH_AXIS, TASK_COLOURS
 
-__all__ = ["chains_page", "distance_curves", "score_by_compute", "token_changes"]
-
 SIDES = {"edit": ("#7B3294", "chain"), "flip": ("#E69F00", "final answer")}
 COMPARED = {"sample", "image", "depth", "control", "edit", "edit_chance", "flip", "flip_chance"}
 FORCED = {"changed_chain", "changed_answer", "answer_kept"}

@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 from visdepth_utils.plots.bands import bands, need
 from visdepth_utils.plots.style import finish, styled
 
-__all__ = ["recovery_dots", "strategy_dots"]
-
 STATES = {
     "full": ("#444444", "whole model"),
     "full trained": ("#999999", "whole model, same training"),

@@ -14,8 +14,6 @@ from visdepth_utils.claims.verdict import COLOURS
 from visdepth_utils.plots.bands import need
 from visdepth_utils.plots.style import finish, styled
 
-__all__ = ["specification_curve"]
-
 _NUMBERS = {"verdict", "effect", "lo", "hi"}
 
 

@@ -12,16 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-__all__ = [
-    "COLOURS",
-    "CONTROL_DASHES",
-    "CONTROL_GREYS",
-    "DPI",
-    "PANEL_INCHES",
-    "finish",
-    "styled",
-]
-
 COLOURS = {"image": "#0072B2", "text": "#D55E00"}
 """Modality -> colour, the same in every figure."""
 

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from visdepth_utils.plots.bands import LEAST_KL, bands, draw, gains, need, retention
 from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 
-__all__ = ["kl_by_depth", "modes_compared", "read_or_process", "retention_curves"]
-
 TASK_COLOURS = {"mcq": "#009E73", "vqa": "#56B4E9", "chart": "#CC79A7", "caption": "#7B3294"}
 TASK_COLOURS |= {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
 """Of tasks, and of the styles of one task; the two are never in one figure."""

@@ -13,8 +13,6 @@ from visdepth_utils.claims.verdict import COLOURS
 from visdepth_utils.plots.bands import need
 from visdepth_utils.plots.style import finish, styled
 
-__all__ = ["effects_by_model"]
-
 
 def effects_by_model(verdicts: pd.DataFrame, columns: int = 3) -> Figure:
     """One small panel per claim: effect and interval of each model, coloured by the verdict.

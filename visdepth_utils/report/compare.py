@@ -7,8 +7,6 @@ from typing import Any
 from visdepth_utils.report.verdict_table import effect_text
 from visdepth_utils.runs.records import is_number, read_claims, read_provenance
 
-__all__ = ["comparison_rows", "comparison_text", "judge", "settings_that_differ"]
-
 RULE = """\
 within noise: either value lies in the other run's 95% interval
 unclear:      the intervals overlap, but a value lies outside the other's interval

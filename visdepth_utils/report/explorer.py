@@ -9,8 +9,6 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_outputs"]
-
 
 def read_outputs(folder: Path) -> list[dict[str, Any]]:
     """What the page embeds: outputs cut into words, with those that changed.

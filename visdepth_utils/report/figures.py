@@ -7,8 +7,6 @@ from pathlib import Path
 from visdepth_utils.common.cells import read_notebook
 from visdepth_utils.report.pages import LINK
 
-__all__ = ["notebook_figures", "run_figures"]
-
 _MAX_SVG = 300_000  # bytes; a figure with more is shown as PNG
 _FIGURE = re.compile(r"""\.figure\([^"']*["']([^"']+)["']""")
 _SECTION = re.compile(r"^## *(?:\d+\. *)?(.+)$", re.MULTILINE)

@@ -16,8 +16,6 @@ from visdepth_utils.report.sections import claim_sections, flat_rows
 from visdepth_utils.report.verdict_table import verdict_rows
 from visdepth_utils.runs.records import read_claims, read_provenance
 
-__all__ = ["notebooks_of", "write_report"]
-
 _HERE = Path(__file__).parent
 
 

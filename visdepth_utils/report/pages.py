@@ -7,8 +7,6 @@ from pathlib import Path
 from visdepth_utils.common.cells import read_notebook
 from visdepth_utils.common.files import REPO, atomic, write_text
 
-__all__ = ["LINK", "notebook_page"]
-
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 """A link or picture of Markdown: ``!`` or nothing, its text, its address."""
 _COLAB = "[![Open in Colab]"

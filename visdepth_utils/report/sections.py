@@ -8,8 +8,6 @@ from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.report.verdict_table import effect_text, number_text, verdict_rows
 from visdepth_utils.runs.records import read_claims, read_provenance
 
-__all__ = ["claim_sections", "flat_rows", "shown_table"]
-
 
 def claim_sections(folder: Path, figures: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Everything a run has on each claim, as text ready to be shown.

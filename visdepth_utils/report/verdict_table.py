@@ -9,17 +9,6 @@ from visdepth_utils.claims.verdict import COLOURS, headline
 from visdepth_utils.runs.records import read_claims
 from visdepth_utils.runs.registration import registered
 
-__all__ = [
-    "control_words",
-    "effect_text",
-    "images_text",
-    "label_text",
-    "number_text",
-    "plain_words",
-    "verdict_rows",
-    "verdict_text",
-]
-
 
 def verdict_rows(folder: Path) -> list[dict[str, str]]:
     """The verdicts of a run, as text ready to be shown, a dictionary each.

@@ -58,7 +58,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("caption", "caption", prompt, text, text)
 
 
-def _lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
+def lookup(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
     """A one-hop question: (kind, question text, what is asked about, answer)."""
     things = scene.things
     shapes, colours = [t.shape for t in things], [t.colour for t in things]
@@ -99,50 +99,16 @@ _WHAT_TEXTS = (
 
 def vqa(scene: Scene, rng: np.random.Generator) -> Question:
     """One or two words."""
-    kind, text, _, answer = _lookup(scene, rng)
+    kind, text, _, answer = lookup(scene, rng)
     return Question("vqa", kind, text, answer, answer)
 
 
-def say(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question whose answer first repeats what it is about: used in training only.
-
-    From the repeated word to the answer it is one step of attention, which is learnt soon; a bare
-    answer needs that step and one more, and hardly starts without it.
-    """
-    if scene.kind == "charts":
-        q = chart(scene, rng)
-        colour = next(w for w in q.prompt.split() if w in COLOURS)
-        text, kind, both = q.prompt, q.kind, f"{colour} {q.answer}"
-    elif rng.random() < 0.3:
-        q = mcq(scene, rng)
-        text, kind = q.prompt, f"mcq-{q.kind}"
-        both = f"{q.choices[LETTERS.index(q.answer)]} {q.answer}"
-    else:
-        kind, text, key, answer = _lookup(scene, rng)
-        both = f"{key} {answer}"
-    return Question("say", kind, f"{text} name it first .", both, both)
-
-
 # What an option of a multiple choice names: the values the picture shows, and all there are.
-_FACTS: dict[str, tuple[Callable[[Thing], str], tuple[str, ...]]] = {
+FACTS: dict[str, tuple[Callable[[Thing], str], tuple[str, ...]]] = {
     "colour": (lambda t: t.colour, tuple(COLOURS)),
     "shape": (lambda t: t.shape, SHAPES),
     "place": (lambda t: t.place, PLACES),
 }
-
-
-def exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Is a colour, a shape, an object at a place in the picture? Used in training only.
-
-    It is the step each option of a multiple choice needs. Yes and no are equally likely.
-    """
-    kind = pick(rng, tuple(_FACTS))
-    tell, possible = _FACTS[kind]
-    true = {tell(t) for t in scene.things}
-    answer = pick(rng, ("yes", "no"))
-    asked = pick(rng, tuple(o for o in possible if (o in true) == (answer == "yes")))
-    texts = ("does the picture show {} ?", "do you see {} ?")
-    return Question("exists", kind, pick(rng, texts).format(asked), answer, answer)
 
 
 def mcq(scene: Scene, rng: np.random.Generator) -> Question:
@@ -153,10 +119,10 @@ def mcq(scene: Scene, rng: np.random.Generator) -> Question:
     """
     absent = {
         kind: [o for o in possible if o not in {tell(t) for t in scene.things}]
-        for kind, (tell, possible) in _FACTS.items()
+        for kind, (tell, possible) in FACTS.items()
     }
     kind = pick(rng, tuple(k for k, others in absent.items() if len(others) >= 3))
-    answer = pick(rng, tuple(sorted({_FACTS[kind][0](t) for t in scene.things})))
+    answer = pick(rng, tuple(sorted({FACTS[kind][0](t) for t in scene.things})))
     others = absent[kind]
     options = [answer] + [others[int(i)] for i in rng.permutation(len(others))[:3]]
     order = [int(i) for i in rng.permutation(4)]
@@ -185,20 +151,4 @@ def chart(scene: Scene, rng: np.random.Generator) -> Question:
     )
     return Question(
         "chart", "value", pick(rng, texts).format(bar.colour), str(bar.value), str(bar.value)
-    )
-
-
-def chart_list(scene: Scene, rng: np.random.Generator) -> Question:
-    """All bars left to right: used in training only, for supervision of every bar."""
-    text = " , ".join(f"{b.colour} {b.value}" for b in scene.bars)
-    prompt = pick(rng, ("list all bars from left to right .", "read the chart ."))
-    return Question("chart_list", "list", prompt, text, text)
-
-
-def describe(scene: Scene) -> str:
-    """The scene in words: what stands where the picture would, in text-only training."""
-    if scene.kind == "charts":
-        return "chart : " + " ; ".join(f"{b.colour} bar {b.value}" for b in scene.bars) + " ."
-    return (
-        "objects : " + " ; ".join(f"{t.place} {t.size} {name_of(t)}" for t in scene.things) + " ."
     )

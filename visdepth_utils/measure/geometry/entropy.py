@@ -17,8 +17,6 @@ from visdepth_utils.measure.geometry.gram import (
     trace,
 )
 
-__all__ = ["COMPAT", "NORMALISE", "SCALES", "entropy_from_gram", "matrix_entropy"]
-
 NORMALISE = ("center+row", "center", "row", "raw", "standardise")
 SCALES = ("log_n", "max", "max_centred", "none", "effective_rank")
 COMPAT = (None, "skean", "roy-vetterli")

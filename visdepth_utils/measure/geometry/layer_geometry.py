@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure import batching
 from visdepth_utils.measure.geometry.cka_curvature import sink_mask
 from visdepth_utils.measure.geometry.gram import draws as token_draws
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM, Progress
+    from visdepth_utils.models.vlm import VLM
 
 METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ahead")
 

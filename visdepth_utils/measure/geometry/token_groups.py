@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure.geometry.layer_geometry import tables, token_geometry
 from visdepth_utils.models.encoding import Encoded, append_tokens, reference_ids
 from visdepth_utils.models.generation import decode_answers, generated, stop_ids, without_end
@@ -24,9 +25,7 @@ from visdepth_utils.models.prompts import non_text_ids
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM, Progress
-
-__all__ = ["BESIDE", "GROUPS", "own_answers", "placed_geometry", "text_geometry"]
+    from visdepth_utils.models.vlm import VLM
 
 GROUPS = ("image", "text")
 """What is compared: image tokens, and all text after the picture."""

@@ -9,7 +9,6 @@ tokens before the change, and every state below the layer of the change. ``prefi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformers import DynamicCache
 
-from visdepth_utils.models.hooks import refuse_nan
+from visdepth_utils.models.hooks import refuse_nan, rotary_positions
 from visdepth_utils.models.parts import Angles, embed, head, refuse_unmaskable, window
 
 if TYPE_CHECKING:
@@ -136,8 +135,6 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
     states: list[torch.Tensor] = []
     outputs: dict[int, torch.Tensor] = {}
     calls: list[dict[str, Any]] = []
-    positions: list[torch.Tensor] = []
-    decoder = vlm.model.get_decoder()
 
     def before(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         states.append(index.take(args[0] if args else kwargs["hidden_states"]).to(vlm.device))
@@ -147,18 +144,12 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         state = output[0] if isinstance(output, tuple) else output
         outputs[len(calls) - 1] = index.take(state).to(vlm.device)
 
-    def rotary(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        positions.append((args[1] if len(args) > 1 else kwargs["position_ids"]).to(vlm.device))
-
     cache = DynamicCache()  # without a config: sliding layers must keep all keys
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, rotary_positions(vlm) as positions:
         for layer in vlm.layers:
-            stack.enter_context(_hook(layer.register_forward_pre_hook(before, with_kwargs=True)))
+            stack.enter_context(layer.register_forward_pre_hook(before, with_kwargs=True))
         for number in {*vlm.injection_layers, vlm.n_layers - 1}:
-            stack.enter_context(_hook(vlm.layers[number].register_forward_hook(after)))
-        stack.enter_context(
-            _hook(decoder.rotary_emb.register_forward_pre_hook(rotary, with_kwargs=True))
-        )
+            stack.enter_context(vlm.layers[number].register_forward_hook(after))
         out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     states.append(outputs.pop(vlm.n_layers - 1))
     found = Prefill(
@@ -172,7 +163,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         masks=_masks(vlm, enc, calls),
         causal=[call.get("attention_mask") is None for call in calls],
         angles=[call["position_embeddings"] for call in calls],
-        positions=positions[0],
+        positions=positions[0].to(vlm.device),
         extra=[{k: v for k, v in call.items() if k not in _OWN} for call in calls],
         layer_positions=calls[0].get("position_ids"),
         added={number: states[number + 1] - output for number, output in outputs.items()},
@@ -228,12 +219,3 @@ def _check(found: Prefill) -> None:
                 f"{vlm.name}: final norm and output head give logits off by {gap:g}: "
                 f"{vlm.family.model_type} does something more after its last layer"
             )
-
-
-@contextlib.contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    """Remove a hook's handle at the end, however it ends."""
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from visdepth_utils.claims.power import power_curve, power_record, power_text
 from visdepth_utils.claims.registry import claim_entry
 from visdepth_utils.common.files import write_text
-from visdepth_utils.plots.power import power_by_images
+from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
 
 __all__ = ["power"]
 
@@ -36,7 +38,7 @@ def power(run: Path, claim: str) -> list[str]:
     facts = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
     record = power_record(claim, curve, facts["settings"]["model"])
     write_text(data, json.dumps(record, indent=1) + "\n")
-    power_by_images(curve, claim, images).savefig(figure, bbox_inches="tight", dpi=110)
+    _figure(curve, claim, images).savefig(figure, bbox_inches="tight", dpi=110)
     return [power_text(claim, curve, images), f"written: {data}, {figure.name}"]
 
 
@@ -48,3 +50,19 @@ def _stored(run: Path, name: str) -> pd.DataFrame:
     rows = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
     keys = [k for k in ("sample", "style", "mode", "depth", "condition") if k in rows]
     return rows.drop_duplicates(keys, keep="last")
+
+
+def _figure(curve: pd.DataFrame, claim: str, images: int) -> Figure:
+    """Share of simulated runs that support a true claim, by number of images; the run's marked."""
+    with styled():
+        fig, ax = plt.subplots(figsize=PANEL_INCHES)
+        ax.plot(curve["images"], curve["supported"], "o-", label="supported")
+        ax.plot(curve["images"], curve["refuted"], "x:", label="not supported (an error)")
+        ax.axvline(images, color="#444444", ls=":", lw=1.2, label="images of this run")
+        for share in (0.8, 0.9):
+            ax.axhline(share, color="#bbbbbb", lw=0.8)
+        ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="images", ylabel="share of simulations")
+        ax.set_xticks(curve["images"], [str(n) for n in curve["images"]])
+        ax.minorticks_off()
+        finish(fig, [ax], claim, "simulated from the run's own images at the effect of power_at")
+    return fig

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests import tiny
 from visdepth_utils.data.samples import Sample
-from visdepth_utils.report.explorer import _differences, read_outputs
+from visdepth_utils.report.page import _differences, read_outputs
 from visdepth_utils.runs import outputs
 from visdepth_utils.runs.outputs import keep_outputs
 

@@ -36,12 +36,12 @@ def load_samples(
 ) -> tuple[list[Sample], int, dict[str, Any]]:
     """Choose samples of a data set and check each of them; see ``load_task``.
 
-    ``name`` is a data set, or a task that the data is asked to fill; n = None takes all rows in
-    order, and a smaller n is a prefix of a larger one, also with rows skipped. ``split`` and
-    ``subset``: see ``open_rows``; a subset that is no configuration is the kind of question to keep
-    (ChartQA: ``human``, ``augmented``). ``prompt``: template in the place of the format's.
-    ``on_bad_row``: ``"stop"``, or ``"skip"``: say which rows are bad and go on with others. With
-    ``vlm``, a row that this model cannot take is a bad one.
+    ``name`` is a data set, or a task that the data is asked to fill. A smaller n is a prefix of a
+    larger one, also with rows skipped. ``split`` and ``subset``: see ``open_rows``; a subset that
+    is no configuration is the kind of question to keep (ChartQA: ``human``, ``augmented``).
+    ``prompt``: template in the place of the format's. ``on_bad_row``: ``"stop"``, or ``"skip"``:
+    say which rows are bad and go on with others. With ``vlm``, a row that this model cannot take is
+    a bad one.
 
     Returns:
         The samples, the budget of an answer, and the selection, for the record: where from (with

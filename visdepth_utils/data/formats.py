@@ -20,55 +20,32 @@ _CHOOSE = "{question}\n{options}\nAnswer with the option's letter from the given
 
 @dataclass(frozen=True)
 class Said:
-    """What the text columns of a row say.
+    """What the text columns of a row say."""
 
-    Attributes:
-        words: Fills the prompt's fields.
-        answer: The short answer (a letter where there are choices).
-        references: All accepted answers; the first is the one for teacher forcing.
-        kind: Type of question.
-        choices: Options; empty for an open question.
-    """
-
-    words: dict[str, str]
-    answer: str
-    references: tuple[str, ...] = ()
-    kind: str = ""
-    choices: tuple[str, ...] = ()
+    words: dict[str, str]  # fills the prompt's fields
+    answer: str  # the short answer (a letter where there are choices)
+    references: tuple[str, ...] = ()  # all accepted; the first is the one for teacher forcing
+    kind: str = ""  # type of question
+    choices: tuple[str, ...] = ()  # empty for an open question
 
 
 @dataclass(frozen=True)
 class Format:
-    """A known layout of rows.
+    """A known layout of rows."""
 
-    Attributes:
-        title: For messages: "it holds ... rows".
-        columns: Alternatives; all names of one must be there.
-        read: A row -> what it says; raises ``BadRow``.
-        rules: Task -> scoring rule, for the data set's own name and each task it can fill.
-        prompt: Template with the fields of ``Said.words``.
-        budget: Tokens an answer may take.
-        images: Columns that hold pictures.
-        blind: Whether a row may be without picture.
-        hub: Its id on the hub; empty for a layout without one.
-        split: Taken unless another is chosen.
-        subset: Configuration taken unless another is chosen; None: all.
-        without: Columns that only another format has.
-        role: A row -> the task that it names or is made for; "" for any the format has.
-    """
-
-    title: str
-    columns: tuple[tuple[str, ...], ...]
-    read: Callable[[dict[str, Any]], Said]
-    rules: dict[str, str]
-    prompt: dict[str, str]
-    budget: dict[str, int]
-    images: tuple[str, ...] = ("image",)
-    blind: bool = False
-    hub: str = ""
-    split: str | None = None
-    subset: str | None = None
-    without: tuple[str, ...] = ()
+    title: str  # for messages: "it holds ... rows"
+    columns: tuple[tuple[str, ...], ...]  # alternatives; all names of one must be there
+    read: Callable[[dict[str, Any]], Said]  # raises BadRow
+    rules: dict[str, str]  # task -> scoring rule: of its own name and of each task it can fill
+    prompt: dict[str, str]  # templates with the fields of ``Said.words``
+    budget: dict[str, int]  # tokens an answer may take
+    images: tuple[str, ...] = ("image",)  # columns that hold pictures
+    blind: bool = False  # whether a row may be without picture
+    hub: str = ""  # its id on the hub; empty for a layout without one
+    split: str | None = None  # taken unless another is chosen
+    subset: str | None = None  # configuration taken unless another is chosen; None: all
+    without: tuple[str, ...] = ()  # columns that only another format has
+    # The task that a row names or is made for; "" for any the format has.
     role: Callable[[dict[str, Any]], str] = lambda row: ""
 
     def fits(self, columns: Sequence[str]) -> bool:

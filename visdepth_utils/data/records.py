@@ -25,25 +25,15 @@ _STRINGS = (pa.string(), pa.large_string())
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one split of a data set.
+    """The rows of one split of a data set."""
 
-    Attributes:
-        where: For messages: source and split.
-        columns: Their names.
-        base: Folder that paths of pictures are relative to; None: no paths.
-        facts: Source, revision, split and subset, for the record.
-        data: ``data[i]`` is a row as a dictionary (lists), or a table with one row (Arrow).
-        unit: What a row is called in messages.
-        first: Number of the first row, as people count them in such a file.
-    """
-
-    where: str
+    where: str  # for messages: source and split
     columns: tuple[str, ...]
-    base: Path | None
-    facts: dict[str, Any]
-    data: Any = field(repr=False)
-    unit: str = "row"
-    first: int = 0
+    base: Path | None  # folder that paths of pictures are relative to; None: no paths
+    facts: dict[str, Any]  # source, revision, split and subset, for the record
+    data: Any = field(repr=False)  # [i] is a row: a dictionary, or a table with one row (Arrow)
+    unit: str = "row"  # what messages call a row
+    first: int = 0  # number of the first row, as people count them in such a file
 
     def __len__(self) -> int:
         """Number of rows."""

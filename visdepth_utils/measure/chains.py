@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,11 +46,6 @@ def words(text: str) -> list[str]:
 def steps(text: str) -> list[str]:
     """Steps of a chain: what stands between full stops (not in numbers), ; ! ? and line ends."""
     return [step for part in _STEP.split(text) if (step := normalise(part))]
-
-
-def edit_distance(a: Sequence[Any], b: Sequence[Any]) -> float:
-    """Levenshtein distance over the longer length, 0..1; two empty sequences: 0."""
-    return float(Levenshtein.normalized_distance(list(a), list(b)))
 
 
 def step_agreement(a: str, b: str) -> float:

@@ -35,27 +35,16 @@ UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a text decoder that costs depend on.
+    """The sizes of a text decoder that costs depend on."""
 
-    Attributes:
-        layers: L.
-        width: D.
-        heads: H, of queries.
-        kv_heads: G, of keys and values.
-        head_dim: h.
-        inner: F, inner width of the MLP.
-        gated: Whether the MLP has a gate beside up and down.
-        vocabulary: V.
-    """
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    inner: int
-    gated: bool
-    vocabulary: int
+    layers: int  # L
+    width: int  # D
+    heads: int  # H, of queries
+    kv_heads: int  # G, of keys and values
+    head_dim: int  # h
+    inner: int  # F, inner width of the MLP
+    gated: bool  # whether the MLP has a gate beside up and down
+    vocabulary: int  # V
 
     @property
     def layer_weights(self) -> int:

@@ -58,12 +58,7 @@ def evaluate(
         "generate",
     )
     rows = [
-        {
-            **s.labels(),
-            "condition": condition,
-            "output": out,
-            "score": score(s, out),
-        }
+        {**s.labels(), "condition": condition, "output": out, "score": score(s, out)}
         for s, out in zip(samples, outputs, strict=True)
     ]
     return pd.DataFrame(rows)

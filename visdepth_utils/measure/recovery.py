@@ -60,7 +60,7 @@ def distill(
     save_every: int = 20,
     progress: Progress | None = None,
 ) -> Path:
-    """Train an adapter, or go on where a killed training was.
+    """Train an adapter, or go on where a killed training was; the folder, for ``adapted``.
 
     Args:
         vlm: The full model; it is unchanged afterwards.
@@ -72,9 +72,6 @@ def distill(
             folder. Trainings on the same samples can share it.
         save_every: Steps between states.
         progress: Called with (done, total, label); the label holds the loss.
-
-    Returns:
-        The folder; ``adapted`` applies what is in it.
 
     Raises:
         ValueError: Depth out of range, fewer samples than a batch, unknown precision, no budget,
@@ -273,17 +270,9 @@ def trainings(
     """All trainings of a model on a task, by state of ``TRAINED``: those shipped, else made here.
 
     Shipped are all of the same weights, cut and samples, of any rate, seed and number of steps.
-    Else one is made per rate; the whole model has the rate with the lowest validation loss.
-
-    Args:
-        vlm: The full model.
-        samples: Training samples, those for the validation last.
-        settings: Of the training; its rate is not looked at.
-        rates: Learning rates to choose from.
-        folder: As for ``adapter``.
-        shipped: Searched first.
-        say: As for ``adapter``.
-        **options: ``max_new_tokens`` and ``progress`` of ``adapter``.
+    Else one is made per rate; the whole model has the rate with the lowest validation loss. Samples
+    for the validation stand last. ``options``: ``max_new_tokens`` and ``progress``; the rest as for
+    ``adapter``.
     """
     found: dict[str, list[Path]] = {}
     for state in TRAINED:
@@ -357,15 +346,9 @@ def recovery_sweep(
 ) -> pd.DataFrame:
     """Greedy answers of the full model, the truncated one, and each with an adapter.
 
-    Args:
-        vlm: The model.
-        task: A task, or samples, each with an image.
-        depth: Where image tokens are cut, 0..L.
-        adapters: State of ``TRAINED`` -> folder of its adapter, or of several trainings.
-        plain: Whether the two states without an adapter are measured.
-        mode: As for ``truncation_sweep``.
-        max_new_tokens: Budget of an answer; None for the task's.
-        progress: Called with (samples done, samples, label).
+    Without ``plain`` only those with one. ``adapters``: state of ``TRAINED`` -> folder of its
+    adapter, or of several trainings. ``depth`` is where image tokens are cut, 0..L; other arguments
+    as in ``truncation_sweep``.
 
     Returns:
         One row per sample and state: ``sample, image, task, kind, style, mode, cut`` (where the

@@ -34,14 +34,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "beam": {"do_sample": False, "num_beams": 4},
 }
 
-COLUMNS = (
-    *LABELS,
-    "depth",
-    "strategy",
-    "seed",
-    "output",
-    "score",
-)
+COLUMNS = (*LABELS, "depth", "strategy", "seed", "output", "score")
 
 
 def decode(
@@ -59,18 +52,11 @@ def decode(
 ) -> pd.DataFrame:
     """Answer samples with image tokens seen by the first ``depth`` layers only.
 
-    Args:
-        vlm: The model.
-        task: A task, or samples, each with an image where ``depth`` is below L.
-        depth: 0..L; None for L, the whole model, run without hooks.
-        mode: As for ``truncation_sweep``.
-        adapter: Folder of an adapter to answer with, see ``recovery.adapted``.
-        strategies: Some of ``STRATEGIES``.
-        seeds: Of the sampled strategies; the others run once, under the first. What is drawn for a
-            batch depends on the seed and on its first sample, not on the batches before it.
-        max_new_tokens: Budget of an answer; None for the task's.
-        batch_size: Samples at a time; a beam search runs as many rows as it has beams for each.
-        progress: Called with (samples done, samples, label).
+    None is L, the whole model, run without hooks. Each strategy of ``strategies`` runs; the sampled
+    ones under every seed, the others once, under the first. What is drawn for a batch depends on
+    the seed and on its first sample, not on the batches before it. ``adapter``: folder of one to
+    answer with, see ``recovery.adapted``. A beam search runs as many rows as it has beams for each
+    sample. Other arguments as in ``truncation_sweep``.
 
     Returns:
         One row per sample, strategy and seed: ``sample, image, task, kind, style, depth, strategy,
@@ -98,9 +84,9 @@ def decode(
             for i, (name, seed) in enumerate(runs, 1):
                 drawn = zlib.crc32(f"{seed} {part[0].id}".encode())
                 outputs = _generate(vlm, part, depth, mode, name, drawn, budget)
-                rows += [
-                    _row(s, depth, name, seed, text) for s, text in zip(part, outputs, strict=True)
-                ]
+                same = {"depth": depth, "strategy": name, "seed": seed}
+                for s, text in zip(part, outputs, strict=True):
+                    rows.append({**s.labels(), **same, "output": text, "score": score(s, text)})
                 if progress:
                     progress(start + len(part) * i // len(runs), len(samples), "decode")
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -128,14 +114,3 @@ def _generate(
     with torch.random.fork_rng(devices), cut:
         torch.manual_seed(seed)
         return decode_answers(vlm, generated(vlm, enc, budget, **options).tolist())
-
-
-def _row(sample: Sample, depth: int, strategy: str, seed: int, text: str) -> dict[str, Any]:
-    return {
-        **sample.labels(),
-        "depth": depth,
-        "strategy": strategy,
-        "seed": seed,
-        "output": text,
-        "score": score(sample, text),
-    }

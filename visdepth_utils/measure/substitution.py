@@ -141,7 +141,9 @@ def substitution_grid(
     order = {sample.id: i for i, sample in enumerate(samples)}
     measure = partial(_block, vlm, strange, specs, modality, budget, seed, order)
     rows = in_blocks(samples, len(specs), max_rows, measure, progress, f"{modality} states")
-    return _scored(pd.DataFrame(rows), samples, budget > 0, encoder)
+    table = pd.DataFrame(rows)
+    table = _scored(table, samples, encoder) if budget else table
+    return table.reindex(columns=list(COLUMNS))
 
 
 def pairs(layers: Sequence[int], controls: Sequence[str], rescale: Sequence[bool]) -> list[Spec]:
@@ -253,21 +255,16 @@ def _directions(samples: Sequence[Sample], target: Index, vlm: VLM, seed: int) -
     return found / found.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def _scored(
-    found: pd.DataFrame, samples: Sequence[Sample], generated: bool, encoder: str
-) -> pd.DataFrame:
+def _scored(found: pd.DataFrame, samples: Sequence[Sample], encoder: str) -> pd.DataFrame:
     """Compare outputs with the plain one of the same sample, and score them."""
-    if not generated:
-        return found.assign(same=np.nan, similarity=np.nan, correct=np.nan)[list(COLUMNS)]
     by_id = {sample.id: sample for sample in samples}
     plain = found[(found["source_layer"] == found["layer"]) & (found["control"] == "")]
     base = found["sample"].map(plain.drop_duplicates("sample").set_index("sample")["output"])
     pairs_said = list(zip(found["output"], base, strict=True))
     distinct = list(dict.fromkeys(pairs_said))  # most outputs are alike: compare each pair once
     alike = dict(zip(distinct, similarity(*zip(*distinct, strict=True), encoder), strict=True))
-    table = found.assign(
+    return found.assign(
         same=[a == b for a, b in pairs_said],
         similarity=[float(alike[pair]) for pair in pairs_said],
         correct=[score(by_id[s], t) for s, t in zip(found["sample"], found["output"], strict=True)],
     )
-    return table[list(COLUMNS)]

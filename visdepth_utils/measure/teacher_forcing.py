@@ -7,9 +7,9 @@ follow. Here the models read the same text, so each token stands for itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import torch
@@ -44,17 +44,12 @@ TOKEN_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """A sample with the answer to be read; kept together, as a sample may be asked twice."""
 
+    id: str  # of the sample, for messages
     sample: Sample
     answer: Sequence[int] | None
-
-    @property
-    def id(self) -> str:
-        """Of the sample, for messages."""
-        return self.sample.id
 
 
 def token_kl(
@@ -70,15 +65,8 @@ def token_kl(
 ) -> pd.DataFrame:
     """Divergence from the full model at every token of a given answer (teacher forcing).
 
-    Args:
-        vlm: The model.
-        task: A task, or samples.
-        depths: As in ``truncation_sweep``, as ``mode`` and ``max_rows``.
-        mode: See ``depths``.
-        texts: The answers to read, one per sample; None for the references.
-        token_ids: The same as tokens, e.g. as a model generated them; instead of ``texts``.
-        max_rows: See ``depths``.
-        progress: Called with (done, total, label).
+    The answers to read, one per sample, are ``texts``, or ``token_ids``, e.g. as a model generated
+    them, or the references. Other arguments as in ``truncation_sweep``.
 
     Returns:
         One row per sample, depth and answer token: ``sample, image, task, mode, depth, token``
@@ -97,7 +85,8 @@ def token_kl(
         raise ValueError(
             f"{len(token_ids)} token_ids for {len(samples)} samples: give one per sample, no texts"
         )
-    asked = [_Asked(*pair) for pair in zip(samples, token_ids or repeat(None), strict=False)]
+    pairs = zip(samples, token_ids or repeat(None), strict=False)
+    asked = [_Asked(sample.id, sample, answer) for sample, answer in pairs]
     max_rows = max_rows or (choose_max_rows(vlm, samples[0], len(run), 0) if samples else 1)
     rows = in_blocks(
         asked,

@@ -90,7 +90,8 @@ def encode(vlm: VLM, samples: Sequence[Sample], with_reference: bool = False) ->
     if not samples:
         raise ValueError("no samples to encode: give at least one")
     if with_reference and not vlm.family.causal_prefix:
-        return _answered(vlm, samples)
+        # A reference within the prompt's text would be part of the prefix read both ways.
+        return append_tokens(vlm, encode(vlm, samples), reference_ids(vlm, samples))
     texts = prompts(vlm, list(samples), with_reference)
     images = [[_rgb(image, sample) for image in sample.images] for sample in samples]
     if vlm.family.needs_image and not all(images):
@@ -206,14 +207,6 @@ def append_tokens(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> E
     return Encoded(
         inputs, grown(enc.is_image, 0, constant(0)), grown(enc.is_text, 0, said), enc.samples
     )
-
-
-def _answered(vlm: VLM, samples: Sequence[Sample]) -> Encoded:
-    """Prompts followed by their references, where a prefix is read in both directions.
-
-    A reference within the prompt's text would be part of that prefix.
-    """
-    return append_tokens(vlm, encode(vlm, samples), reference_ids(vlm, samples))
 
 
 def reference_ids(vlm: VLM, samples: Sequence[Sample]) -> list[list[int]]:

@@ -12,40 +12,26 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """Facts about one model type.
+    """Facts about one model type."""
 
-    Attributes:
-        model_type: ``config.model_type`` of the checkpoint.
-        structural_tokens: Tokens round or inside an image that are neither image nor text (row
-            tags, breaks, begin and end of image). Names that the tokenizer does not know are
-            skipped.
-        required_keys: Processor outputs without which the forward pass is silently wrong.
-        positions: ``"1d"``: position ids are counted from the attention mask and passed explicitly,
-            so that left padding changes nothing; ``"model"``: the model must compute its own.
-        blank_borders: The processor writes line feeds round images or between their rows; they
-            count as structural where they touch an image.
-        nested_images: The processor wants one list of images per sample instead of one flat list.
-        needs_image: The processor takes no sample without an image.
-        template: Chat template where the hub's checkpoints have none.
-        least_image_tokens: What a sample's pictures must become, where transformers takes no less.
-        causal_prefix: False where image and prompt see each other in both directions.
-        deepstack: Visual features are added again after the first decoder layers; how many layers
-            is the config's (``VLM.injection_layers``).
-        caveat: One sentence for reports; empty where there is nothing to say.
-    """
-
-    model_type: str
+    model_type: str  # ``config.model_type`` of the checkpoint
+    # Round or inside an image and neither image nor text (row tags, breaks, begin and end of
+    # image). Names that the tokenizer does not know are skipped.
     structural_tokens: tuple[str, ...] = ()
-    required_keys: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()  # of the processor; without them the pass is silently wrong
+    # "1d": position ids are counted from the attention mask and passed explicitly, so that left
+    # padding changes nothing; "model": the model must compute its own.
     positions: str = "1d"
+    # The processor writes line feeds round images or between their rows; where they touch an image
+    # they count as structural.
     blank_borders: bool = False
-    nested_images: bool = False
-    needs_image: bool = False
-    template: str = ""
-    least_image_tokens: int = 0
-    causal_prefix: bool = True
-    deepstack: bool = False
-    caveat: str = ""
+    nested_images: bool = False  # the processor wants one list of images per sample, not a flat one
+    needs_image: bool = False  # the processor takes no sample without an image
+    template: str = ""  # chat template where the hub's checkpoints have none
+    least_image_tokens: int = 0  # of a sample's pictures, where transformers takes no less
+    causal_prefix: bool = True  # False where image and prompt see each other in both directions
+    deepstack: bool = False  # visual features are added again, see ``VLM.injection_layers``
+    caveat: str = ""  # one sentence for reports
 
 
 _qwen = partial(

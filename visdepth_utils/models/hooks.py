@@ -64,16 +64,10 @@ def rotary_positions(vlm: VLM) -> Iterator[list[torch.Tensor]]:
 
 @torch.no_grad()
 def capture(vlm: VLM, enc: Encoded, visitor: Visitor, logits_to_keep: int = 1) -> torch.Tensor:
-    """One forward pass that shows its L+1 states to the visitor.
+    """One forward pass that shows its L+1 states in order to the visitor.
 
-    Args:
-        vlm: The model.
-        enc: A batch.
-        visitor: Called with (l, state (B, S, D) in fp32) for l = 0..L in order.
-        logits_to_keep: For how many last positions to compute logits; 0 for all.
-
-    Returns:
-        Logits (B, logits_to_keep or S, vocabulary).
+    Each comes as (l, state (B, S, D) in fp32). Gives logits (B, logits_to_keep, vocabulary), those
+    of the last positions; 0 keeps all.
 
     Raises:
         ValueError: NaN or infinity; names the layer.

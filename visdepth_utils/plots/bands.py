@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from visdepth_utils.claims.bootstrap import cluster_bootstrap
+from visdepth_utils.claims.bootstrap import Bootstrap, cluster_bootstrap
 
 LEAST_KL = 1e-4
 """Nats; on logarithmic axes smaller divergences are drawn here."""
@@ -38,7 +38,7 @@ def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
     if wide.empty:
         return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
     found = cluster_bootstrap(wide.to_numpy(), wide.index.to_numpy())
-    return _frame(wide.columns, found)
+    return band_table(wide.columns, found)
 
 
 def gains(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> bool | None:
@@ -59,15 +59,9 @@ def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") 
 
     Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image; images without a
     value at some depth are left out. Empty if the gain s_L - s_0 is not above 0 beyond doubt
-    (``gains``), because then the ratio says nothing.
-
-    Args:
-        sweep: ``truncation_sweep`` of one task and mode, depth L among the depths.
-        floor: Scores without the picture on the same images, columns ``image, score``.
-        score: Column of ``sweep``.
-
-    Raises:
-        ValueError: If the floor has some of the images but not all.
+    (``gains``), because then the ratio says nothing. ``sweep``: ``truncation_sweep`` of one task
+    and mode with depth L. ``floor``: scores without the picture, columns ``image, score``;
+    ValueError if it has some of the images but not all.
     """
     if not gains(sweep, floor, score):
         return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
@@ -78,7 +72,7 @@ def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") 
             return (scores - blind) / (scores[..., -1:] - blind)
 
     found = cluster_bootstrap(tables, np.arange(len(tables[0])), ratio)
-    return _frame(sorted(set(sweep["depth"])), found)
+    return band_table(sorted(set(sweep["depth"])), found)
 
 
 def draw(
@@ -130,7 +124,13 @@ def _scores(sweep: pd.DataFrame, floor: pd.DataFrame, score: str) -> tuple[np.nd
     return wide[known].to_numpy(float), none[known].to_numpy(float)[:, None]
 
 
-def _frame(x: Sequence, found: Any) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"x": list(x), "mean": found.estimate, "lo": found.lo, "hi": found.hi}
-    ).reset_index(drop=True)
+def band_table(x: Sequence, mean: Bootstrap) -> pd.DataFrame:
+    """Columns ``x, mean, lo, hi`` of a bootstrapped mean."""
+    columns = {"x": list(x), "mean": mean.estimate, "lo": mean.lo, "hi": mean.hi}
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def draw_dot(ax: Axes, x: float, row: pd.Series, **style: Any) -> None:
+    """Draw a mean with its interval, ``mean, lo, hi`` of a row."""
+    bar = [[max(row["mean"] - row["lo"], 0)], [max(row["hi"] - row["mean"], 0)]]
+    ax.errorbar([x], [row["mean"]], bar, **style)

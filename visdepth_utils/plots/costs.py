@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.plots.bands import need
-from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
+from visdepth_utils.plots.style import PANEL_INCHES, finish, panels, styled
 from visdepth_utils.plots.sweeps import DEPTH_AXIS, TASK_COLOURS
 
 KINDS = {
@@ -46,7 +46,7 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     colours = dict(zip(counts, sns.color_palette("viridis", len(counts) + 1), strict=False))
     last = int(measured["depth"].max())
     with styled():
-        fig, axes = plt.subplots(1, 3, figsize=(3 * PANEL_INCHES[0], PANEL_INCHES[1]))
+        fig, axes = panels(3, xlabel=DEPTH_AXIS)
         for ax, (kind, (title, (name, unit))) in zip(axes, KINDS.items(), strict=True):
             ax.axhline(1, color="#444444", ls=":", lw=1.2, label="the whole model")
             for count in counts:
@@ -56,9 +56,7 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
                 once, again = rows[~rows["again"]], rows[rows["again"]]
                 _points(ax, once, kind, colours[count], "o", f"{count} image tokens")
                 _points(ax, again.assign(depth=last + 0.4), kind, colours[count], "x", "")
-            ax.set(title=f"{title} (lines: {unit})", xlabel=DEPTH_AXIS)
-            ax.set_ylim(0, max(1.15, *ax.get_ylim()))
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(title=f"{title} (lines: {unit})", ylim=(0, max(1.15, *ax.get_ylim())))
         axes[0].set(ylabel="ratio to the whole model")
         finish(fig, axes, "", "points: measured, median and range; lines: predicted")
     return fig
@@ -74,17 +72,9 @@ def cost_front(
 ) -> Figure:
     """Score against cost, one panel per task; the Pareto front as a line.
 
-    Each point is a depth; numbers name those on the front.
-
-    Args:
-        points: ``savings.scores_and_savings``.
-        cost: Which ratio: ``prefill``, ``decode``, ``kv``.
-        recommended: Task -> depth to be marked.
-        floors: Task -> score without the picture, drawn dotted.
-        cost_name: Of the axis.
-
-    Raises:
-        ValueError: A missing column or no rows.
+    Each point of ``savings.scores_and_savings`` is a depth; numbers name those on the front.
+    ``cost`` is ``prefill``, ``decode`` or ``kv``. ``recommended``: task -> depth to be marked.
+    ``floors``: task -> score without the picture, drawn dotted.
     """
     columns = {"task", "depth", "score", "lo", "hi", f"{cost}_ratio", f"front_{cost}"}
     need(points, columns, "points", "tradeoff.scores_and_savings")

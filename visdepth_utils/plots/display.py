@@ -106,30 +106,15 @@ def token_strip(
         for i, word in enumerate(words):
             x, y = i % per_row, -(i // per_row)
             colour = COLOURS["image"] if image[i] else COLOURS["text"] if text[i] else OTHER
-            ax.add_patch(
-                Rectangle(
-                    (x, y),
-                    0.96,
-                    0.9,
-                    color=colour,
-                    alpha=0.35 if text[i] or image[i] else 0.8,
-                    lw=0,
-                )
-            )
+            alpha = 0.35 if text[i] or image[i] else 0.8
+            ax.add_patch(Rectangle((x, y), 0.96, 0.9, color=colour, alpha=alpha, lw=0))
             shown = str(seen) if image[i] else word[:11]
             seen += image[i]
-            ax.text(
-                x + 0.48, y + 0.42, shown, ha="center", va="center", fontsize=6.2, parse_math=False
-            )
+            middle = {"ha": "center", "va": "center", "fontsize": 6.2, "parse_math": False}
+            ax.text(x + 0.48, y + 0.42, shown, **middle)
         for name, colour in {**COLOURS, "neither (specials)": OTHER}.items():
-            ax.scatter(
-                [],
-                [],
-                marker="s",
-                color=colour,
-                alpha=0.6,
-                label=f"{name} tokens" if name in COLOURS else name,
-            )
+            label = f"{name} tokens" if name in COLOURS else name
+            ax.scatter([], [], marker="s", color=colour, alpha=0.6, label=label)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
         ax.set(xlim=(0, per_row), ylim=(-rows + 0.95, 1))
         ax.set_axis_off()

@@ -8,12 +8,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from visdepth_utils.plots.bands import draw
 from visdepth_utils.plots.style import (
     COLOURS,
-    CONTROL_DASHES,
-    CONTROL_GREYS,
-    PANEL_INCHES,
+    CONTROL_STYLES,
     finish,
+    panels,
     styled,
 )
 
@@ -50,37 +50,29 @@ def depth_curves(
 ) -> Figure:
     """Draw one panel per metric: value by layer, image beside text, controls in grey.
 
-    Args:
-        bands: Columns ``modality, layer, metric, mean, lo, hi`` (``layer_bands``).
-        metrics: Which metrics, in order of the panels.
-        controls: Name -> table like ``bands``; only one type of its tokens is drawn.
-        control_tokens: Which type.
-        stabilises: Metric -> layer l* of the image tokens, marked by a triangle and a line.
-        early: Last layer that counts as early; the panel is shaded up to it.
-        title: Heading of the figure.
-
-    Raises:
-        ValueError: If a column or one of the metrics is missing.
+    ``bands`` and every control (name -> table, of which ``control_tokens`` are drawn) are of
+    ``layer_bands``. ``stabilises``: metric -> layer l* of the image tokens, marked by a triangle
+    and a line. ``early``: last layer that counts as early; the panel is shaded up to it. ValueError
+    also where a metric is missing.
     """
     _check(bands, metrics, "bands")
     for name, table in (controls or {}).items():
         _check(table, metrics, f"control {name!r}")
     with styled():
-        fig, axes = plt.subplots(
-            1,
-            len(metrics),
-            figsize=(PANEL_INCHES[0] * len(metrics), PANEL_INCHES[1]),
-            squeeze=False,
-        )
-        for ax, metric in zip(axes[0], metrics, strict=True):
+        fig, axes = panels(len(metrics))
+        for ax, metric in zip(axes, metrics, strict=True):
             if early is not None:
                 ax.axvspan(
                     0, early, color="#000000", alpha=0.05, lw=0, label="early third of the decoder"
                 )
             for i, (name, table) in enumerate((controls or {}).items()):
-                _control(ax, table, metric, name, i, control_tokens)
-            for modality, colour in COLOURS.items():
-                _band(ax, bands, metric, modality, colour)
+                label = name if name.startswith(control_tokens) else f"{name}, {control_tokens}"
+                grey, dashes = CONTROL_STYLES[i % len(CONTROL_STYLES)]
+                curve = _curve(table, metric, control_tokens)
+                draw(ax, curve, grey, label, control=True, dashes=dashes)
+            for modality, marker in (("image", "o"), ("text", "s")):
+                curve = _curve(bands, metric, modality)
+                draw(ax, curve, COLOURS[modality], f"{modality} tokens", marker=marker)
             _nulls(ax, metric)
             if stabilises and pd.notna(stabilises.get(metric)):
                 _mark(ax, float(stabilises[metric]))
@@ -88,7 +80,7 @@ def depth_curves(
             ax.xaxis.get_major_locator().set_params(integer=True)
             if metric in LOG_METRICS:
                 ax.set_yscale("log")
-        finish(fig, axes[0], title)
+        finish(fig, axes, title)
     return fig
 
 
@@ -154,74 +146,26 @@ def _check(table: pd.DataFrame, metrics: Sequence[str], name: str) -> None:
             )
 
 
-def _rows(table: pd.DataFrame, metric: str, modality: str) -> pd.DataFrame:
-    """Rows of one curve, by layer."""
+def _curve(table: pd.DataFrame, metric: str, modality: str) -> pd.DataFrame:
+    """Rows of one curve, by layer, as ``draw`` takes them."""
     keep = table["metric"] == metric
     if "modality" in table:
         keep &= table["modality"] == modality
-    return table[keep].dropna(subset=["mean"]).sort_values("layer")
-
-
-def _band(ax: Axes, table: pd.DataFrame, metric: str, modality: str, colour: str) -> None:
-    """One trained curve with its band."""
-    rows = _rows(table, metric, modality)
-    if rows.empty:
-        return
-    ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=colour, alpha=0.2, lw=0)
-    sns.lineplot(
-        data=rows,
-        x="layer",
-        y="mean",
-        ax=ax,
-        color=colour,
-        label=f"{modality} tokens",
-        legend=False,
-        marker="o" if modality == "image" else "s",
-        markersize=3.5,
-        markeredgewidth=0,
-        lw=1.8,
-    )
-
-
-def _control(
-    ax: Axes, table: pd.DataFrame, metric: str, name: str, i: int, tokens: str = "image"
-) -> None:
-    """One control: grey, broken, no markers, so that it never looks like a result."""
-    rows = _rows(table, metric, tokens)
-    if rows.empty or rows["mean"].isna().all():  # not measured: no name in the legend either
-        return
-    grey = CONTROL_GREYS[i % len(CONTROL_GREYS)]
-    ax.fill_between(rows["layer"], rows["lo"], rows["hi"], color=grey, alpha=0.12, lw=0)
-    dashes = CONTROL_DASHES[i % len(CONTROL_DASHES)]
-    label = name if name.startswith(tokens) else f"{name}, {tokens}"
-    ax.plot(rows["layer"], rows["mean"], color=grey, dashes=dashes, lw=1.4, label=label)
+    rows = table[keep].dropna(subset=["mean"]).sort_values("layer")
+    return rows.rename(columns={"layer": "x"})
 
 
 def _nulls(ax: Axes, metric: str) -> None:
     """Reference lines with their meaning beside them, clear of the curves."""
     for value, text in NULLS.get(metric, ()):
         ax.axhline(value, color="#444444", lw=0.8, ls=":")
-        ax.annotate(
-            text,
-            (1.02, value),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=7.5,
-            color="#444444",
-        )
+        style = {"va": "center", "fontsize": 7.5, "color": "#444444"}
+        ax.annotate(text, (1.02, value), xycoords=("axes fraction", "data"), **style)
 
 
 def _mark(ax: Axes, layer: float) -> None:
     """The stabilisation layer of the image tokens."""
-    ax.axvline(
-        layer, color=COLOURS["image"], lw=1, ls="-.", label="image tokens settled from here (l*)"
-    )
-    ax.plot(
-        [layer],
-        [0],
-        marker="^",
-        ms=7,
-        color=COLOURS["image"],
-        clip_on=False,
-        transform=ax.get_xaxis_transform(),
-    )
+    blue, label = COLOURS["image"], "image tokens settled from here (l*)"
+    ax.axvline(layer, color=blue, lw=1, ls="-.", label=label)
+    at_the_axis = {"clip_on": False, "transform": ax.get_xaxis_transform()}
+    ax.plot([layer], [0], marker="^", ms=7, color=blue, **at_the_axis)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.plots.bands import LEAST_KL, bands, draw, need
-from visdepth_utils.plots.style import COLOURS, CONTROL_GREYS, PANEL_INCHES, finish, styled
+from visdepth_utils.plots.style import COLOURS, CONTROL_STYLES, WIDE_INCHES, finish, panels, styled
 
 GRID = {"image", "modality", "source_layer", "layer", "control", "kl", "similarity", "correct"}
 
@@ -22,9 +22,6 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
     only where answers were generated; rescaled rows are left out. Dots mark the plain model (source
     layer = layer). The colours end at what another picture's states do, where that was measured;
     its row stands on top of the image panel.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows without rescaling.
     """
     plain = _unscaled(grid)
     kinds = [(name, rows) for name, rows in _kinds(plain).items() if len(rows)]
@@ -58,25 +55,25 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
 def gap_curves(grid: pd.DataFrame) -> Figure:
     """Likeness of the answer and divergence of the next token by distance between the layers.
 
-    Of the table of ``substitution_maps``, with its errors. Likeness is ``similarity`` to the
-    unmodified answer; without answers only the divergence is drawn. Another picture's states, which
-    have no gap, are a dotted line.
+    Of the table of ``substitution_maps``. Likeness is ``similarity`` to the unmodified answer;
+    without answers only the divergence is drawn. Another picture's states, which have no gap, are a
+    dotted line.
     """
     plain = _unscaled(grid)
     plain = plain.assign(gap=(plain["source_layer"] - plain["layer"]).abs())
     styles = {
         "image states": (COLOURS["image"], "o", False),
         "text states": (COLOURS["text"], "s", False),
-        "noise of the same size": (CONTROL_GREYS[0], "", True),
+        "noise of the same size": (CONTROL_STYLES[0][0], "", True),
     }
     values = {"kl": "divergence of the next token (nats)"}
     if plain["similarity"].notna().any():
         values = {"similarity": "similarity to the unmodified answer"} | values
     other = plain[plain["control"] == "other image"]
     with styled():
-        size = (1.35 * PANEL_INCHES[0] * len(values), PANEL_INCHES[1] + 0.3)
-        fig, axes = plt.subplots(1, len(values), figsize=size, squeeze=False)
-        for ax, (value, label) in zip(axes[0], values.items(), strict=True):
+        xlabel = "gap between the two layers"
+        fig, axes = panels(len(values), size=WIDE_INCHES, xlabel=xlabel)
+        for ax, (value, label) in zip(axes, values.items(), strict=True):
             least = LEAST_KL if value == "kl" else None
             for name, rows in _kinds(plain).items():
                 colour, marker, control = styles[name]
@@ -86,13 +83,12 @@ def gap_curves(grid: pd.DataFrame) -> Figure:
             if other[value].notna().any():
                 level = float(other[value].astype(float).mean())
                 ax.axhline(level, color="#444444", ls=":", lw=1.2, label="another picture's states")
-            ax.set(xlabel="gap between the two layers", title=label)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(title=label)
             if value == "kl":
                 ax.set_yscale("log")
             else:
                 ax.set_ylim(-0.03, 1.03)
-        finish(fig, axes[0], "")
+        finish(fig, axes, "")
     return fig
 
 

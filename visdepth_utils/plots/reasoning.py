@@ -6,17 +6,15 @@ import html
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.claims.bootstrap import cluster_bootstrap
 from visdepth_utils.measure.chains import words
-from visdepth_utils.plots.bands import bands, draw, need
-from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
+from visdepth_utils.plots.bands import band_table, bands, draw, draw_dot, need
+from visdepth_utils.plots.style import WIDE_INCHES, finish, panels, styled
 from visdepth_utils.plots.sweeps import DEPTH_AXIS, TASK_COLOURS
 
 SIDES = {"edit": ("#7B3294", "chain"), "flip": ("#E69F00", "final answer")}
@@ -30,9 +28,6 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
     Left: share of chains and of answers that change at all. Right: distance over chance; markers at
     the right edge are the whole model with a picture shifted by one pixel and with another picture.
     ``compared``: ``chains.compare`` of one mode, its controls among the rows.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows, or several modes.
     """
     need(compared, COMPARED | {"mode"}, "compared", "chains.compare")
     _one_mode(compared)
@@ -40,7 +35,7 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
         moved=lambda rows: (rows["edit"] > 0).astype(float)
     )
     with styled():
-        fig, axes = _two_panels()
+        fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         for name, (colour, label) in SIDES.items():
             share = bands(plain, "depth", "moved" if name == "edit" else name)
             draw(axes[0], share, colour, label)
@@ -49,9 +44,8 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
         for at, control, marker in ((0.6, "one pixel", "s"), (1.2, "another picture", "^")):
             rows = compared[compared["control"] == control]
             for name, (colour, _) in SIDES.items() if len(rows) else ():
-                dot = corrected(rows, name, "control").iloc[0]
-                bar = [[max(dot["mean"] - dot["lo"], 0)], [max(dot["hi"] - dot["mean"], 0)]]
-                axes[1].errorbar([last + at], [dot["mean"]], bar, color=colour, fmt=marker, ms=4)
+                row = corrected(rows, name, "control").iloc[0]
+                draw_dot(axes[1], last + at, row, color=colour, fmt=marker, ms=4)
             if len(rows):
                 axes[1].plot([], [], "k", ls="", marker=marker, ms=4, label=f"whole, {control}")
         axes[0].set(title="share that changes at all (misleads)", ylim=(-0.05, 1.05))
@@ -66,14 +60,14 @@ def token_changes(compared: pd.DataFrame) -> Figure:
 
     Left: share of tokens whose most probable one is another, in chain and answer. Right: answers
     that change in all, and those that change with the full model's chain given (the direct effect;
-    the rest goes through the chain). Argument and errors as for ``distance_curves``.
+    the rest goes through the chain). The table is that of ``distance_curves``.
     """
     need(compared, COMPARED | FORCED | {"mode"}, "compared", "chains.compare")
     _one_mode(compared)
     plain = compared[compared["control"] == ""]
     plain = plain.assign(direct=1 - plain["answer_kept"])
     with styled():
-        fig, axes = _two_panels()
+        fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         for name, side in (("changed_chain", "edit"), ("changed_answer", "flip")):
             colour, label = SIDES[side]
             draw(axes[0], bands(plain, "depth", name), colour, label)
@@ -91,15 +85,12 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
 
     ``sweep``: ``costs.with_token_layers`` of ``truncation_sweep`` in several styles, one mode. Each
     point is a depth; to the right is dearer.
-
-    Raises:
-        ValueError: If a column is missing, there are no rows, or several modes.
     """
     columns = {"image", "style", "mode", "depth", "correct", "token_layers"}
     need(sweep, columns, "sweep", "compute.with_token_layers")
     _one_mode(sweep)
     with styled():
-        fig, axes = _two_panels()
+        fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         for i, (style, rows) in enumerate(sweep.groupby("style", sort=False)):
             colour = TASK_COLOURS.get(style, f"C{i}")
             curve = bands(rows, "depth", "correct")
@@ -132,8 +123,7 @@ def corrected(rows: pd.DataFrame, name: str, x: str) -> pd.DataFrame:
         return np.where(top == 0, 0.0, top / np.where(chance == 0, np.nan, chance))
 
     found = cluster_bootstrap(tuple(t.to_numpy(float) for t in tables), tables[0].index, ratio)
-    columns = {"x": tables[0].columns, "mean": found.estimate, "lo": found.lo, "hi": found.hi}
-    return pd.DataFrame(columns).reset_index(drop=True)
+    return band_table(tables[0].columns, found)
 
 
 def chains_page(
@@ -184,11 +174,3 @@ def _marked(full: str, other: str) -> str:
 def _one_mode(table: pd.DataFrame) -> None:
     if table["mode"].nunique() > 1:
         raise ValueError("the table holds several modes: pass the rows of one")
-
-
-def _two_panels() -> tuple[Figure, Sequence[Axes]]:
-    fig, axes = plt.subplots(1, 2, figsize=(2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3))
-    for ax in axes:
-        ax.set(xlabel=DEPTH_AXIS)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    return fig, axes

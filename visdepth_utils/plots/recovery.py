@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from visdepth_utils.plots.bands import bands, need
+from visdepth_utils.plots.bands import bands, draw_dot, need
 from visdepth_utils.plots.style import finish, styled
 
 STATES = {
@@ -24,9 +24,6 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
     """Score of every state, one panel per task, of ``recovery_sweep`` with one cut.
 
     The shaded range is what the cut costs: recovery is how far it is crossed.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows, or several cuts.
     """
     need(table, {"image", "task", "state", "cut", "score"}, "table", "recovery_sweep")
     if table["cut"].nunique() > 1:
@@ -37,11 +34,13 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
         size = (max(4.0, 2.1 * len(tasks) + 1.2), 3.2)
         fig, axes = plt.subplots(1, len(tasks), figsize=size, sharey=True, squeeze=False)
         for ax, task in zip(axes[0], tasks, strict=True):
-            found = bands(table[table["task"] == task], "state", "score").set_index("x")
-            ax.axhspan(*found.loc[["truncated", "full"], "mean"], color="#000000", alpha=0.05)
+            means = bands(table[table["task"] == task], "state", "score").set_index("x")
+            ax.axhspan(*means.loc[["truncated", "full"], "mean"], color="#000000", alpha=0.05)
             for i, state in enumerate(present):
-                if state in found.index:
-                    _dot(ax, i, found.loc[state], *STATES[state])
+                if state in means.index:
+                    colour, label = STATES[state]
+                    style = {"fmt": "o", "color": colour, "ms": 6, "lw": 1.6, "label": label}
+                    draw_dot(ax, i, means.loc[state], **style)
             ax.set(title=task, xticks=[], xlim=(-0.6, len(present) - 0.4), ylim=(-0.05, 1.05))
         axes[0][0].set_ylabel("mean score")
         finish(fig, axes[0], "", "lines: 95% interval of the mean, by image; shaded: lost")
@@ -52,7 +51,7 @@ def strategy_dots(decoded: pd.DataFrame) -> Figure:
     """Mean score by way of decoding: the spread is what the choice of strategy makes.
 
     One panel per task, a dot per strategy and seed, of ``strategies.decode`` with a column
-    ``state``. ValueError: a column is missing, or there are no rows.
+    ``state``.
     """
     need(decoded, {"task", "state", "strategy", "seed", "score"}, "decoded", "strategies.decode")
     tasks = list(dict.fromkeys(decoded["task"]))
@@ -76,9 +75,3 @@ def strategy_dots(decoded: pd.DataFrame) -> Figure:
         axes[0][0].set_ylabel("mean score")
         finish(fig, axes[0], "", "a dot is a mean over samples, one per strategy and seed")
     return fig
-
-
-def _dot(ax: plt.Axes, x: int, row: pd.Series, colour: str, label: str) -> None:
-    """A mean with its interval."""
-    bar = [[max(row["mean"] - row["lo"], 0)], [max(row["hi"] - row["mean"], 0)]]
-    ax.errorbar([x], [row["mean"]], bar, fmt="o", color=colour, ms=6, lw=1.6, label=label)

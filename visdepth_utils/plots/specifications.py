@@ -22,8 +22,7 @@ def specification_curve(analyses: pd.DataFrame, title: str = "") -> Figure:
 
     After Simonsohn, Simmons and Nelson (2020), Nature Human Behaviour 4, 1208-1214. Colours are
     verdicts; the registered analysis, the first of ``claims.specifications``, is black and dashed.
-    Analyses that could not be made are left out; where none could, the figure says why. ValueError:
-    a column is missing.
+    Analyses that could not be made are left out; where none could, the figure says why.
     """
     need(analyses, _NUMBERS, "analyses", "specifications")
     choices = [name for name in analyses if name not in _NUMBERS | {"reason"}]

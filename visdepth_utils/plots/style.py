@@ -5,6 +5,7 @@ Image tokens are always blue, text tokens always orange, untrained controls alwa
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -15,9 +16,16 @@ from matplotlib.ticker import FixedLocator
 COLOURS = {"image": "#0072B2", "text": "#D55E00"}
 """Modality -> colour, the same in every figure."""
 
-CONTROL_DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (2, 2))
-CONTROL_GREYS = ("#5a5a5a", "#8a8a8a", "#a8a8a8", "#202020")
+CONTROL_STYLES = (
+    ("#5a5a5a", (4, 2)),
+    ("#8a8a8a", (1, 1.5)),
+    ("#a8a8a8", (6, 2, 1, 2)),
+    ("#202020", (2, 2)),
+)
+"""Grey and dashes of each control."""
 PANEL_INCHES = (3.2, 2.9)
+WIDE_INCHES = (1.35 * 3.2, 3.2)
+"""Of a panel; of each of two panels of curves by depth."""
 DPI = 85
 
 
@@ -34,6 +42,30 @@ def styled() -> AbstractContextManager[None]:
         "svg.hashsalt": "visdepth",
     }
     return plt.style.context(["default", {**settings, **extra}])
+
+
+def panels(
+    n: int,
+    columns: int | None = None,
+    size: tuple[float, float] = PANEL_INCHES,
+    xlabel: str = "",
+    **options: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels of one size, ``columns`` in a row (None: all).
+
+    With a name the x axis counts in whole numbers. ``options``: of ``plt.subplots``.
+    """
+    columns = columns or n
+    rows = -(-n // columns)
+    inches = (size[0] * columns, size[1] * rows)
+    fig, grid = plt.subplots(rows, columns, figsize=inches, squeeze=False, **options)
+    for ax in grid.flat[n:]:
+        ax.remove()
+    axes = list(grid.flat[:n])
+    for ax in axes if xlabel else ():
+        ax.set(xlabel=xlabel)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig, axes
 
 
 def finish(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from visdepth_utils.plots.bands import LEAST_KL, bands, draw, gains, need, retention
-from visdepth_utils.plots.style import PANEL_INCHES, finish, styled
+from visdepth_utils.plots.style import WIDE_INCHES, finish, panels, styled
 
 TASK_COLOURS = {"mcq": "#009E73", "vqa": "#56B4E9", "chart": "#CC79A7", "caption": "#7B3294"}
 TASK_COLOURS |= {"direct": "#0072B2", "short": "#009E73", "long": "#7B3294"}
@@ -72,14 +71,8 @@ def retention_curves(
         for task in tasks
         for name in ("blind", "other")
     }
-    panels, columns = 1 + len(tasks) + len(drawn), 3
     with styled():
-        rows = -(-panels // columns)
-        size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
-        fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
-        axes = list(grid.ravel())
-        for ax in axes[panels:]:
-            ax.remove()
+        fig, axes = panels(1 + len(tasks) + len(drawn), 3, xlabel=DEPTH_AXIS)
         _shares(axes[0], sweep, levels, tasks)
         for ax, task in zip(axes[1:], tasks, strict=False):
             own = sweep[sweep["task"] == task]
@@ -97,12 +90,9 @@ def retention_curves(
                 full = bands(own, "depth", f"{name}_full")
                 draw(ax, full, colour, f"{name}, full model's text", marker="", ls="--")
             ax.set(title=f"{task}: likeness of texts")
-        for ax in axes[:panels]:
-            ax.set(xlabel=DEPTH_AXIS)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        for ax in axes[1:panels]:
+        for ax in axes[1:]:
             ax.set(ylim=(-0.05, 1.05))
-        finish(fig, axes[:panels], "")
+        finish(fig, axes, "")
     return fig
 
 
@@ -110,10 +100,8 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
     """Divergence per answer token under teacher forcing, by depth and task, of one mode.
 
     Nats per token, and share of tokens whose most probable one changed, averaged over the tokens of
-    an answer first. The last depth is the full model, 0 by definition, and not drawn.
-
-    Raises:
-        ValueError: If a column is missing, there are no rows, several modes, or one depth only.
+    an answer first. The last depth is the full model, 0 by definition, and not drawn; ValueError
+    where it is the only one.
     """
     need(token_kl, TOKENS, "token_kl", "token_kl")
     if token_kl["mode"].nunique() > 1:
@@ -126,8 +114,7 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
     below = below.groupby(keys, sort=False, as_index=False)[["kl", "changed"]].mean()
     tasks = list(dict.fromkeys(token_kl["task"]))
     with styled():
-        size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
-        fig, axes = plt.subplots(1, 2, figsize=size)
+        fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         for task in tasks:
             own = below[below["task"] == task]
             colour = _colour(task, tasks)
@@ -135,27 +122,19 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
             draw(axes[1], bands(own, "depth", "changed"), colour, task)
         axes[0].set(title="divergence per token (nats)", yscale="log")
         axes[1].set(title="tokens that change", ylim=(-0.03, 1.03))
-        for ax in axes:
-            ax.set(xlabel=DEPTH_AXIS)
-            ax.xaxis.get_major_locator().set_params(integer=True)
         finish(fig, axes, "")
     return fig
 
 
 def modes_compared(table: pd.DataFrame) -> Figure:
-    """Score and unchanged answers by depth, for each meaning of truncation, of one task.
-
-    Raises:
-        ValueError: If a column is missing, there are no rows, no answers, or several tasks.
-    """
+    """Score and unchanged answers by depth, for each meaning of truncation, of one task."""
     need(table, SWEEP, "table", "truncation_sweep")
     _need_answers(table, "table")
     if table["task"].nunique() > 1:
         raise ValueError("table holds several tasks: pass the rows of one")
     task = table["task"].iloc[0]
     with styled():
-        size = (2.7 * PANEL_INCHES[0], PANEL_INCHES[1] + 0.3)
-        fig, axes = plt.subplots(1, 2, figsize=size)
+        fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         groups = dict(list(table.groupby(["mode", "implementation"], sort=False)))
         order = [key for key in MODE_STYLES if key in groups]
         for mode, kind in [*order, *(key for key in groups if key not in MODE_STYLES)]:
@@ -166,8 +145,7 @@ def modes_compared(table: pd.DataFrame) -> Figure:
             for ax, value in zip(axes, ("correct", "same"), strict=True):
                 draw(ax, bands(rows, "depth", value), colour, label, marker=marker, ls=line)
         for ax, title in zip(axes, ("score", "the full model's very answer"), strict=True):
-            ax.set(title=f"{task}: {title}", xlabel=DEPTH_AXIS, ylim=(-0.05, 1.05))
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(title=f"{task}: {title}", ylim=(-0.05, 1.05))
         finish(fig, axes, "")
     return fig
 
@@ -180,13 +158,10 @@ def read_or_process(
     One panel per task; a task without a clear gain by the picture says so.
 
     Args:
-        sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, any tasks; controls of
-            freezing are drawn where they are there. Of each mode depth L as well.
+        sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, with answers, any tasks;
+            controls of freezing are drawn where they are there. Of each mode depth L as well.
         conditions: ``evaluate`` without the picture; without it the floor is depth 0 of "remove".
         margin: Loss that does not count; its line is drawn.
-
-    Raises:
-        ValueError: If a column is missing, or there are no rows or no answers.
     """
     need(sweep, SWEEP, "sweep", "truncation_sweep")
     _need_answers(sweep, "sweep")
@@ -195,12 +170,7 @@ def read_or_process(
     floors = {t: _condition(conditions, sweep[sweep["task"] == t], "blind") for t in tasks}
     with styled():
         columns = min(len(tasks), 2)
-        rows = -(-len(tasks) // columns)
-        size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows)
-        fig, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
-        for ax in grid.ravel()[len(tasks) :]:
-            ax.remove()
-        axes = list(grid.ravel()[: len(tasks)])
+        fig, axes = panels(len(tasks), columns, xlabel="depth d", sharey=True)
         for ax, task in zip(axes, tasks, strict=True):
             floor = floors[task]
             if floor.empty:
@@ -215,11 +185,9 @@ def read_or_process(
             if not ax.lines:
                 ax.text(0.5, 0.5, "no clear gain by the picture", ha="center", color="#444444")
             ax.axhline(1 - margin, color="#444444", lw=0.8, ls=":", label=f"{1 - margin:.0%} kept")
-            ax.set(title=task, xlabel="depth d", ylim=(-0.15, 1.15))
-            ax.set_xlim(-0.3, sweep["depth"].max() + 0.3)
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        for row in grid:
-            row[0].set_ylabel("share of the gain that is left")
+            ax.set(title=task, ylim=(-0.15, 1.15), xlim=(-0.3, sweep["depth"].max() + 0.3))
+        for ax in axes[::columns]:
+            ax.set_ylabel("share of the gain that is left")
         finish(fig, axes, "")
     return fig
 

@@ -17,8 +17,7 @@ from visdepth_utils.plots.style import finish, styled
 def effects_by_model(verdicts: pd.DataFrame, columns: int = 3) -> Figure:
     """One small panel per claim: effect and interval of each model, coloured by the verdict.
 
-    Of ``all_verdicts``. A cross is the control; a model without an effect has no dot. ValueError: a
-    column is missing, or there are no rows.
+    Of ``all_verdicts``. A cross is the control; a model without an effect has no dot.
     """
     need(
         verdicts,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visdepth_utils.report.verdict_table import effect_text
+from visdepth_utils.report.verdict_table import aligned, effect_text
 from visdepth_utils.runs.records import is_number, read_claims, read_provenance
 
 RULE = """\
@@ -92,10 +92,7 @@ def comparison_text(one: Path, two: Path) -> str:
         "images": "images",
         "difference": "difference of effects",
     }
-    widths = {key: max(len(head), *(len(row[key]) for row in rows)) for key, head in heads.items()}
-    lines.append("")
-    for row in (heads, {key: "-" * width for key, width in widths.items()}, *rows):
-        lines.append("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+    lines += ["", *aligned(heads, rows)]
     changed = sum(" | " in row["verdicts"] and "only" not in row["difference"] for row in rows)
     beyond = sum(row["difference"].startswith("beyond") for row in rows)
     lines += ["", f"{changed} verdicts differ, {beyond} effects differ beyond noise"]
@@ -136,18 +133,18 @@ def _both(a: Any, b: Any) -> str:
 
 def _parts(one: Sequence[Entry], two: Sequence[Entry]) -> tuple[list[str], int]:
     """Rows of details that differ beyond noise, as text; and how many could be compared."""
-    found, compared = [], 0
+    parts, compared = [], 0
     for first, second in _pairs(one, two):
         if not (first and second):
             continue
         ours, theirs = _measures(first), _measures(second)
         for name in [name for name in ours if name in theirs]:
-            said = judge(*ours[name], *theirs[name])
-            compared += said not in ("not measured", "no interval")
-            if said == "beyond noise":
+            difference = judge(*ours[name], *theirs[name])
+            compared += difference not in ("not measured", "no interval")
+            if difference == "beyond noise":
                 values = " | ".join(effect_text(*side[name]) for side in (ours, theirs))
-                found.append(f"{first['claim']} {name}: {values}")
-    return found, compared
+                parts.append(f"{first['claim']} {name}: {values}")
+    return parts, compared
 
 
 def _measures(entry: Entry) -> dict[str, tuple[float | None, list]]:

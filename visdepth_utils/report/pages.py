@@ -11,16 +11,8 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 """A link or picture of Markdown: ``!`` or nothing, its text, its address."""
 _COLAB = "[![Open in Colab]"
 # Where nbconvert's page would load scripts from. Our notebooks need none of them.
-_NO_SCRIPTS = {
-    name: ""
-    for name in (
-        "require_js_url",
-        "mathjax_url",
-        "jquery_url",
-        "mermaid_js_url",
-        "widget_renderer_url",
-    )
-}
+_SCRIPTS = ("require_js", "mathjax", "jquery", "mermaid_js", "widget_renderer")
+_NO_SCRIPTS = {f"{name}_url": "" for name in _SCRIPTS}
 _TAGS = re.compile(r'<script src=""></script>\s*|<script type="module">.*?</script>\s*', re.DOTALL)
 
 

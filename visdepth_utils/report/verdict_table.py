@@ -1,7 +1,7 @@
 """The verdicts of a run as rows of text, for the screen, the report and the README."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,16 @@ def verdict_text(folder: Path, broken: Mapping[str, str] | None = None) -> str:
         "model": "model",
         "effect_label": "effect is",
     }
-    widths = {
-        key: max(len(head), *(len(row[key]) for row in rows)) for key, head in columns.items()
-    }
-    table = [columns, {key: "-" * width for key, width in widths.items()}, *rows]
-    return "\n".join(
+    return "\n".join(aligned(columns, rows))
+
+
+def aligned(heads: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Lines of a table with a heading: key -> head, in the order of the columns."""
+    widths = {key: max(len(head), *(len(row[key]) for row in rows)) for key, head in heads.items()}
+    table = [heads, {key: "-" * width for key, width in widths.items()}, *rows]
+    return [
         "  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip() for row in table
-    )
+    ]
 
 
 def plain_words(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -96,23 +96,13 @@ def layer_geometry(
     """
     _check_names(modalities, ("image", "text"), "modalities")
     samples = list(getattr(task, "samples", task))
+    settings = {"metrics": metrics, "n0": n0, "draws": draws, "seed": seed}
+    settings |= {"sinks": sinks, "cka_gap": cka_gap, **variants}
 
     def measure(block: list[Sample], _rows: int) -> list[pd.DataFrame]:
         enc = vlm.encode(block, with_reference=True)
-        return [
-            token_geometry(
-                vlm,
-                enc,
-                {modality: enc.mask(modality) for modality in modalities},
-                metrics=metrics,
-                n0=n0,
-                draws=draws,
-                seed=seed,
-                sinks=sinks,
-                cka_gap=cka_gap,
-                **variants,
-            )
-        ]
+        groups = {modality: enc.mask(modality) for modality in modalities}
+        return [token_geometry(vlm, enc, groups, **settings)]
 
     return tables(samples, batch_size, measure, progress)
 

@@ -72,15 +72,9 @@ def text_geometry(
 ) -> pd.DataFrame:
     """``layer_geometry`` of image tokens and of text, prompt and output read in one pass.
 
-    Args:
-        vlm: The model; another one than that which gave the answers is a control.
-        task: A task, or samples.
-        answers: Of ``own_answers``, by sample.
-        groups: Out of GROUPS and BESIDE; they stand in the column ``modality``.
-        batch_size: Samples per forward pass.
-        seed: Of the draws and of the shuffled labels.
-        progress: Called with (done, total, label).
-        **settings: Of ``layer_geometry``.
+    ``answers``: of ``own_answers``; of another model, whose text is then read, it is a control.
+    ``groups``, out of GROUPS and BESIDE, stand in the column ``modality``. The seed is that of the
+    draws and of the shuffled labels; ``settings`` are those of ``layer_geometry``.
 
     Raises:
         ValueError: An unknown group, a sample without an answer, or a wrong setting.

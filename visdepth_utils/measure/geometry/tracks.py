@@ -7,7 +7,7 @@ waits for a few numbers per chunk of layers, never for one layer or token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,34 +43,24 @@ CHUNK_BYTES = 2**28
 """Of float64 numbers at once; all layers of a small set, one layer of a large one."""
 
 
+@dataclass
 class Track:
     """Tokens of one type in one sample, and the table rows of them so far."""
 
-    def __init__(
-        self,
-        head: tuple[str, str, str],
-        n_tokens: int,
-        subsets: np.ndarray | None,
-        n0: int,
-        n_sinks: int,
-        metrics: Sequence[str],
-        cka_gap: int,
-        options: dict[str, dict[str, Any]],
-    ) -> None:
-        """Set up the N kept tokens of one type in one sample.
-
-        ``head``: sample id, image id and modality, the first columns of every row. ``subsets``: the
-        draws as indices (R, n0) into the N; None if N < n0. ``n_sinks`` is for the note.
-        ``options``: measure -> its named options.
-        """
-        self.head, self.n_tokens, self.subsets, self.n0 = head, n_tokens, subsets, n0
-        self.metrics, self.cka_gap, self.options = metrics, cka_gap, options
-        self.note = f"{n_sinks} sink tokens left out" if n_sinks else ""
-        self.rows: list[tuple] = []
+    head: tuple[str, str, str]  # sample id, image id and modality, the first columns of every row
+    n_tokens: int  # N, kept tokens
+    subsets: np.ndarray | None  # draws (R, n0), indices into the N; None if N < n0
+    n0: int
+    n_sinks: int  # that were left out
+    metrics: Sequence[str]
+    cka_gap: int
+    options: dict[str, dict[str, Any]]  # measure -> its named options
+    rows: list[tuple] = field(default_factory=list)
 
     def add(self, layer: int, metric: str, value: float, note: str = "") -> None:
         """Append one row."""
-        note = "; ".join(part for part in (note, self.note) if part)
+        sinks = f"{self.n_sinks} sink tokens left out" if self.n_sinks else ""
+        note = "; ".join(part for part in (note, sinks) if part)
         self.rows.append((*self.head, layer, metric, float(value), self.n_tokens, note))
 
     def nothing(self, n_layers: int) -> None:

@@ -60,40 +60,23 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class Prefill:
-    """What a plain pass over B samples of S tokens left behind.
-
-    Attributes:
-        vlm: The model.
-        enc: The batch.
-        logits: fp32 (B, V), the next token's.
-        kept: bool (B, S), tokens whose states were kept.
-        states: L+1 tensors (B, K, D): the kept tokens' state going into layer l; the last one comes
-            out of the last layer, before the final norm.
-        keys: L tensors (B, H, S, head size), rotated.
-        values: L tensors of the same shape.
-        masks: L bool tensors (B, S, S): which query may read which key. Equal ones are shared.
-        causal: Whether the model itself ran a layer without a mask, as plainly causal.
-        angles: L rotary embeddings of the S tokens.
-        positions: Position ids as the rotary embedding took them, (..., B, S).
-        extra: What else each layer was called with.
-        layer_positions: ``position_ids`` given to the layers, (B, S) or None.
-        added: Layer -> what the decoder itself adds to the kept tokens after it (DeepStack),
-            (B, K, D); zero except on image tokens.
-    """
+    """What a plain pass over B samples of S tokens left behind, K of which were kept."""
 
     vlm: VLM
     enc: Encoded
-    logits: torch.Tensor
-    kept: torch.Tensor
+    logits: torch.Tensor  # fp32 (B, V), the next token's
+    kept: torch.Tensor  # bool (B, S), tokens whose states were kept
+    # L+1 (B, K, D): what goes into layer l; the last comes out of the last layer, before the norm.
     states: list[torch.Tensor]
-    keys: list[torch.Tensor]
+    keys: list[torch.Tensor]  # L (B, H, S, head size), rotated
     values: list[torch.Tensor]
-    masks: list[torch.Tensor]
-    causal: list[bool]
+    masks: list[torch.Tensor]  # L bool (B, S, S): which query may read which key; equal ones shared
+    causal: list[bool]  # whether the model itself ran a layer without a mask, as plainly causal
     angles: list[Angles]
-    positions: torch.Tensor
-    extra: list[dict[str, Any]]
-    layer_positions: torch.Tensor | None
+    positions: torch.Tensor  # (..., B, S), as the rotary embedding took them
+    extra: list[dict[str, Any]]  # what else each layer was called with
+    layer_positions: torch.Tensor | None  # ``position_ids`` given to the layers, (B, S)
+    # Layer -> what the decoder itself adds after it (DeepStack), (B, K, D): zero except on images.
     added: dict[int, torch.Tensor]
 
     @cached_property

@@ -14,12 +14,8 @@ def progress_line(stream: TextIO | None = None, every: float | None = None) -> P
     In a terminal the line is rewritten in place; in a notebook too, but less often, and its last
     state holds no times, so that the stored output does not depend on the machine; in a log there
     is a new line every few seconds. The clock starts now, and again when the label changes; what
-    follows a comma in it, such as a loss, may change from call to call.
-
-    Args:
-        stream: Where to print; None for what ``sys.stdout`` is at the time of each call.
-        every: Least seconds between two prints; None for 0.2 in a terminal, 2 in a notebook, 5 in a
-            log.
+    follows a comma in it, such as a loss, may change from call to call. ``every``: least seconds
+    between two prints. ``stream`` None: what ``sys.stdout`` is at the time of each call.
     """
     label_now: str | None = None
     start = last_call = time.monotonic()

@@ -1,7 +1,5 @@
 """Samples to train on that no measurement uses: fresh scenes, or the other rows of a data set."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

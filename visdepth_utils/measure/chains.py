@@ -6,8 +6,7 @@ than unrelated texts (one minus a chance-corrected agreement, as Krippendorff's 
 kappa). On that scale a chain of thirty words and an answer of one can be compared.
 """
 
-from __future__ import annotations
-
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -125,10 +124,7 @@ def _with_distances(rows: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
 
 def _divergence(a: Sequence[str], b: Sequence[str]) -> float:
     """How many words two texts begin with in common; NaN where they are equal."""
-    if a == b:
-        return float("nan")
-    pairs = enumerate(zip(a, b, strict=False))
-    return float(next((i for i, (x, y) in pairs if x != y), min(len(a), len(b))))
+    return float("nan") if a == b else float(len(os.path.commonprefix([a, b])))
 
 
 def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:

@@ -4,8 +4,6 @@ Weights change neither time nor bytes: what a cut saves depends on the shape of 
 how many rows are image tokens. So a model whose weights are not at hand can be timed all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

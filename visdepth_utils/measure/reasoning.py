@@ -69,28 +69,19 @@ def reasoning_sweep(
 ) -> pd.DataFrame:
     """Greedy chains and answers for every depth, and what changes token by token.
 
-    Distances between the outputs: ``chains.compare``.
-
-    Args:
-        vlm: The model.
-        task: A task, or samples, each with an image.
-        depths: As for ``truncation_sweep``; depth L is always measured.
-        mode: As there.
-        controls: The full model once more: ``"run again"`` (batches of another size), ``"one
-            pixel"`` (picture shifted to the right by one) and ``"another picture"``.
-        others: Samples among which each finds its other picture; None for the samples themselves.
-        max_new_tokens: Budget of an output; None for the task's.
-        max_rows: As for ``truncation_sweep``.
-        progress: Called with (done, total, label).
+    Distances between the outputs: ``chains.compare``. Controls are the full model once more: ``"run
+    again"`` (batches of another size), ``"one pixel"`` (picture shifted to the right by one) and
+    ``"another picture"``, found among ``others``, or the samples. Depth L is always measured; other
+    arguments as in ``truncation_sweep``.
 
     Returns:
         One row per sample and depth, and per control at depth L: ``sample, image, task, kind,
         style, mode, depth, control`` (empty for none), ``output, reference, correct`` (0..1), and
-        under teacher forcing along the full model's own output, words and numbers only:
-        ``n_chain, n_answer`` (tokens), ``kl_chain, kl_answer`` (mean KL(full || this) in nats),
+        under teacher forcing along the full model's own output, words and numbers only: ``n_chain,
+        n_answer`` (tokens), ``kl_chain, kl_answer`` (mean KL(full || this) in nats),
         ``changed_chain, changed_answer`` (share of tokens whose most probable one is another) and
         ``answer_kept`` (no answer token changes: what the answer is, given the full chain). NaN
-        where the full model said nothing, or named no final answer.
+        where the full model gave no output, or named no final answer.
 
     Raises:
         ValueError: Unknown control; else as ``truncation_sweep``.

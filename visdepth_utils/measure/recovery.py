@@ -228,11 +228,10 @@ def adapter(
     with one line on where it is from. Raises as ``distill``.
     """
     facts = training_facts(vlm, samples, settings)
-    for file in sorted(Path(shipped).glob("*/*/distillation.json")):
-        whole = (file.parent / "adapter_model.safetensors").is_file()
-        if whole and read_object(file) == facts:
-            say(f"adapter {file.parent.name}: shipped in data/adapters/{file.parent.parent.name}")
-            return file.parent
+    for path, known in _whole(Path(shipped)):
+        if known == facts:
+            say(f"adapter {path.name}: shipped in data/adapters/{path.parent.name}")
+            return path
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{samples[0].task}-d{settings.depth}{'-shuffled' if settings.shuffled else ''}"
     target = Path(folder) / f"{name}-{key}"
@@ -300,15 +299,20 @@ def _shipped(
     """Folders of whole trainings that answer the same question."""
     asked = {name: getattr(settings, name) for name in ("depth", "mode", "shuffled")}
     asked["weights"] = vlm.weights_hash
-    found = []
-    for file in sorted(shipped.glob("*/*/distillation.json")):
-        facts = read_object(file)
-        whole = (file.parent / "adapter_model.safetensors").is_file()
-        if whole and all(facts.get(name) == value for name, value in asked.items()):
+    folders = []
+    for path, facts in _whole(shipped):
+        if all(facts.get(name) == value for name, value in asked.items()):
             n = facts["n_samples"]  # fewer samples are the first of more
             if n <= len(samples) and facts["samples"] == _hash_of(samples[:n]):
-                found.append(file.parent)
-    return found
+                folders.append(path)
+    return folders
+
+
+def _whole(shipped: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of whole adapters, and the facts of their trainings."""
+    for file in sorted(shipped.glob("*/*/distillation.json")):
+        if (file.parent / "adapter_model.safetensors").is_file():
+            yield file.parent, read_object(file)
 
 
 def chosen(folders: Sequence[Path]) -> Path:

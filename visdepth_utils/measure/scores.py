@@ -7,8 +7,6 @@ neither "[B]" nor "45 in 2019", so what is stated is found here. A change here i
 code, by whose hash every cached table is filed (``runs.measuring_code``).
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -5,10 +5,8 @@ or words; the optional sentence encoder compares meanings, as far as it goes ("y
 alike to it). Each has a signature that stands beside its numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -69,9 +67,7 @@ def similarity(
     if not pairs:
         return found
     where, said, true = zip(*pairs, strict=True)
-    found[list(where)] = (
-        _minilm(said, true) if encoder == "minilm" else _worded(encoder)(said, true)
-    )
+    found[list(where)] = _minilm(said, true) if encoder == "minilm" else _worded(encoder, pairs)
     return found
 
 
@@ -110,19 +106,15 @@ def _sacrebleu(name: str) -> Any:
     return BLEU(effective_order=True) if name == "bleu" else CHRF()
 
 
-def _worded(name: str) -> Callable[[Sequence[str], Sequence[str]], list[float]]:
-    """Scorer of lists of texts, 0..1."""
+def _worded(name: str, pairs: Sequence[tuple[int, str, str]]) -> list[float]:
+    """Scores 0..1 of (number, output, reference)."""
     if name == "rouge":
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
-        return lambda said, true: [
-            scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(said, true, strict=True)
-        ]
+        return [scorer.score(true, out)["rougeL"].fmeasure for _, out, true in pairs]
     metric = _sacrebleu(name)
-    return lambda said, true: [
-        metric.sentence_score(a, [b]).score / 100 for a, b in zip(said, true, strict=True)
-    ]
+    return [metric.sentence_score(out, [true]).score / 100 for _, out, true in pairs]
 
 
 def _package() -> Any:

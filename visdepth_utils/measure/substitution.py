@@ -8,7 +8,7 @@ layers run side by side, and below b nothing is run twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +202,7 @@ def _block(
             "image": sample.image_id,
             "task": sample.task,
             "modality": modality,
-            "source_layer": spec.source_layer,
-            "layer": spec.layer,
-            "control": spec.control,
-            "rescaled": spec.rescaled,
+            **asdict(spec),
             **(outcomes[spec] if spec in outcomes else outcomes[plain]),
         }
         for sample, outcomes in zip(samples, found, strict=True)

@@ -58,20 +58,11 @@ def time_by_depth(
 ) -> pd.DataFrame:
     """Time prefill and decoding of one prompt at each depth, rows really dropped or frozen.
 
-    Each repetition runs every depth once and the whole model twice, in an order drawn anew. Before
-    the first, the smallest depth and the whole model run once without being counted.
-
-    Args:
-        vlm: Whose decoder is timed.
-        image_tokens: Rows that are dropped.
-        other_tokens: Rows that stay, half of them before the image.
-        depths: ``"all"`` or numbers in 0..L; L is always run.
-        mode: ``"remove"`` or ``"freeze"``.
-        share: Of the image rows, those that stay (which do not matter for time: the first).
-        repeats: Repetitions.
-        new_tokens: Steps of decoding.
-        seed: Of the rows and the order.
-        progress: Called with (done, total, label).
+    Each repetition runs every depth (``"all"`` or numbers in 0..L) once and the whole model twice,
+    in an order drawn anew. Before the first, the smallest depth and the whole model run once
+    without being counted. Half of ``other_tokens`` stand before the image; ``mode`` is ``"remove"``
+    or ``"freeze"``; ``share`` of the image rows stay (which do not matter for time: the first);
+    ``new_tokens`` are steps of decoding; the seed is that of the rows and the order.
 
     Returns:
         One row per repetition and depth: ``decoder, image_tokens, other_tokens, repetition, depth,

@@ -5,8 +5,6 @@ and says to which GGUF file it belongs. The two become a stock LLaVA folder in t
 once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

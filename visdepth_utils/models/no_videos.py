@@ -6,8 +6,6 @@ missing when it is used. Pixtral: its processor takes one function from the torc
 which the PIL backend has as well.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import sys

@@ -7,8 +7,6 @@ and ids are at home, the device that the model takes its inputs on; keys and val
 where that layer runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import shutil

@@ -3,8 +3,6 @@
 It has the same architecture and processor; all weights are drawn anew.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Curves with 95% bands by image, from the tables of the sweeps, and how they are drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,20 +39,20 @@ def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
     return band_table(wide.columns, found)
 
 
-def gains(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> bool | None:
+def gains(sweep: pd.DataFrame, floor: pd.DataFrame) -> bool | None:
     """Whether the full model scores above the floor, by the 95% interval over images.
 
     True beyond doubt, False where it does not, None where it cannot be asked: no scores, no floor,
     or fewer than two images, which have no interval. Arguments and error as for ``retention``.
     """
-    wide, none = _scores(sweep, floor, score)
+    wide, none = _scores(sweep, floor)
     if len(wide) < 2:
         return None
     found = cluster_bootstrap((wide[:, -1:], none), np.arange(len(wide)), lambda s, b: s - b)
     return bool(found.lo[0] > 0)
 
 
-def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") -> pd.DataFrame:
+def retention(sweep: pd.DataFrame, floor: pd.DataFrame) -> pd.DataFrame:
     """Share of the gain by the picture that is left at each depth: (s_d - s_0) / (s_L - s_0).
 
     Columns ``x`` (depth), ``mean, lo, hi``: ratios of means, bounds by image; images without a
@@ -63,9 +61,9 @@ def retention(sweep: pd.DataFrame, floor: pd.DataFrame, score: str = "correct") 
     and mode with depth L. ``floor``: scores without the picture, columns ``image, score``;
     ValueError if it has some of the images but not all.
     """
-    if not gains(sweep, floor, score):
+    if not gains(sweep, floor):
         return pd.DataFrame(columns=["x", "mean", "lo", "hi"])
-    tables = _scores(sweep, floor, score)
+    tables = _scores(sweep, floor)
 
     def ratio(scores: np.ndarray, blind: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -109,9 +107,9 @@ def draw(
         ax.axhline(least, color="#444444", lw=0.9, ls="-.", label=floor)
 
 
-def _scores(sweep: pd.DataFrame, floor: pd.DataFrame, score: str) -> tuple[np.ndarray, np.ndarray]:
+def _scores(sweep: pd.DataFrame, floor: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Scores (images, depths) and floors (images, 1), in order of appearance, none with a gap."""
-    cells = sweep.assign(**{score: sweep[score].astype(float)}).groupby(["image", "depth"])[score]
+    cells = sweep.assign(score=sweep["correct"].astype(float)).groupby(["image", "depth"])["score"]
     wide = cells.mean().unstack("depth").reindex(sweep["image"].unique())
     none = floor.assign(score=floor["score"].astype(float)).groupby("image")["score"].mean()
     lacking = (~wide.index.isin(none.index)).sum()

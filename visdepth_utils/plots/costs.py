@@ -1,7 +1,5 @@
 """Figures of savings, for C8: measured beside predicted by depth, and score against cost."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

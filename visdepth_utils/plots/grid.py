@@ -1,7 +1,5 @@
 """Figures of substituted states, for C3: maps of all pairs of layers, curves by their distance."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -1,7 +1,5 @@
 """Figures of chains, for C5 and C7: how far they and answers move, and what a longer one costs."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from difflib import SequenceMatcher

@@ -1,7 +1,5 @@
 """Figures of C6: what a cut costs and training gives back, and what ways to decode make of it."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """The specification curve: a claim's effect under every registered analysis, and which they are."""
 
-from __future__ import annotations
-
 import textwrap
 
 import matplotlib.pyplot as plt

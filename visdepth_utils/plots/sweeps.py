@@ -1,7 +1,5 @@
 """Figures of truncation, for C4: what is left at each depth, by task, token and meaning."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,18 +44,11 @@ def retention_curves(
     """What is left at each depth: share of the gain of all tasks, score of each, likeness of texts.
 
     A task without a clear gain by the picture has no share, and is named as such; so is one whose
-    gain is not known (one image, or no score without the picture).
-
-    Args:
-        sweep: ``truncation_sweep`` of one mode and any tasks, with answers.
-        conditions: ``evaluate`` without the picture and with another one, on the same samples;
-            without it the floor of the gain is depth 0.
-        texts: Tasks whose BLEU, ROUGE-L and chrF are drawn, against the reference and against the
-            full model's own output.
-
-    Raises:
-        ValueError: If a column is missing, there are no rows, no answers, or several modes, or if
-            conditions lack images of the sweep.
+    gain is not known (one image, or no score without the picture). ``sweep``: ``truncation_sweep``
+    of one mode, with answers. ``conditions``: ``evaluate`` without the picture and with another
+    one, on the same samples (ValueError if images are missing); without it the floor of the gain is
+    depth 0. ``texts``: tasks whose BLEU, ROUGE-L and chrF are drawn, against the reference and
+    against the full model's own output.
     """
     need(sweep, SWEEP, "sweep", "truncation_sweep")
     _need_answers(sweep, "sweep")
@@ -155,13 +146,11 @@ def read_or_process(
 ) -> Figure:
     """Share of the gain kept when image tokens are frozen and when they are removed, by depth.
 
-    One panel per task; a task without a clear gain by the picture says so.
-
-    Args:
-        sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, with answers, any tasks;
-            controls of freezing are drawn where they are there. Of each mode depth L as well.
-        conditions: ``evaluate`` without the picture; without it the floor is depth 0 of "remove".
-        margin: Loss that does not count; its line is drawn.
+    One panel per task; a task without a clear gain by the picture says so. ``sweep``:
+    ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``, each with depth L; controls of
+    freezing are drawn where they are there. ``conditions``: ``evaluate`` without the picture;
+    without it the floor is depth 0 of "remove". ``margin``: loss that does not count; its line is
+    drawn.
     """
     need(sweep, SWEEP, "sweep", "truncation_sweep")
     _need_answers(sweep, "sweep")
@@ -172,10 +161,7 @@ def read_or_process(
         columns = min(len(tasks), 2)
         fig, axes = panels(len(tasks), columns, xlabel="depth d", sharey=True)
         for ax, task in zip(axes, tasks, strict=True):
-            floor = floors[task]
-            if floor.empty:
-                at_0 = removed[(removed["task"] == task) & (removed["depth"] == 0)]
-                floor = at_0.rename(columns={"correct": "score"})
+            floor = _or_depth_0(floors[task], removed[removed["task"] == task])
             for mode, (colour, label, line) in READ_OR_PROCESS.items():
                 own = sweep[(sweep["task"] == task) & (sweep["mode"] == mode)]
                 curve = retention(own, floor) if len(own) else pd.DataFrame()
@@ -200,21 +186,17 @@ def _shares(
     low, high = -0.05, 1.05
     for task in tasks:
         own = sweep[sweep["task"] == task]
-        floor = levels[task, "blind"]
-        if floor.empty:
-            floor = own[own["depth"] == 0].rename(columns={"correct": "score"})
+        floor = _or_depth_0(levels[task, "blind"], own)
         gained = gains(own, floor)
         if not gained:
-            without["gain not known" if gained is None else "no clear gain by the picture"] += [
-                task
-            ]
+            why = "gain not known" if gained is None else "no clear gain by the picture"
+            without[why].append(task)
             continue
         curve = retention(own, floor)
         draw(ax, curve, _colour(task, tasks), task)
-        low = min(low, curve["mean"].min() - 0.05, max(curve["lo"].min(), WIDEST_SHARES[0]) - 0.05)
-        high = max(
-            high, curve["mean"].max() + 0.05, min(curve["hi"].max(), WIDEST_SHARES[1]) + 0.05
-        )
+        least, most = WIDEST_SHARES
+        low = min(low, curve["mean"].min() - 0.05, max(curve["lo"].min(), least) - 0.05)
+        high = max(high, curve["mean"].max() + 0.05, min(curve["hi"].max(), most) + 0.05)
     ax.axhline(0, color="#444444", lw=0.8, ls=":")
     ax.set(title="share of the gain that is left", ylim=(low, high))
     if text := "\n".join(f"{why}:\n{', '.join(names)}" for why, names in without.items() if names):
@@ -243,6 +225,11 @@ def _condition(conditions: pd.DataFrame | None, own: pd.DataFrame, name: str) ->
             "evaluate the samples of the sweep"
         )
     return given[given["image"].isin(images)]
+
+
+def _or_depth_0(floor: pd.DataFrame, sweep: pd.DataFrame) -> pd.DataFrame:
+    """Scores without the picture: as measured, else those of the sweep at depth 0."""
+    return sweep[sweep["depth"] == 0].rename(columns={"correct": "score"}) if floor.empty else floor
 
 
 def _colour(task: str, tasks: Sequence[str]) -> str:

@@ -1,7 +1,5 @@
 """The figure of notebook 10: the effect of every claim on every model, with its interval."""
 
-from __future__ import annotations
-
 import math
 
 import matplotlib.pyplot as plt

@@ -6,8 +6,6 @@ answerable above chance without the picture: colours, shapes, places and values 
 uniform, options are shuffled, yes/no questions are balanced by construction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

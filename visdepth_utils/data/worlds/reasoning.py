@@ -5,8 +5,6 @@ the answer is X". Long chains go through the objects one by one with running cou
 step is a look-up or a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

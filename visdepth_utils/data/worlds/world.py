@@ -6,8 +6,6 @@ training scenes and held-out scenes use disjoint seed ranges (`TRAIN_SEEDS`, `HE
 `scene_key` lets a test prove that no held-out scene occurs in training.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

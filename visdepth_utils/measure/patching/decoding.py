@@ -5,8 +5,6 @@ mask says which row may read which key. Keys of the plain pass (the image among 
 once, whatever the number of rows; beside them stand each row's own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

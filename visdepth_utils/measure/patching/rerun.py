@@ -6,8 +6,6 @@ what came before them in the sequence is read from the plain pass's keys and val
 call serves all rows that have started, so weights are read once per layer, not once per row.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -44,21 +44,14 @@ DATA_SETS = tuple(name for name, form in FORMATS.items() if form.hub)
 
 @dataclass(frozen=True)
 class Task:
-    """A named list of samples.
+    """A named list of samples; what it says of them is for the record."""
 
-    Attributes:
-        name: Name it was loaded by.
-        samples: The chosen samples.
-        max_new_tokens: Budget of one answer.
-        source: Where the rows came from, for the record.
-        selection: What exactly was taken, for the record: revision, split, prompt, samples, rows
-            skipped. Empty for the embedded layout, where source, n and seed say it.
-    """
-
-    name: str
+    name: str  # by which it was loaded
     samples: list[Sample]
-    max_new_tokens: int
-    source: str
+    max_new_tokens: int  # budget of one answer
+    source: str  # where the rows came from
+    # What exactly was taken: revision, split, prompt, samples, rows skipped. Empty for the embedded
+    # layout, where source, n and seed say it.
     selection: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

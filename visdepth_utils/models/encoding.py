@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A batch of B samples, left-padded to S tokens.
+    """A batch of B samples, left-padded to S tokens."""
 
-    Attributes:
-        inputs: What ``model(**inputs)`` takes.
-        is_image: bool (B, S), placeholders that image features replace; any number of spans per
-            row.
-        is_text: bool (B, S), all other tokens except specials, structural tokens and padding.
-        samples: The B samples.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    is_image: torch.Tensor
-    is_text: torch.Tensor
+    inputs: dict[str, torch.Tensor]  # what ``model(**inputs)`` takes
+    is_image: torch.Tensor  # bool (B, S), placeholders that image features replace, in any spans
+    is_text: torch.Tensor  # bool (B, S), all others but specials, structural tokens and padding
     samples: tuple[Sample, ...]
 
     def __len__(self) -> int:

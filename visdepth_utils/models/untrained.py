@@ -1,7 +1,4 @@
-"""Save an untrained twin of a checkpoint, to be run like any model: what it shows, nobody learnt.
-
-It has the same architecture and processor; all weights are drawn anew.
-"""
+"""Save an untrained twin of a checkpoint, to be run like any model: it shows what nobody learnt."""
 
 import shutil
 from pathlib import Path

@@ -24,29 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VLM:
-    """A model with what is needed to measure it.
+    """A model with what is needed to measure it."""
 
-    Attributes:
-        model: The stock transformers model, in eval mode.
-        processor: Its processor (left padding, PIL images).
-        family: Facts about its family.
-        image_token_id: Id of the placeholder that image features replace.
-        device: Where it runs; of a model spread over several, where it takes its inputs.
-        dtype: Of weights and states.
-        name: For tables and figures.
-        weights_hash: Sha256 over the weights' files and the random initialisation, if any.
-        recipe: How ``load_vlm`` made it; None if something else did.
-    """
-
-    model: PreTrainedModel
-    processor: ProcessorMixin
+    model: PreTrainedModel  # the stock transformers model, in eval mode
+    processor: ProcessorMixin  # with left padding and PIL images
     family: Family
-    image_token_id: int
-    device: torch.device
-    dtype: torch.dtype
-    name: str
-    weights_hash: str
-    recipe: Recipe | None = None
+    image_token_id: int  # of the placeholder that image features replace
+    device: torch.device  # where it runs; of a model spread over several, where it takes its inputs
+    dtype: torch.dtype  # of weights and states
+    name: str  # for tables and figures
+    weights_hash: str  # sha256 over the weights' files and the random initialisation, if any
+    recipe: Recipe | None = None  # how ``load_vlm`` made it; None if something else did
 
     def __reduce__(self) -> tuple[Callable[[], VLM], tuple[()]]:
         """Pickled as its recipe: a few words instead of gigabytes."""

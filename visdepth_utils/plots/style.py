@@ -1,7 +1,4 @@
-"""The one style of all figures: colour-blind safe (Okabe and Ito), bands explained, then closed.
-
-Image tokens are always blue, text tokens always orange, untrained controls always grey and broken.
-"""
+"""The one style of all figures: colour-blind safe (Okabe and Ito), bands explained, then closed."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

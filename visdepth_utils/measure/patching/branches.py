@@ -276,46 +276,32 @@ def substitution(
 
 @dataclass(frozen=True, eq=False)
 class Hiding:
-    """Keys that stay where they are and are not read, by row.
+    """Keys that stay where they are and are not read, by row."""
 
-    Attributes:
-        keys: bool (B, R, S), what is not read.
-        readers: bool (B, R, S), tokens of the prompt that do not read it.
-        answers: Whether the tokens that are generated do not read it either, of each row.
-        until: Layer from which it is read again, of each row.
-    """
-
-    keys: torch.Tensor
-    readers: torch.Tensor
-    answers: Sequence[bool]
-    until: Sequence[int]
+    keys: torch.Tensor  # bool (B, R, S), what is not read
+    readers: torch.Tensor  # bool (B, R, S), tokens of the prompt that do not read it
+    answers: Sequence[bool]  # whether the tokens that are generated do not read it either
+    until: Sequence[int]  # layer from which it is read again
 
 
 @dataclass(frozen=True, eq=False)
 class Branches:
     """R variants of a prefilled batch.
 
-    Attributes:
-        starts: Layer at which each row leaves the plain pass, not decreasing; L means never.
-        moved: Tokens that run again; the sequence's last token is one of them.
-        context: Tokens whose plain keys the moved ones may read. Tokens in none of ``moved``,
-            ``context`` and ``frozen`` are gone.
-        initial: Row number -> states (B, T, D) of the moved tokens going into layer ``starts``.
-        frozen: Tokens that no longer run but stay readable.
-        frozen_state: Row number -> their states (B, M, D), the same at all layers.
-        closed: Position ids (B, S) from ``starts`` on; None keeps the plain ones. With them,
-            sliding windows count tokens that are left.
-        hiding: What the rows do not read from ``starts`` on, though it is there; None for nothing.
+    Tokens in none of ``moved``, ``context`` and ``frozen`` are gone.
     """
 
-    starts: Sequence[int]
-    moved: Index
-    context: Index
-    initial: Callable[[int], torch.Tensor]
-    frozen: Index | None = None
+    starts: Sequence[int]  # layer at which each row leaves the plain pass, not decreasing; L: never
+    moved: Index  # tokens that run again; the sequence's last token is one of them
+    context: Index  # tokens whose plain keys the moved ones may read
+    initial: Callable[[int], torch.Tensor]  # row -> moved states (B, T, D) going into its start
+    frozen: Index | None = None  # tokens that no longer run but stay readable
+    # Row -> their states (B, M, D), the same at all layers.
     frozen_state: Callable[[int], torch.Tensor] | None = None
+    # Position ids (B, S) from ``starts`` on; None keeps the plain ones. With them, sliding windows
+    # count tokens that are left.
     closed: torch.Tensor | None = None
-    hiding: Hiding | None = None
+    hiding: Hiding | None = None  # what is not read from ``starts`` on, though it is there
 
 
 def hidden_from(rows: Branches, layer: int, n: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """Evaluation conditions, chance, and what is shipped: card, hashes and floors."""
 
+import itertools
 import json
+import subprocess
 import warnings
 from dataclasses import replace
 
@@ -168,3 +170,24 @@ def test_a_budget_too_small_for_thinking_is_said_before(llava, monkeypatch, tail
             )
     with no_warnings():
         assert samples_and_budget(vlm, task, 512) == (samples, 512)
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", *arguments], cwd=card.FOLDER, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(
+    git("cat-file", "-e", "40218ab^{commit}").returncode != 0, reason="no whole history here"
+)
+def test_the_history_is_what_the_card_and_the_rules_say_of_it():
+    """An interim `base` on which C1 was shown, changes of the recipe, then the final weights."""
+    commits = ["40218ab", "2b1ddb4", "06a0cde", "78408b8"]
+    told = card.TEXT + (card.FOLDER.parent / "claims.yaml").read_text()
+    assert all(commit in told for commit in commits)
+    for earlier, later in itertools.pairwise([*commits, "HEAD"]):
+        assert git("merge-base", "--is-ancestor", earlier, later).returncode == 0
+    weights = [git("rev-parse", f"{c}:./base/model.safetensors").stdout for c in commits]
+    shipped = git("hash-object", "base/model.safetensors").stdout
+    assert weights[-1] == shipped and shipped not in weights[:-1]
+    notebook = "notebooks/01_image_tokens_stabilise.ipynb"
+    assert "not supported" in git("show", f"{commits[0]}:{notebook}").stdout

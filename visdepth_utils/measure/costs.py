@@ -143,9 +143,10 @@ def predicted_costs(
     asked = range(last + 1) if isinstance(depths, str) else sorted(depths)
     if wrong := [d for d in asked if not 0 <= d <= last]:
         raise ValueError(f"depth {wrong[0]} is not in 0..{last}")
-    both, some = image_tokens + other_tokens, other_tokens + round(share * image_tokens)
+    kept = round(share * image_tokens)
+    both, some = image_tokens + other_tokens, other_tokens + kept
     read = both if frozen else some  # keys of a layer from depth d on
-    keys_of_frozen = 4 * image_tokens * shape.width * shape.kv_heads * shape.head_dim
+    keys_of_frozen = 4 * (image_tokens - kept) * shape.width * shape.kv_heads * shape.head_dim
 
     def row(depth: int) -> dict[str, int]:
         with_image, without = depth, last - depth

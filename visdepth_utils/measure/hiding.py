@@ -7,7 +7,7 @@ to the last layer). This tells what it does to answers; ``physical`` tells what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +15,19 @@ import numpy as np
 import pandas as pd
 import torch
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import LABELS
 from visdepth_utils.data.tasks import samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import READERS, hiding, image_spans, reached
-from visdepth_utils.measure.patching.decoding import greedy
 from visdepth_utils.measure.patching.prefill import Index, Prefill, prefill
-from visdepth_utils.measure.patching.rerun import next_logits, rerun
-from visdepth_utils.measure.truncation import MEASURED, kl_divergence, row_of, scored
-from visdepth_utils.models.generation import decode_answers, stop_ids, without_end
+from visdepth_utils.measure.truncation import MEASURED, answered, scored
 
 if TYPE_CHECKING:
     from visdepth_utils.data.samples import Sample
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.encoding import Encoded
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["RULES", "Hide", "attention_of_last", "hiding_sweep", "windows"]
 
 RULES = ("random", "stride", "norm", "attention")
 COLUMNS = (*LABELS, "intervention", "depth", "to", "readers", "share", "rule", "draw", *MEASURED)
@@ -95,7 +91,7 @@ def hiding_sweep(
     max_new_tokens: int | None = None,
     max_rows: int | None = None,
     with_token_ids: bool = False,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Answer every sample under each intervention, and without any.
 
@@ -142,7 +138,7 @@ def _measured(
     vlm: VLM, samples: list[Sample], variants: list[Hide], budget: int, max_rows: int
 ) -> list[dict[str, Any]]:
     """All interventions on a block of samples."""
-    enc, stop, last = vlm.encode(samples), stop_ids(vlm), vlm.n_layers
+    enc, last = vlm.encode(samples), vlm.n_layers
     image_spans(enc)
     pre = prefill(vlm, enc, reached(vlm, enc, enc.is_image))
     ranked = any(v.share and v.rule == "attention" for v in variants)
@@ -159,16 +155,9 @@ def _measured(
             keys,
             [v.readers for v in part],
         )
-        done = rerun(pre, rows, keep_cache=budget > 1)
-        logits = next_logits(pre, done)
-        kl = kl_divergence(pre.logits[:, None], logits).tolist()
-        answers = greedy(pre, done, logits, budget, stop) if budget else None
-        for b, sample in enumerate(samples):
-            texts = decode_answers(vlm, answers[b]) if answers else [None] * len(part)
-            tokens = answers[b] if answers else [[]] * len(part)
-            for variant, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
+        for b, found in enumerate(answered(pre, rows, budget)):
+            for variant, row in zip(part, found, strict=True):
                 name = "none" if variant == Hide(last) else variant.intervention
-                row = row_of(sample, variant.depth, text, *without_end(ids, stop), value)
                 to = last if variant.to is None else variant.to
                 out[b].append(row | asdict(variant) | {"to": to, "intervention": name})
     return [row for rows in out for row in rows]

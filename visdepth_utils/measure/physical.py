@@ -53,7 +53,9 @@ def truncated_physically(
     """
     refuse_unmaskable(vlm)
     image_spans(enc)
-    check_depths(vlm, [depth], mode if stay is None else "freeze")
+    check_depths(vlm, [depth], mode)
+    if stay is not None:  # rows that stay would lose features that a family adds later
+        check_depths(vlm, [depth], "freeze")
     if mode == "renumber":
         raise ValueError("mode 'renumber' is for masks only: use 'remove' or 'freeze'")
     leave = enc.is_image[0] if stay is None else enc.is_image[0] & ~stay

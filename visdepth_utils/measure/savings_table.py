@@ -7,11 +7,12 @@ from depth d on. Random pruning and FastV's rule are always in it: a method has 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from visdepth_utils.common.progress import Progress
 from visdepth_utils.measure.costs import predicted_costs, shape_of
 from visdepth_utils.measure.hiding import Hide, hiding_sweep
 from visdepth_utils.measure.timing import time_by_depth
@@ -20,8 +21,6 @@ from visdepth_utils.measure.truncation import truncation_sweep
 if TYPE_CHECKING:
     from visdepth_utils.data.tasks import Task
     from visdepth_utils.models.vlm import VLM
-
-__all__ = ["savings_table"]
 
 PRUNED_FROM = 2
 """Layer before which published methods prune (FastV's K), or less where that keeps too much."""
@@ -35,7 +34,7 @@ def savings_table(
     rules: Sequence[str] = ("random", "attention"),
     draws: int = 3,
     repeats: int = 5,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Relative accuracy and costs of each way to save, at each share of retained image tokens.
 
@@ -58,10 +57,12 @@ def savings_table(
         pandas print it.
 
     Raises:
-        ValueError: A share outside 0..1, no tasks, or see ``hiding_sweep``.
+        ValueError: A share outside 0..1, no tasks, no draws, or see ``hiding_sweep``.
     """
     if not tasks:
         raise ValueError("no tasks given: give at least one by name")
+    if draws < 1:
+        raise ValueError(f"draws={draws}: give at least 1")
     if wrong := [r for r in retained if not 0 <= r <= 1]:
         raise ValueError(f"retained {wrong[0]}: give shares in 0..1")
     last = vlm.n_layers
@@ -74,7 +75,9 @@ def savings_table(
         table[name] = _relative(vlm, task, table, draws, progress)
     table["average"] = table[list(tasks)].mean(axis=1)
     image, other = _token_counts(vlm, tasks)
-    return table.join(pd.DataFrame([_costs(vlm, r, image, other, repeats) for r in _rows(table)]))
+    return table.join(
+        pd.DataFrame([_costs(vlm, r, image, other, repeats) for r in table.to_dict("records")])
+    )
 
 
 def _plan(last: int, method: str, retained: float) -> dict[str, Any]:
@@ -86,16 +89,12 @@ def _plan(last: int, method: str, retained: float) -> dict[str, Any]:
     return {"method": method, "depth": depth, "share": share}
 
 
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return table.to_dict("records")
-
-
 def _relative(
     vlm: VLM,
     task: Task,
     table: pd.DataFrame,
     draws: int,
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
 ) -> list[float]:
     """Mean score of each row's answers as a share of the untouched model's."""
 
@@ -107,10 +106,10 @@ def _relative(
             Hide(row["depth"], None, "all", row["share"], row["method"], i) for i in range(many)
         ]
 
-    hidden = [row for row in _rows(table) if row["method"] != "freeze"]
+    hidden = [row for row in table.to_dict("records") if row["method"] != "freeze"]
     asked = list(dict.fromkeys(v for row in hidden for v in variants(row)))
     answers = hiding_sweep(vlm, task, asked, progress=progress)
-    depths = [row["depth"] for row in _rows(table) if row["method"] == "freeze"]
+    depths = [row["depth"] for row in table.to_dict("records") if row["method"] == "freeze"]
     frozen = truncation_sweep(vlm, task, depths=depths, mode="freeze", progress=progress)
     by_depth = frozen.groupby("depth")["correct"].mean()
     means = answers.groupby(["depth", "share", "rule", "draw"])["correct"].mean()
@@ -122,7 +121,7 @@ def _relative(
         keys = [(v.depth, v.share, v.rule, v.draw) for v in variants(row)]
         return sum(means[key] for key in keys) / len(keys)
 
-    return [value(row) / full if full else float("nan") for row in _rows(table)]
+    return [value(row) / full if full else float("nan") for row in table.to_dict("records")]
 
 
 def _token_counts(vlm: VLM, tasks: Mapping[str, Task]) -> tuple[int, int]:

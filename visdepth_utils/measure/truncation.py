@@ -15,6 +15,7 @@ from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure import physical
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
+    Branches,
     check_depths,
     image_spans,
     kept_for_truncation,
@@ -153,19 +154,27 @@ def _masked(
         frozen = lambda d: other.state(d, Index.of(fake.is_image))  # noqa: E731
     elif mode == "freeze noise":
         frozen = _noise(pre, bank, [sample.id for sample in samples], seed)
-    stop = stop_ids(vlm)
     found: list[list[dict[str, Any]]] = [[] for _ in samples]
     for part in chunks(depths, max_rows // len(samples)):
-        done = rerun(pre, truncation(pre, part, base, frozen), keep_cache=budget > 1)
-        logits = next_logits(pre, done)
-        kl = kl_divergence(pre.logits[:, None], logits).tolist()
-        said = greedy(pre, done, logits, budget, stop) if budget else None
-        for b, sample in enumerate(samples):
-            texts = decode_answers(vlm, said[b]) if said else [None] * len(part)
-            tokens = said[b] if said else [[]] * len(part)
-            for depth, text, ids, value in zip(part, texts, tokens, kl[b], strict=True):
-                found[b].append(row_of(sample, depth, text, *without_end(ids, stop), value))
+        rows = answered(pre, truncation(pre, part, base, frozen), budget)
+        found = [old + new for old, new in zip(found, rows, strict=True)]
     return [row for rows in found for row in rows]
+
+
+def answered(pre: Prefill, branches: Branches, budget: int) -> list[list[dict[str, Any]]]:
+    """By sample, the answer and the divergence of each branch, not scored yet."""
+    stop = stop_ids(pre.vlm)
+    done = rerun(pre, branches, keep_cache=budget > 1)
+    logits = next_logits(pre, done)
+    kl = kl_divergence(pre.logits[:, None], logits).tolist()
+    none = [[[]] * len(branches.starts)] * len(kl)
+    tokens = greedy(pre, done, logits, budget, stop) if budget else none
+    out = []
+    for sample, ids, values in zip(pre.enc.samples, tokens, kl, strict=True):
+        texts = decode_answers(pre.vlm, ids) if budget else [None] * len(ids)
+        parts = zip(branches.starts, texts, ids, values, strict=True)
+        out.append([row_of(sample, d, text, *without_end(i, stop), v) for d, text, i, v in parts])
+    return out
 
 
 def _bank(vlm: VLM, pool: Sequence[Sample], seed: int) -> list[torch.Tensor]:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from PIL import Image
 
 from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.files import REPO, atomic, write_text
 from visdepth_utils.report.verdict_table import control_words, images_text, label_text, plain_words
-from visdepth_utils.runs.records import RECORDED, read_claims
+from visdepth_utils.runs.records import RECORDED, read_claims, two_models
 from visdepth_utils.runs.registration import in_force
 
 __all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
@@ -19,6 +20,8 @@ START = "<!-- verdicts: written by `make readme` -->"
 STOP = "<!-- end of verdicts -->"
 FIGURE = "09_read_or_process"
 PICTURE = Path("docs") / "read_or_process.png"
+PRETRAINED = "minivlm/smol"
+"""Its decoder was a language model first: what it changes is said above the table."""
 _WIDTH = 1000  # pixels
 
 
@@ -61,7 +64,13 @@ def update_readme(
         for entry in [*entries, *others]
         if entry["claim"] == "C0"
     ]
-    table = "\n\n".join([*answers, markdown_table(entries, others)])
+    rows = markdown_table(entries, others)
+    verdicts = pd.DataFrame([*entries, *others])
+    compared = two_models(verdicts, *models, PRETRAINED)
+    if compared:
+        compared = f"**Does the pattern come with language pretraining?** {compared}"
+    shown = [text for text in (*answers, compared) if text]
+    table = "\n\n".join([*shown, rows])
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:

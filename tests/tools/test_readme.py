@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from tools.readme import FIGURE, PICTURE, START, STOP, markdown_table, update_readme
+from tools.readme import FIGURE, PICTURE, PRETRAINED, START, STOP, markdown_table, update_readme
 from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import rows_text
 from visdepth_utils.runs.registration import in_force
@@ -128,7 +128,7 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
 def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Path) -> None:
     run, readme = make_run(tmp_path / "run", ENTRY), tmp_path / "README.md"
     kept = [
-        {**ENTRY, "model": "minivlm/new", "verdict": "supported", "rules": in_force()},
+        {**ENTRY, "model": PRETRAINED, "verdict": "supported", "rules": in_force()},
         {**ENTRY, "model": "minivlm/old", "rules": {"claims": "a", "judging": "b"}},
         {**ENTRY, "rules": in_force()},
     ]
@@ -138,11 +138,15 @@ def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Pat
         (folder / "claims.json").write_text(rows_text([entry]))
     readme.write_text(f"{START}{STOP}")
     update_readme(run, readme, tmp_path / "runs")
-    head, _, row = (cells(line) for line in readme.read_text().splitlines()[2:5])
+    said, _, *table = readme.read_text().splitlines()[2:7]
+    assert said.endswith(
+        f"Different verdicts: C4 (weaker on {ENTRY['model']}, supported on {PRETRAINED})."
+    )
+    head, _, row = map(cells, table)
     assert head[-1] == "other models"
     low, high = ENTRY["ci"]
     number = f"{ENTRY['effect']:.2f} [{low:.2f}, {high:.2f}]"
-    assert row[-1] == f"`minivlm/new`: **supported**, {number}"
+    assert row[-1] == f"`{PRETRAINED}`: **supported**, {number}"
 
 
 def test_the_titles_question_is_answered_above_the_table(tmp_path: Path) -> None:

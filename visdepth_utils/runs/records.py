@@ -251,6 +251,10 @@ def _plain(value: Any) -> Any:
 RECORDED = REPO / "data" / "runs"
 """Verdicts of runs on the embedded models, kept in the repository."""
 
+CURVES = "curves.csv"
+"""Of a run: curves by depth, as ``Run.keep_curves`` writes them."""
+_CURVE_COLUMNS = ("measure", "series", "depth", "layers", "mean", "lo", "hi")
+
 COLUMNS = (
     *("claim", "model", "verdict", "effect", "lo", "hi", "p", "control"),
     *("images", "run", "date"),
@@ -317,6 +321,76 @@ def side_by_side(verdicts: pd.DataFrame) -> pd.DataFrame:
     return wide.rename_axis(columns=None)
 
 
+def two_models(verdicts: pd.DataFrame, one: str, two: str) -> str:
+    """On which claims two models are given the same verdict, and on which another one.
+
+    Args:
+        verdicts: ``all_verdicts``.
+        one: A model.
+        two: Another.
+
+    Returns:
+        One or two sentences; claims that were not run on both are left out. Empty without any.
+    """
+    wide = verdicts.pivot(index="claim", columns="model", values="verdict")
+    if one not in wide or two not in wide:
+        return ""
+    both = wide[[one, two]].dropna()
+    same = both[both[one] == both[two]]
+    other = both.drop(same.index)
+    alike = "; ".join(f"{c} ({v})" for c, v in same[one].items())
+    unlike = "; ".join(f"{c} ({a} on {one}, {b} on {two})" for c, a, b in other.itertuples())
+    sentences = (("The same verdict on both", alike), ("Different verdicts", unlike))
+    return " ".join(f"{head}: {claims}." for head, claims in sentences if claims)
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """The curves by depth that a run keeps.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        Columns ``measure, series, depth, layers, mean, lo, hi``, empty without the file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = folder / CURVES
+    if not file.exists():
+        return pd.DataFrame(columns=list(_CURVE_COLUMNS))
+    try:
+        table = pd.read_csv(file)
+        return table[list(_CURVE_COLUMNS)].astype(dict.fromkeys(_CURVE_COLUMNS[2:], float))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+
+
+def all_curves(
+    verdicts: pd.DataFrame, results: str | Path, recorded: str | Path = RECORDED
+) -> dict[str, pd.DataFrame]:
+    """The curves of the models whose verdicts are compared.
+
+    Args:
+        verdicts: ``all_verdicts``.
+        results: Folder of runs.
+        recorded: Folder of further runs.
+
+    Returns:
+        Model to ``read_curves``, models without curves left out.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
+    curves = {}
+    for model, run in verdicts[["model", "run"]].drop_duplicates().itertuples(index=False):
+        for folder in (Path(recorded) / run, Path(results) / run):
+            table = read_curves(folder)
+            if len(table):
+                curves[model] = table
+    return curves
+
+
 def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
     """Keep the verdicts of a run in the repository.
 
@@ -325,8 +399,9 @@ def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
         recorded: Where to.
 
     Returns:
-        The folder they are in: ``claims.json`` and ``provenance.json``, and in ``earlier.json``
-        what was recorded there before wherever the verdict is another one now.
+        The folder they are in: ``claims.json``, ``provenance.json`` and ``curves.csv`` where the
+        run has it, and in ``earlier.json`` what was recorded there before wherever the verdict is
+        another one now.
 
     Raises:
         FileNotFoundError: If the run has none.
@@ -348,7 +423,7 @@ def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
     ]
     if earlier:
         write_text(target / "earlier.json", rows_text(earlier))
-    for name in names:
+    for name in (*names, *([CURVES] if (run / CURVES).is_file() else [])):
         with atomic(target / name) as temporary:
             shutil.copyfile(run / name, temporary)
     return target

@@ -9,13 +9,20 @@ import pandas as pd
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from visdepth_utils.common.files import atomic
+from visdepth_utils.common.files import atomic, locked, write_text
 from visdepth_utils.common.progress import Progress, progress_line
 from visdepth_utils.data.records import locate_source
 from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
 from visdepth_utils.runs.outputs import keep_outputs, keep_selection
-from visdepth_utils.runs.records import annotate, as_entry, edit_claims, read_provenance
+from visdepth_utils.runs.records import (
+    CURVES,
+    annotate,
+    as_entry,
+    edit_claims,
+    read_curves,
+    read_provenance,
+)
 from visdepth_utils.runs.registration import in_force
 from visdepth_utils.runs.settings import (
     Settings,
@@ -237,6 +244,23 @@ class Run:
             ValueError: See there.
         """
         keep_outputs(self.folder, table, samples, tokens)
+
+    def keep_curves(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Keep curves by depth in ``curves.csv``, where other models are compared with this one.
+
+        Args:
+            table: Columns of ``plots.curves.COLUMNS``; rows of the same measures are replaced.
+
+        Returns:
+            The same table.
+        """
+        file = self.folder / CURVES
+        with locked(file):
+            old = read_curves(self.folder)
+            kept = [old[~old["measure"].isin(table["measure"])], table]
+            kept = pd.concat([part for part in kept if len(part)] or [table], ignore_index=True)
+            write_text(file, kept.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+        return table
 
     def record(self, verdict: Any) -> None:
         """Merge a verdict into claims.json; the one of the same claim and model is replaced.

@@ -255,6 +255,33 @@ def test_a_stored_verdict_is_compared_with_a_new_run(path):
     ]
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS[:-1], ids=lambda path: path.stem)
+def test_the_first_screen_says_what_was_asked_and_found(path):
+    """Diagram and box come before what nobody needs to read, and tell the verdict at the end."""
+    book = nbformat.read(path, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    (at,) = [i for i, cell in enumerate(code) if "run.opening(" in cell.source]
+    diagram, box = (output.data for output in code[at].outputs)
+    assert at == 2
+    assert "image/png" in diagram
+    for cell in (code[0], code[3]):
+        assert "no need to read" in cell.source.partition("\n")[0]
+        assert cell.metadata["jupyter"]["source_hidden"]
+    if path == NOTEBOOKS[0]:
+        return
+    (last,) = [cell for cell in code if "run.record(v)" in cell.source]
+    (verdict,) = [o.data["text/plain"] for o in last.outputs if "text/html" in o.get("data", {})]
+    claim, _, word = verdict.splitlines()[0].partition(": ")
+    told = {line[:10].strip(): line[10:] for line in verdict.splitlines()[1:]}
+    shown = box["text/plain"].partition(f"{told['model']}: ")[2].splitlines()[0]
+    reason = told["reason"]
+    assert shown.startswith(f"{word.lower()}. {reason[0].upper()}{reason[1:]} ({told['images']} im")
+    assert f"Corrected: {told['effect'].partition(' (')[0]}" in shown
+    assert told["analyses"] in shown
+    assert html.escape(shown.partition(". ")[2]) in box["text/html"]
+    assert f'run.opening("{claim}")' in code[at].source
+
+
 @pytest.fixture
 def clean():
     """A notebook that passes, to be spoilt."""

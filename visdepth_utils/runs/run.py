@@ -1,5 +1,6 @@
 """A run: one model, one set of settings, one folder of tables, figures, verdicts and provenance."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from visdepth_utils.common.progress import Progress, progress_line
 from visdepth_utils.data.records import locate_source
 from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
+from visdepth_utils.runs.found import what_was_found
 from visdepth_utils.runs.outputs import keep_outputs, keep_selection
 from visdepth_utils.runs.records import (
     CURVES,
@@ -28,6 +30,7 @@ from visdepth_utils.runs.settings import (
     Settings,
     check_injected,
     check_settings,
+    chosen,
     resolved_device,
     run_folder,
     shown_source,
@@ -35,6 +38,7 @@ from visdepth_utils.runs.settings import (
 
 __all__ = [
     "Run",
+    "chosen",
     "open_run",
     "progress_line",
 ]
@@ -276,6 +280,38 @@ class Run:
         filed = (entry["claim"], entry["model"])
         edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != filed, entry)
         self.note()
+        self._box(entry["claim"], update=True)
+
+    def opening(self, kind: str) -> None:
+        """Show the top of a notebook: its diagram, and what was found; ``record`` renews that.
+
+        Args:
+            kind: A claim, or "start" for the notebook without one, which shows the settings.
+
+        Raises:
+            ValueError: There is no such diagram.
+        """
+        if not _in_notebook():
+            return
+        from IPython.display import display
+
+        from visdepth_utils.plots.concept import concept
+
+        display(concept(kind))
+        if kind == "start":
+            display(self.settings_table())
+        else:
+            self._box(kind)
+
+    def _box(self, claim: str, update: bool = False) -> None:
+        """Show what was found, or renew the box that stands at the top of this notebook."""
+        if not _in_notebook():
+            return
+        from IPython.display import display
+
+        settings = self.settings_table().to_html()
+        box = what_was_found(claim, self.folder, settings=settings)
+        display(box, display_id=f"what-was-found-{claim}", update=update)
 
     def withdraw(self, notebook: str) -> None:
         """Take back this model's verdicts from a notebook that broke, so that no old one is shown.
@@ -366,3 +402,9 @@ class Run:
         }
         frame = pd.DataFrame({"value": [str(value) for value in rows.values()]}, index=list(rows))
         return frame.rename_axis("setting")
+
+
+def _in_notebook() -> bool:
+    """Whether there is a page to show something on."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None

@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ DEFAULTS = {
     "dtype": "auto",
     "profile": "quick",
 }
+PARAMETERS = (*DEFAULTS, "out_dir")
+"""What the parameters cell of every notebook sets, in its order."""
 PROFILES = ("quick", "full")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _INJECTED = "# Parameters\n"  # papermill's first line
@@ -35,6 +38,23 @@ _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 _TABLE = re.compile(r"\.(jsonl|parquet)$")
 
 Settings = dict[str, Any]
+
+
+def chosen(names: Mapping[str, Any]) -> Settings:
+    """The parameters of a notebook, as ``open_run`` takes them.
+
+    Args:
+        names: All names of the notebook: ``globals()``, which holds what papermill injected too.
+
+    Returns:
+        The entries of PARAMETERS.
+
+    Raises:
+        ValueError: The notebook lacks one: its parameters cell was not run.
+    """
+    if lacking := [name for name in PARAMETERS if name not in names]:
+        raise ValueError(f"no parameter {lacking[0]!r}: run the parameters cell first")
+    return {name: names[name] for name in PARAMETERS}
 
 
 def check_injected() -> None:

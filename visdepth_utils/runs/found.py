@@ -1,0 +1,132 @@
+"""What was found on a claim: the box at the top of its notebook, from verdicts that are kept."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.claims.verdict import COLOURS, headline
+from visdepth_utils.runs.records import RECORDED, read_claims
+from visdepth_utils.runs.registration import in_force
+
+__all__ = ["Found", "what_was_found"]
+
+NOTHING = (
+    "Nothing yet: no run that is kept here was judged by the rules in force. "
+    "Run the notebook to its end, and its verdict stands here."
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Found:
+    """The verdicts on one claim, a model each, shown as a box.
+
+    Attributes:
+        claim: Identifier.
+        title: Of the claim, from claims.yaml.
+        entries: Of claims.json; the run's own first.
+        settings: Table of the run's settings as HTML, folded below; empty without one.
+    """
+
+    claim: str
+    title: str
+    entries: Sequence[Mapping[str, Any]]
+    settings: str = ""
+
+    def lines(self) -> list[tuple[str, str, str]]:
+        """Model, verdict, and two sentences with the numbers, of each entry."""
+        return [
+            (
+                str(entry["model"]),
+                headline(str(entry["verdict"]), (entry.get("robustness") or {}).get("fragile")),
+                _sentences(entry),
+            )
+            for entry in self.entries
+        ]
+
+    def __str__(self) -> str:
+        """Plain text, a line for each model."""
+        told = [f"{model}: {word}. {text}" for model, word, text in self.lines()]
+        return "\n".join([f"What we found ({self.claim}, {self.title})", *(told or [NOTHING])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """A box for notebooks; every value is escaped."""
+        head = f"<b>What we found</b> ({html.escape(f'{self.claim}: {self.title}')})"
+        told = [
+            f"<code>{html.escape(model)}</code> "
+            f'<b style="color:{COLOURS[str(entry["verdict"])]};background:#fff;padding:0 4px">'
+            f"{html.escape(word)}</b>. {html.escape(text)}"
+            for entry, (model, word, text) in zip(self.entries, self.lines(), strict=True)
+        ]
+        body = "".join(f'<p style="margin:6px 0">{line}</p>' for line in told or [NOTHING])
+        folded = (
+            f"<details><summary>Settings and versions: no need to read</summary>"
+            f"{self.settings}</details>"
+            if self.settings
+            else ""
+        )
+        box = "border:1px solid #999;border-left:5px solid #8e2f7f;padding:8px 14px;max-width:60em"
+        return f'<div style="{box}">{head}{body}{folded}</div>'
+
+
+def what_was_found(
+    claim: str, folder: Path | None = None, recorded: Path = RECORDED, settings: str = ""
+) -> Found:
+    """Collect the verdicts on a claim by the rules in force.
+
+    Args:
+        claim: Identifier.
+        folder: Of a run, whose own verdict comes first; None for the kept ones alone.
+        recorded: Folder of runs on other models.
+        settings: See ``Found``.
+
+    Returns:
+        The box; it says so where there is no verdict.
+
+    Raises:
+        ValueError: A claims.json is damaged.
+    """
+    title = load_claims()["claims"].get(claim, {}).get("title", "a claim of your own")
+    rules = in_force()
+    folders = [folder] if folder else []
+    folders += sorted(file.parent for file in recorded.glob("*/claims.json"))
+    found: dict[str, Mapping[str, Any]] = {}
+    for place in folders:
+        for entry in read_claims(place):
+            if entry["claim"] == claim and entry.get("rules") == rules:
+                found.setdefault(entry["model"], entry)
+    return Found(claim, title, list(found.values()), settings)
+
+
+def _sentences(entry: Mapping[str, Any]) -> str:
+    """Why, then as published, corrected, and how many analyses agree."""
+    plain = entry.get("plain") or {}
+    parts = []
+    if plain:
+        number = _number(plain.get("effect"), [plain.get("lo"), plain.get("hi")])
+        parts.append(f"As published: {plain['verdict']} ({number}).")
+    label = f" ({entry['effect_label']})" if entry.get("effect_label") else ""
+    name, _, note = str(entry.get("control_label") or "control").partition(", ")
+    name = "control" if name == "control" else f"control, {name}"
+    told = f" ({note})" if note else ""
+    number = _number(entry.get("effect"), entry.get("ci"))
+    parts.append(
+        f"Corrected: {number}{label}; {name}: {_number(entry.get('control_effect'))}{told}."
+    )
+    if agree := (entry.get("robustness") or {}).get("line"):
+        parts.append(f"The verdict {agree}.")
+    images = f" ({entry['n_images']} images)" if entry.get("n_images") else ""
+    reason = str(entry.get("reason") or "no reason is kept")
+    return " ".join([f"{reason[:1].upper()}{reason[1:]}{images}.", *parts])
+
+
+def _number(value: float | None, bounds: Sequence[float | None] | None = None) -> str:
+    """Two decimals and an interval; words where it was not measured."""
+    if value is None:
+        return "not measured"
+    known = bounds and None not in bounds
+    return f"{value:.2f}" + (f" [{bounds[0]:.2f}, {bounds[1]:.2f}]" if known else "")

@@ -6,9 +6,11 @@ import warnings
 from pathlib import Path
 
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tests.families.checkpoints import CHECKPOINTS
 from tests.families.findings import CHECKS, EXACT, finding, loaded
+from visdepth_utils.models.families import UNSUPPORTED
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families of models
@@ -64,15 +66,41 @@ def notes() -> list[str]:
     return out
 
 
+MAPPING = """## Every class of transformers
+
+What `AutoModelForImageTextToText` knows. *Not tried*: refused at load, in
+one line, because the family has no row in `visdepth_utils/models/families.py`.
+
+"""
+
+
+def mapping() -> list[list[str]]:
+    """One row per model type of transformers' mapping: type, class, whether it can be measured."""
+    exact = {made.kind.model_type: made.title for made in reversed(CHECKPOINTS.values())}
+    table = []
+    for kind, name in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()):
+        known = f"yes: {exact[kind]}, see above" if kind in exact else "not tried"
+        told = f"refused, because {UNSUPPORTED[kind]}" if kind in UNSUPPORTED else known
+        table.append([f"`{kind}`", f"`{name if isinstance(name, str) else name[0]}`", told])
+    return table
+
+
 def page() -> str:
     """The page as the checks have it now."""
     head = ["family", "class", *CHECKS]
-    table = [head, ["---"] * len(head), *rows()]
-    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines = _lines([head, *rows()])
     total = sum(set(row[2:]) == {EXACT} for row in rows())
     summary = f"{len(CHECKPOINTS)} families, {total} of them exact throughout."
     version = transformers.__version__
-    return "\n".join([HEAD.format(version=version) + summary, "", *lines, "", *notes(), ""])
+    parts = [HEAD.format(version=version) + summary, "", *lines, "", *notes(), ""]
+    every = _lines([["type", "class", "measured?"], *mapping()])
+    return "\n".join([*parts, MAPPING.rstrip(), "", *every, ""])
+
+
+def _lines(table: list[list[str]]) -> list[str]:
+    """A table in Markdown; its first row is the head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in table]
+    return [head, f"|{' --- |' * len(table[0])}", *body]
 
 
 if __name__ == "__main__":

@@ -94,3 +94,22 @@ AYA = (
     + _PROMPT
     + "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}"
 )
+GLM = (
+    "[gMASK]<sop>"
+    + _EACH
+    + "{{ '<|user|>\n' }}"
+    + _parts("<|begin_of_image|><|image|><|end_of_image|>")
+    + _END
+    + _PROMPT
+    + "{{ '<|assistant|>\n' }}{% endif %}"
+)
+OVIS = _EACH + _CHATML % _parts("{{ '<image>\n' }}") + _END + _PROMPT + _ASSISTANT + "{% endif %}"
+DEEPSEEK = (
+    _EACH
+    + "{{ m['role'].capitalize() + ': ' }}"
+    + _parts("<image_placeholder>")
+    + "{{ '\n\n' }}"
+    + _END
+    + _PROMPT
+    + "{{ 'Assistant:' }}{% endif %}"
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,13 @@ from visdepth_utils.models.placement import weights_here
 
 if TYPE_CHECKING:
     from visdepth_utils.models.vlm import VLM
+
+
+def image_features(vlm: VLM, pixels: dict[str, torch.Tensor]) -> Any:
+    """What tower and projector make of pictures; not every class says so at its top."""
+    owner = vlm.model if hasattr(vlm.model, "get_image_features") else vlm.model.model
+    found = owner.get_image_features(**pixels)
+    return getattr(found, "pooler_output", found)
 
 
 @torch.no_grad()
@@ -43,6 +50,8 @@ def check(vlm: VLM) -> None:
         )
     named = [getattr(vlm.processor, "image_token_id", vlm.image_token_id)]
     known = getattr(vlm.processor, "image_token_ids", named)
+    if vlm.family.other_placeholder:
+        known = [vlm.image_token_id]
     if vlm.image_token_id not in known or vlm.image_token_id == vlm.tokenizer.unk_token_id:
         raise ValueError(
             f"{vlm.name}: the image token is id {vlm.image_token_id} in config.json, "
@@ -60,8 +69,7 @@ def check(vlm: VLM) -> None:
     }
     pixels = {k: v for k, v in enc.inputs.items() if k not in text_keys}
     with weights_here(vlm.model):
-        features = vlm.model.get_image_features(**pixels)
-    features = getattr(features, "pooler_output", features)
+        features = image_features(vlm, pixels)
     n_features = sum(part.shape[:-1].numel() for part in features)
     n_places = int(enc.is_image.sum())
     if n_places != n_features or n_places == 0:

@@ -26,6 +26,7 @@ class Family:
     # they count as structural.
     blank_borders: bool = False
     nested_images: bool = False  # the processor wants one list of images per sample, not a flat one
+    other_placeholder: bool = False  # the processor's image token is not the one features replace
     needs_image: bool = False  # the processor takes no sample without an image
     template: str = ""  # chat template where the hub's checkpoints have none
     least_image_tokens: int = 0  # of a sample's pictures, where transformers takes no less
@@ -50,6 +51,15 @@ _idefics = partial(
     blank_borders=True,
     nested_images=True,
     caveat="an image is many spans with row tags between them",
+)
+_glm = partial(
+    Family,
+    structural_tokens=(
+        *("<|begin_of_image|>", "<|end_of_image|>"),
+        *("<|begin_of_video|>", "<|end_of_video|>", "<|video|>"),
+    ),
+    required_keys=("mm_token_type_ids",),
+    positions="model",
 )
 _PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
 _IMAGES_FIRST = (
@@ -79,7 +89,23 @@ _FAMILIES = (
         deepstack=True,
         caveat="visual features are added again after the first layers, beside their own updates",
     ),
+    _qwen(
+        "qwen3_vl_moe",
+        deepstack=True,
+        caveat="visual features are added again after the first layers, beside their own updates",
+    ),
     _qwen("qwen3_5", caveat="linear-attention layers hold no keys that could be hidden"),
+    _glm("glm4v"),
+    _glm("glm46v"),
+    Family("vipllava"),
+    Family("deepseek_vl"),
+    Family(
+        "ovis2",
+        other_placeholder=True,
+        structural_tokens=("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
+        caveat="image tokens are sums of visual words; tags between tiles are visual words too",
+    ),
+    _idefics("idefics2"),
     _idefics("idefics3"),
     _idefics("smolvlm"),
     Family(
@@ -116,19 +142,43 @@ _FAMILIES = (
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 
 
+_CROSS = "an encoder reads its pictures and its decoder attends to that: no image token enters it"
+_LINEAR = "its linear attention keeps no keys of single tokens that could be hidden"
+_CONVOLUTION = "its short convolutions keep no keys of single tokens that could be hidden"
+_PER_LAYER = "its layers also get embeddings of the tokens, past the states that are replaced here"
+_VOCABULARY = "its pictures are words of its vocabulary, not features in the place of tokens"
+_OWN_CODE = "it is code of its checkpoint, which is not run; transformers does not have it"
+_NO_TOKEN = "its pictures enter by a mask of places; its config names no image token"
+_Q_FORMER = "its Q-Former reads the question too: image tokens are not the picture's alone"
+
 UNSUPPORTED = {
+    "blip": _CROSS,
     "blip-2": "its decoder, OPT or T5, has no rotary positions that depths could be run again with",
-    "chameleon": "its pictures are words of its vocabulary, not features in the place of tokens",
-    "emu3": "its pictures are words of its vocabulary, not features in the place of tokens",
-    "florence2": "its pictures are read by an encoder; no image token enters its decoder",
+    "chameleon": _VOCABULARY,
+    "emu3": _VOCABULARY,
+    "evolla": "it reads proteins, not pictures",
+    "florence2": _CROSS,
+    "gemma3n": _PER_LAYER,
+    "gemma4": _PER_LAYER,
+    "git": "its pictures are put before the text; no image token stands in its prompt",
     "idefics": "its pictures enter by cross-attention; no image token stands in its prompt",
-    "instructblip": "its Q-Former reads the question too: image tokens are not the picture's alone",
-    "kosmos-2": "its pictures enter by a mask of places; its config names no image token",
-    "kosmos-2.5": "its pictures enter by a mask of places; its config names no image token",
-    "minicpmv": "it is code of its checkpoint, which is not run; transformers does not have it",
+    "instructblip": _Q_FORMER,
+    "instructblipvideo": _Q_FORMER,
+    "kosmos-2": _NO_TOKEN,
+    "kosmos-2.5": _NO_TOKEN,
+    "lfm2_vl": _CONVOLUTION,
+    "lfm3_vl": _CONVOLUTION,
+    "minicpmv": _OWN_CODE,
     "mllama": "its pictures enter by cross-attention layers; no image token stands in its prompt",
     "phi4_multimodal": "it reads pictures by a LoRA adapter that lies beside the model",
-    "phi4mm": "it is code of its checkpoint, which is not run; transformers does not have it",
+    "phi4mm": _OWN_CODE,
+    "pix2struct": _CROSS,
+    "pp_formulanet": _CROSS,
+    "qwen3_5_moe": _LINEAR,
+    "qwen4_exp": _LINEAR,
+    "t5gemma2": _CROSS,
+    "udop": _CROSS,
+    "vision-encoder-decoder": _CROSS,
 }
 """Families that are asked for and cannot have a row: why."""
 

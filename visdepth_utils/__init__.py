@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from visdepth_utils.measure.savings_table import savings_table
     from visdepth_utils.measure.substitution import substitution_grid
     from visdepth_utils.measure.teacher_forcing import token_kl
+    from visdepth_utils.measure.token_lens import named_share, token_lens
     from visdepth_utils.measure.truncation import truncation_sweep
     from visdepth_utils.models.hooks import capture
     from visdepth_utils.models.load import load_vlm
@@ -48,7 +49,9 @@ _HOME = {
     "layer_geometry": "measure.geometry.layer_geometry",
     "substitution_grid": "measure.substitution",
     "reasoning_sweep": "measure.reasoning",
+    "named_share": "measure.token_lens",
     "token_kl": "measure.teacher_forcing",
+    "token_lens": "measure.token_lens",
     "truncation_sweep": "measure.truncation",
     "judge": "claims.judge",
     "verdict": "claims.registry",
@@ -64,11 +67,13 @@ __all__ = [
     "layer_geometry",
     "load_task",
     "load_vlm",
+    "named_share",
     "reasoning_sweep",
     "savings_table",
     "substituted",
     "substitution_grid",
     "token_kl",
+    "token_lens",
     "truncated",
     "truncation_sweep",
     "verdict",

@@ -32,6 +32,9 @@ class Family:
     least_image_tokens: int = 0  # of a sample's pictures, where transformers takes no less
     causal_prefix: bool = True  # False where image and prompt see each other in both directions
     deepstack: bool = False  # visual features are added again, see ``VLM.injection_layers``
+    # The tokens of a square picture are one square grid in reading order; elsewhere tiles, row ends
+    # or an overview are among them (Qwen's processors say the grid of each picture).
+    square_grid: bool = False
     caveat: str = ""  # one sentence for reports
 
 
@@ -71,7 +74,7 @@ _IMAGES_FIRST = (
 
 _FAMILIES = (
     # Pixtral's checkpoints are of this type too; other tokenizers do not know its tokens.
-    Family("llava", structural_tokens=_PIXTRAL_TOKENS),
+    Family("llava", structural_tokens=_PIXTRAL_TOKENS, square_grid=True),
     Family(
         "llava_next", caveat="image_newline vectors sit inside the image span and count as image"
     ),
@@ -114,6 +117,7 @@ _FAMILIES = (
         required_keys=("token_type_ids",),
         blank_borders=True,
         nested_images=True,
+        square_grid=True,
         caveat="attention is bidirectional inside an image and mostly in sliding windows",
     ),
     Family(
@@ -123,9 +127,10 @@ _FAMILIES = (
         needs_image=True,
         template=_IMAGES_FIRST,
         causal_prefix=False,
+        square_grid=True,
         caveat="image and prompt see each other in both directions",
     ),
-    Family("mistral3", structural_tokens=_PIXTRAL_TOKENS, least_image_tokens=2),
+    Family("mistral3", structural_tokens=_PIXTRAL_TOKENS, least_image_tokens=2, square_grid=True),
     Family(
         "aya_vision",
         structural_tokens=(

@@ -154,6 +154,33 @@ def bar_top(value: int) -> float:
     return _BASELINE - 1.0 - _PIXELS_PER_UNIT * value
 
 
+def _placed(
+    rng: np.random.Generator, thing: Thing
+) -> tuple[float, float, float, tuple[int, int, int]]:
+    """Where and how an object is drawn: x, y, radius, paint."""
+    cell = SIZE / 3
+    x = (thing.cell % 3 + 0.5) * cell + rng.uniform(-2, 2)
+    y = (thing.cell // 3 + 0.5) * cell + rng.uniform(-2, 2)
+    return x, y, _RADIUS[thing.size] * rng.uniform(0.93, 1.07), _paint(rng, thing.colour)
+
+
+def boxes(scene: Scene, seed: int) -> list[tuple[float, float, float, float]]:
+    """Left, top, right, bottom of each thing or bar that `render` draws, in shares of the size."""
+    rng = np.random.default_rng([seed, 7])
+    rng.integers(205, 236)  # the ground
+    found = []
+    for thing in scene.things:
+        x, y, r, _ = _placed(rng, thing)
+        corners = [(x - r, y - r), (x + r, y + r)]
+        corners = corners if thing.shape == "circle" else _outline(thing.shape, x, y, r)
+        across, down = zip(*corners, strict=True)
+        found.append((min(across), min(down), max(across), max(down)))
+    columns = bar_columns(len(scene.bars)) if scene.bars else []
+    for bar, (left, right) in zip(scene.bars, columns, strict=True):
+        found.append((left, bar_top(bar.value), right, _BASELINE - 0.5))
+    return [tuple(v / SIZE for v in box) for box in found]
+
+
 def render(scene: Scene, seed: int) -> Image.Image:
     """Draw the picture: jittered places, noisy colours, noisy background. Deterministic by seed."""
     rng = np.random.default_rng([seed, 7])
@@ -162,11 +189,7 @@ def render(scene: Scene, seed: int) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     scaled = lambda points: [(px * _SCALE, py * _SCALE) for px, py in points]  # noqa: E731
     for thing in scene.things:
-        cell = SIZE / 3
-        x = (thing.cell % 3 + 0.5) * cell + rng.uniform(-2, 2)
-        y = (thing.cell // 3 + 0.5) * cell + rng.uniform(-2, 2)
-        r = _RADIUS[thing.size] * rng.uniform(0.93, 1.07)
-        paint = _paint(rng, thing.colour)
+        x, y, r, paint = _placed(rng, thing)
         if thing.shape == "circle":
             draw.ellipse([v * _SCALE for v in (x - r, y - r, x + r, y + r)], fill=paint)
         else:

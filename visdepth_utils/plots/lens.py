@@ -1,0 +1,134 @@
+"""What image tokens say at each depth: words on a picture's patches, and how many are right."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from PIL import Image
+
+from visdepth_utils.claims.bootstrap import cluster_bootstrap
+from visdepth_utils.data.worlds.truth import Held
+from visdepth_utils.measure.token_lens import covered
+from visdepth_utils.plots.bands import bands, draw, need
+from visdepth_utils.plots.style import COLOURS, finish, panels, styled
+
+LENSES = {"text": (COLOURS["image"], "nearest text state"), "logit": ("#E69F00", "logit lens")}
+WORDS = {
+    True: (COLOURS["image"], "bold"),
+    False: ("#333333", "normal"),
+    None: ("#8a8a8a", "normal"),
+}
+"""Colour and weight of a word that names what the patch holds, one that does not, and where no
+object lies."""
+SAID = {"layer", "token", "row", "column", "lens", "words"}
+SHARES = {"image", "layer", "lens", "labels", "value"}
+PANEL = (3.7, 3.5)
+
+
+def said_by_depth(
+    table: pd.DataFrame,
+    picture: Image.Image,
+    shares: pd.DataFrame | None = None,
+    held: Sequence[Held] = (),
+    *,
+    layers: Sequence[int] | None = None,
+    lens: str = "text",
+) -> Figure:
+    """A picture with the nearest word on each of its patches at some depths, and the shares of all.
+
+    Args:
+        table: ``token_lens`` of one sample, whose tokens have a place in the picture.
+        picture: The sample's.
+        shares: ``named_share`` of all samples, drawn beside by depth, with 95% bands by image and
+            chance; left out where empty.
+        held: What the picture holds: words that name it are bold.
+        layers: Which depths; None for the first, the middle and the last state that is read.
+        lens: Which lens the words are of.
+
+    Raises:
+        ValueError: A missing column, several samples, or tokens without a place.
+    """
+    need(table, SAID | {"sample"}, "table", "token_lens")
+    if table["sample"].nunique() > 1:
+        raise ValueError("table holds several samples: pass the rows of one")
+    if table["row"].isna().any():
+        raise ValueError("where the tokens lie in the picture is not known: nothing to draw")
+    last = int(table["layer"].max())
+    layers = sorted({0, last // 2, last - 1}) if layers is None else list(layers)
+    drawn = shares is not None and len(shares) > 0
+    rows = table[table["lens"] == lens]
+    with styled():
+        fig, axes = panels(len(layers) + drawn, 2, size=PANEL)
+        for ax, layer in zip(axes, layers, strict=False):
+            _words(ax, rows[rows["layer"] == layer], picture, held)
+            ax.set(title=f"state going into layer {layer}")
+        if drawn:
+            _shares(axes[-1], shares)
+        finish(
+            fig, axes, "", "words: nearest text state" if lens == "text" else "words: logit lens"
+        )
+    return fig
+
+
+def still_said(shares: pd.DataFrame, lens: str = "text") -> str:
+    """Whether deep states still name what their patches hold, in one sentence.
+
+    Compared are the states read by the first and by the last third of the layers: share of tokens
+    minus chance, mean over these layers, with 95% intervals by image. ``shares``: ``named_share``.
+    """
+    own = shares[shares["lens"] == lens]
+    if own.empty:
+        return "What the patches of these pictures hold is not known: no share can be told."
+    wide = own.pivot_table(index=["image", "layer"], columns="labels", values="value")
+    gain = (wide["own"] - wide["other pictures"]).unstack("layer")
+    last = int(own["layer"].max())
+    early, deep = (range(-(-last // 3)), range(2 * last // 3, last))
+    tables = tuple(gain[list(some)].mean(axis=1).to_numpy()[:, None] for some in (early, deep))
+    found = [cluster_bootstrap(t, gain.index) for t in tables]
+    change = cluster_bootstrap(tables, gain.index, lambda a, b: b - a)
+    said = [
+        f"{float(f.estimate[0]):.2f} [{float(f.lo[0]):.2f}, {float(f.hi[0]):.2f}]" for f in found
+    ]
+    where = [f"layers {some[0]} to {some[-1]}" for some in (early, deep)]
+    still = "still name" if found[1].lo[0] > 0 else "do not name beyond doubt"
+    how = "less often than" if change.hi[0] < 0 else "more often than" if change.lo[0] > 0 else "as"
+    often = "as often as" if how == "as" else how
+    return (
+        f"Deep image states {still} what their patches hold, {often} early ones: {said[1]} of the "
+        f"tokens above chance in {where[1]}, {said[0]} in {where[0]} ({len(gain)} pictures)."
+    )
+
+
+def _words(ax: Axes, rows: pd.DataFrame, picture: Image.Image, held: Sequence[Held]) -> None:
+    """One picture, faded, with a word on each patch."""
+    high, wide = int(rows["row"].max()) + 1, int(rows["column"].max()) + 1
+    ax.imshow(picture, extent=(0, wide, high, 0), alpha=0.5, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    holds = covered(held, high, wide) if held else [[]] * len(rows)
+    for token, row, column, words in rows[["token", "row", "column", "words"]].itertuples(False):
+        names = {word for k in holds[token] for word in held[k].words}
+        colour, weight = WORDS[words[0] in names if names else None]
+        style = {"fontsize": 5.5, "color": colour, "weight": weight, "ha": "center", "va": "center"}
+        text = ax.text(column + 0.5, row + 0.5, words[0][:9], parse_math=False, **style)
+        text.set_path_effects([withStroke(linewidth=1.2, foreground="white")])
+    for right, label in ((True, "names what lies there"), (False, "names something else")):
+        if held:
+            ax.add_line(Line2D([], [], color=WORDS[right][0], marker="s", ls="", label=label))
+
+
+def _shares(ax: Axes, shares: pd.DataFrame) -> None:
+    """Share of tokens that name what lies there, by depth."""
+    need(shares, SHARES, "shares", "named_share")
+    for lens, (colour, label) in LENSES.items():
+        for labels, own in (("own", True), ("other pictures", False)):
+            rows = shares[(shares["lens"] == lens) & (shares["labels"] == labels)]
+            curve = bands(rows, "layer", "value")
+            name = label if own else f"{label}: chance, objects of other pictures"
+            draw(ax, curve, colour, name, control=not own)
+    ax.set(title="tokens that name what lies there", ylim=(-0.03, 1.03), xlabel="layer")
+    ax.set_xticks(np.unique(shares["layer"])[::2])

@@ -4,7 +4,8 @@ Run by ``make bench``, or ``python tests/benchmarks/bench_sweeps.py [--layers 32
 The weights are random: they do not change what is computed, only what comes out.
 
 * truncation, logits: every depth 0..L in one sweep, over one plain prefill, and against the loop
-  that runs the model once per depth with the image rows really dropped (the fastest loop there is).
+  that runs the model once per depth with the image rows really dropped, or really frozen (the
+  fastest loop there is).
 * truncation, 20 tokens: the same with greedy answers.
 * substitution: all pairs of every ``stride``-th layer, against one full run per pair.
 * chains: greedy and teacher-forced at every depth, against one run of each kind per depth.
@@ -77,10 +78,12 @@ def plain_prefill(vlm: VLM, sample: tiny.Sample) -> torch.Tensor:
     return out.logits[0, -1]
 
 
-def truncation_loop(vlm: VLM, sample: tiny.Sample, budget: int) -> list[tuple[list[int], float]]:
-    """One run per depth, image rows dropped: answers and KL to the full model."""
-    enc = vlm.encode([sample])
-    runs = [physical.greedy(vlm, enc, d, max(budget, 1)) for d in range(vlm.n_layers + 1)]
+def truncation_loop(
+    vlm: VLM, sample: tiny.Sample, budget: int, mode: str = "remove"
+) -> list[tuple[list[int], float]]:
+    """One run per depth, image rows dropped or frozen: answers and KL to the full model."""
+    enc, most = vlm.encode([sample]), max(budget, 1)
+    runs = [physical.greedy(vlm, enc, d, most, mode=mode) for d in range(vlm.n_layers + 1)]
     full = runs[-1][1]
     return [(ids, float(kl_divergence(full, logits))) for ids, logits, _ in runs]
 
@@ -118,32 +121,34 @@ def line(label: str, times: np.ndarray, goal: str) -> None:
     )
 
 
-def bench_truncation(vlm: VLM, sample: tiny.Sample, tokens: int, repeats: int) -> None:
-    """Ratios of the truncation sweep."""
+def bench_truncation(
+    vlm: VLM, sample: tiny.Sample, tokens: int, repeats: int, mode: str = "remove"
+) -> None:
+    """Ratios of the truncation sweep in one mode."""
     found: dict[str, object] = {}
 
     def sweep(budget: int) -> Callable[[], None]:
         def run() -> None:
-            found["sweep"] = truncation_sweep(vlm, [sample], max_new_tokens=budget)
+            found["sweep"] = truncation_sweep(vlm, [sample], mode=mode, max_new_tokens=budget)
 
         return run
 
     def loop(budget: int) -> Callable[[], None]:
         def run() -> None:
-            found["loop"] = truncation_loop(vlm, sample, budget)
+            found["loop"] = truncation_loop(vlm, sample, budget, mode)
 
         return run
 
     plain_prefill(vlm, sample)
     sweep(0)()
     times = alternately([sweep(0), lambda: plain_prefill(vlm, sample)], max(repeats, 3))
-    line("all depths, logits: sweep / one prefill", times, "<= 2.3")
+    line(f"{mode}, all depths, logits: sweep / one prefill", times, "<= 2.3")
     times = alternately([loop(0), sweep(0)], repeats)
     check_equal(found["loop"], found["sweep"], texts=None)
-    line("all depths, logits: loop / sweep", times, ">= 8")
+    line(f"{mode}, all depths, logits: loop / sweep", times, ">= 8")
     times = alternately([loop(tokens), sweep(tokens)], repeats)
     check_equal(found["loop"], found["sweep"], texts=vlm)
-    line(f"all depths, {tokens} tokens: loop / sweep", times, ">= 6")
+    line(f"{mode}, all depths, {tokens} tokens: loop / sweep", times, ">= 6")
 
 
 def check_equal(loop: list, table: object, texts: VLM | None) -> None:
@@ -280,7 +285,8 @@ def main() -> None:
         print(
             f"sweeps: {args.layers} layers, width {args.width}, {torch.get_num_threads()} threads"
         )
-        bench_truncation(vlm, sample, args.tokens, args.repeats)
+        for mode in ("remove", "freeze"):
+            bench_truncation(vlm, sample, args.tokens, args.repeats, mode)
         bench_reasoning(vlm, sample, args.tokens, args.repeats)
         bench_grid(vlm, sample, args.stride, args.repeats)
         bench_memory(vlm, sample, args.tokens)

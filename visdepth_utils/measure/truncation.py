@@ -15,6 +15,7 @@ from visdepth_utils.data.tasks import other_images, samples_and_budget
 from visdepth_utils.measure import physical
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
+    MODES,
     Branches,
     check_depths,
     image_spans,
@@ -104,6 +105,8 @@ def truncation_sweep(
         raise ValueError(f"implementation {implementation!r} is unknown: use {known}")
     if implementation == "physical" and mode != "remove":
         raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
+    if mode not in (known := (*MODES, *FROZEN_OTHER)):
+        raise ValueError(f"mode {mode!r} is unknown: use {', '.join(known)}")
     asked = check_depths(vlm, depths, "freeze" if mode in FROZEN_OTHER else mode)
     run = sorted({*asked, vlm.n_layers})
     samples, budget = samples_and_budget(vlm, task, max_new_tokens)

@@ -139,7 +139,8 @@ rank {rank}, the projector at a fifth of the adapters' rate:
 
 {stages}
 
-92% of the rows show the picture, 4% say the scene in words, 4% show nothing. Each step that changes
+`align` shows pictures only. From `find` on, 92% of the rows show the picture, 4% say the scene in
+words, 4% show nothing. Each step that changes
 the decoder also reads {tokens} tokens of plain instructions with the untouched decoder's own
 replies and is held to what that would say (KL divergence, weight {weight}). {million:.1f} million
 tokens in {hours:.1f} hours on two cores, on several machines; the optimiser's state was lost once

@@ -156,6 +156,11 @@ def test_licence_and_citation() -> None:
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == "Apache-2.0"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2604.09425"
+    for name in (".zenodo.json", "codemeta.json"):
+        described = json.loads((ROOT / name).read_text())
+        assert described["version"] == PROJECT["version"]
+        assert "Apache-2.0" in described["license"] and "2604.09425" in json.dumps(described)
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # --- make ---

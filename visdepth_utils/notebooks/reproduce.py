@@ -24,6 +24,7 @@ from visdepth_utils.notebooks.streams import Indented, Shown, Tagged, say
 from visdepth_utils.report import page
 from visdepth_utils.report.verdict_table import verdict_text
 from visdepth_utils.runs import cache, executor, identity, measuring_code, provenance
+from visdepth_utils.runs.crate import write_crate
 from visdepth_utils.runs.estimate import plan
 from visdepth_utils.runs.estimate.steps import Size, steps_of
 from visdepth_utils.runs.records import all_verdicts, annotate
@@ -221,6 +222,7 @@ def _run_all(
     schedule.run_together(works[False], jobs)
     schedule.run_together(works[True], 1)
     written = page.write_report(folder, [source.stem for source in sources])
+    write_crate(folder)
     say(stream, "\n" + verdict_text(folder, broken))
     for name, error in sorted(broken.items()):
         say(stream, f"broken: {name}: {error}")

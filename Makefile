@@ -73,7 +73,7 @@ compare: $(STAMP) ## which verdicts and numbers of two runs differ, and whether 
 report: $(STAMP) ## write report.html of a run again, from what the run has; RUN=base-quick
 	@$(PY) -m visdepth_utils report $(call text,RUN)
 
-readme: $(STAMP) ## write the verdicts and the figure of a run into README.md; RUN=base-quick
+readme: $(STAMP) ## write the verdicts and the figure of a run into README.md and docs/verdicts.md; RUN=base-quick
 	@$(PY) -m tools readme $(call text,RUN)
 
 record: $(STAMP) ## keep the verdicts of a run in data/runs, where notebook 10 finds them; RUN=base-quick

@@ -1,4 +1,7 @@
-"""The part of README.md that is a result, written from a run: answer, verdict table and figure."""
+"""The parts of README.md and docs/verdicts.md that are results, written from a run.
+
+Answer, verdicts in short and figure in the one, the table in full in the other.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +17,14 @@ from visdepth_utils.report.verdict_table import control_words, images_text, labe
 from visdepth_utils.runs.records import RECORDED, read_claims, two_models
 from visdepth_utils.runs.registration import in_force
 
-__all__ = ["FIGURE", "PICTURE", "START", "STOP", "markdown_table", "update_readme"]
+__all__ = ["FIGURE", "FULL", "PICTURE", "START", "STOP", "markdown_table", "short_table"]
+__all__ += ["update_readme"]
 
 START = "<!-- verdicts: written by `make readme` -->"
 STOP = "<!-- end of verdicts -->"
 FIGURE = "09_read_or_process"
 PICTURE = Path("docs") / "read_or_process.png"
+FULL = Path("docs") / "verdicts.md"
 PRETRAINED = "minivlm/smol"
 """Its decoder was a language model first: what it changes is said above the table."""
 _WIDTH = 1000  # pixels
@@ -28,7 +33,7 @@ _WIDTH = 1000  # pixels
 def update_readme(
     folder: Path, readme: Path = REPO / "README.md", recorded: Path = RECORDED
 ) -> list[Path]:
-    """Write a run's verdicts between the two marks of the README, and its figure beside it.
+    """Write a run's verdicts between the marks of the README and of FULL, and its figure.
 
     Args:
         folder: Of the run.
@@ -43,11 +48,8 @@ def update_readme(
             figure is damaged.
         FileNotFoundError: If the run has no such figure.
     """
-    text = readme.read_text(encoding="utf-8")
-    head, start, rest = text.partition(START)
-    _, stop, tail = rest.partition(STOP)
-    if not (start and stop):
-        raise ValueError(f"{readme.name} lacks the lines {START} and {STOP}: put them back")
+    pages = [readme, readme.parent / FULL]
+    around = [_around(page) for page in pages]
     figure = folder / "figures" / f"{FIGURE}.png"
     if not figure.is_file():
         raise FileNotFoundError(f"no figure {figure}: run notebook {FIGURE[:2]} first")
@@ -59,18 +61,20 @@ def update_readme(
         for entry in read_claims(path.parent)
         if entry["model"] not in models and entry.get("rules") == in_force()
     ]
-    answers = [
-        f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
-        for entry in [*entries, *others]
-        if entry["claim"] == "C0"
-    ]
-    rows = markdown_table(entries, others)
+    own, beside = (
+        [
+            f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
+            for entry in some
+            if entry["claim"] == "C0"
+        ]
+        for some in (entries, others)
+    )
+    tables = [short_table(entries, others), markdown_table(entries, others)]
     verdicts = pd.DataFrame([*entries, *others])
     compared = two_models(verdicts, *models, PRETRAINED)
     if compared:
         compared = f"**Does the pattern come with language pretraining?** {compared}"
-    shown = [text for text in (*answers, compared) if text]
-    table = "\n\n".join([*shown, rows])
+    shown = [[text for text in (*told, compared) if text] for told in (own, [*own, *beside])]
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:
@@ -84,8 +88,53 @@ def update_readme(
         # A palette makes a plot several times smaller; this one keeps the colours of thin curves.
         palette = small.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         palette.save(temporary, "png", optimize=True)
-    write_text(readme, f"{head}{START}\n\n{table}\n\n{STOP}{tail}")
-    return [readme, target]
+    for page, (head, tail), told, table in zip(pages, around, shown, tables, strict=True):
+        block = "\n\n".join([*told, table])
+        write_text(page, f"{head}{START}\n\n{block}\n\n{STOP}{tail}")
+    return [*pages, target]
+
+
+def _around(page: Path) -> tuple[str, str]:
+    """What stands before and behind the two marks of a page."""
+    head, start, rest = page.read_text(encoding="utf-8").partition(START)
+    _, stop, tail = rest.partition(STOP)
+    if not (start and stop):
+        raise ValueError(f"{page.name} lacks the lines {START} and {STOP}: put them back")
+    return head, tail
+
+
+def short_table(
+    entries: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """Verdicts of one model in few words, those of each other model in a column.
+
+    Args:
+        entries: Of claims.json.
+        others: Of other models.
+
+    Returns:
+        The table in Markdown.
+    """
+    titles = {name: claim["title"] for name, claim in load_claims()["claims"].items()}
+    models = sorted({str(other["model"]) for other in others})
+    words = {(other["claim"], other["model"]): label_text(other) for other in others}
+    heads = ["claim", "as published", "our verdict", "effect [95% interval]", "analyses that agree"]
+    lines = [[*heads, *(f"on `{model}`" for model in models)]]
+    for entry in entries:
+        known = entry.get("robustness") or {}
+        agree = str(known.get("line", "")).removeprefix("holds in ").partition(" analyses")[0]
+        lines.append(
+            [
+                f"{entry['claim']} {titles.get(entry['claim'], '')}",
+                plain_words(entry)["plain"],
+                f"**{label_text(entry)}**",
+                _number(entry.get("effect")) + _interval(entry.get("ci")),
+                agree or "-",
+                *(words.get((entry["claim"], model), "-") for model in models),
+            ]
+        )
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
 
 
 def markdown_table(

@@ -1,4 +1,4 @@
-"""What README and docs/architecture.md show is run."""
+"""What docs/python.md and docs/architecture.md show is run."""
 
 import re
 from importlib.util import module_from_spec, spec_from_file_location
@@ -60,8 +60,12 @@ def test_examples_take_less_than_thirty_lines() -> None:
         assert len(file.read_text().splitlines()) < 30, file.name
 
 
-def test_the_readmes_context_managers_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_context_managers_of_the_page_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL
+    )
     (block,) = [text for text in blocks if "with truncated(" in text]
     assert len(block.splitlines()) <= 12
     monkeypatch.chdir(ROOT)

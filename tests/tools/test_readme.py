@@ -9,7 +9,17 @@ import nbformat
 import pytest
 from PIL import Image
 
-from tools.readme import FIGURE, PICTURE, PRETRAINED, START, STOP, markdown_table, update_readme
+from tools.readme import (
+    FIGURE,
+    FULL,
+    PICTURE,
+    PRETRAINED,
+    START,
+    STOP,
+    markdown_table,
+    short_table,
+    update_readme,
+)
 from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import rows_text
 from visdepth_utils.runs.registration import in_force
@@ -55,15 +65,33 @@ def stored_verdicts() -> dict[str, dict[str, str]]:
     return found
 
 
-def readme_rows() -> list[list[str]]:
-    text = (ROOT / "README.md").read_text()
+def page_rows(page: Path) -> list[list[str]]:
+    text = (ROOT / page).read_text()
     block = text.partition(START)[2].partition(STOP)[0].strip()
     return [cells(row) for row in block.splitlines() if row.startswith("|")]
 
 
 def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
     stored = stored_verdicts()
-    head, _, *rows = readme_rows()
+    _, _, *rows = page_rows(Path("README.md"))
+    assert [row[0].split()[0] for row in rows] == sorted(stored), "make readme"
+    for claim, plain, verdict, effect, agree, *_ in rows:
+        facts = stored[claim.split()[0]]
+        assert plain == facts.get("plainly", "-").partition(":")[0]
+        assert verdict == f"**{facts['verdict']}**"
+        assert effect == facts["effect"].partition(" (")[0]
+        assert agree == "-" or facts["analyses"].startswith(f"holds in {agree} analyses")
+        assert (agree == "-") == ("analyses" not in facts)
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(prose.split()) < 900
+
+
+def test_the_full_page_holds_the_verdicts_of_the_committed_notebooks() -> None:
+    stored = stored_verdicts()
+    head, _, *rows = page_rows(FULL)
     assert len(stored) >= 5
     assert [row[0].split()[0] for row in rows] == sorted(stored), "make readme"
     for claim, plain, verdict, effect, control, images, *_ in rows:
@@ -88,6 +116,21 @@ def test_the_figure_is_there_and_small() -> None:
         assert image.width >= 800
 
 
+def test_a_short_table_by_hand() -> None:
+    told = "| C4 What truncation costs depends on the task | supported | **weaker** "
+    told += "| 0.19 [0.16, 0.22] | 50% of 4 |"
+    assert short_table([ENTRY]).splitlines()[-1] == told
+    other = {**ENTRY, "model": "m", "robustness": {"line": "", "fragile": True}}
+    head, line, row = short_table([ENTRY], [other]).splitlines()
+    assert head.endswith("| on `m` |")
+    assert line == "|---" * 6 + "|"
+    assert row == told + " weaker (fragile) |"
+    bare = {**ENTRY, "effect": None, "plain": None, "robustness": None}
+    assert cells(short_table([bare]).splitlines()[-1])[1:] == [
+        *("-", "**weaker**", "not measured [0.16, 0.22]", "-")
+    ]
+
+
 def test_a_table_by_hand() -> None:
     assert markdown_table([ENTRY]).splitlines()[-1] == ROW
     fragile = {**ENTRY, "robustness": {"line": "holds in 50% of 4 analyses", "fragile": True}}
@@ -98,6 +141,19 @@ def test_a_table_by_hand() -> None:
         "not measured (retention)",
         "not measured (the largest of the tasks)",
     ]
+
+
+def make_pages(folder: Path, text: str) -> tuple[Path, Path]:
+    """README and the page with all verdicts, with the same text."""
+    pages = folder / "README.md", folder / FULL
+    for page in pages:
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(text)
+    return pages
+
+
+def block(table: str, *before: str) -> str:
+    return "\n\n".join([START, *before, table, STOP])
 
 
 def make_run(folder: Path, *entries: dict) -> Path:
@@ -112,11 +168,11 @@ def make_run(folder: Path, *entries: dict) -> Path:
 
 def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ENTRY)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n\n{START}\nold\n{STOP}\n\nafter\n")
-    assert update_readme(run, readme, tmp_path) == [readme, tmp_path / PICTURE]
+    readme, page = make_pages(tmp_path, f"before\n\n{START}\nold\n{STOP}\n\nafter\n")
+    assert update_readme(run, readme, tmp_path) == [readme, page, tmp_path / PICTURE]
     once = readme.read_text()
-    assert once == f"before\n\n{START}\n\n{markdown_table([ENTRY])}\n\n{STOP}\n\nafter\n"
+    assert once == f"before\n\n{block(short_table([ENTRY]))}\n\nafter\n"
+    assert page.read_text() == f"before\n\n{block(markdown_table([ENTRY]))}\n\nafter\n"
     picture = (tmp_path / PICTURE).read_bytes()
     update_readme(run, readme, tmp_path)
     assert readme.read_text() == once
@@ -126,7 +182,7 @@ def test_only_the_part_between_the_marks_is_written(tmp_path: Path) -> None:
 
 
 def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Path) -> None:
-    run, readme = make_run(tmp_path / "run", ENTRY), tmp_path / "README.md"
+    run, (readme, page) = make_run(tmp_path / "run", ENTRY), make_pages(tmp_path, START + STOP)
     kept = [
         {**ENTRY, "model": PRETRAINED, "verdict": "supported", "rules": in_force()},
         {**ENTRY, "model": "minivlm/old", "rules": {"claims": "a", "judging": "b"}},
@@ -136,9 +192,11 @@ def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Pat
         folder = tmp_path / "runs" / str(number)
         folder.mkdir(parents=True)
         (folder / "claims.json").write_text(rows_text([entry]))
-    readme.write_text(f"{START}{STOP}")
     update_readme(run, readme, tmp_path / "runs")
-    said, _, *table = readme.read_text().splitlines()[2:7]
+    assert cells(readme.read_text().splitlines()[-3])[4:] == ["50% of 4", "supported"]
+    assert f"on `{PRETRAINED}` |" in readme.read_text()
+    said, _, *table = page.read_text().splitlines()[2:7]
+    assert said in readme.read_text()
     assert said.endswith(
         f"Different verdicts: C4 (weaker on {ENTRY['model']}, supported on {PRETRAINED})."
     )
@@ -151,8 +209,7 @@ def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Pat
 
 def test_the_titles_question_is_answered_above_the_table(tmp_path: Path) -> None:
     entry = {**ENTRY, "claim": "C0"}
-    run, readme = make_run(tmp_path / "run", entry), tmp_path / "README.md"
-    readme.write_text(f"{START}{STOP}")
+    run, (readme, _) = make_run(tmp_path / "run", entry), make_pages(tmp_path, START + STOP)
     update_readme(run, readme, tmp_path)
     lines = readme.read_text().splitlines()
     assert lines[2].startswith("**Must image tokens be processed, or only read?** minivlm/base, 96")
@@ -173,13 +230,12 @@ def test_what_cannot_be_written_leaves_the_file(
     tmp_path: Path, entries: list[dict], text: str, message: str
 ) -> None:
     run = make_run(tmp_path / "run", *entries)
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
+    readme, page = make_pages(tmp_path, text)
     with pytest.raises(ValueError, match=message):
         update_readme(run, readme, tmp_path)
-    assert readme.read_text() == text
+    assert readme.read_text() == page.read_text() == text
     (run / "figures" / f"{FIGURE}.png").unlink()
-    readme.write_text(f"{START}{STOP}")
+    make_pages(tmp_path, START + STOP)
     with pytest.raises(FileNotFoundError, match=f"run notebook {FIGURE[:2]} first"):
         update_readme(run, readme, tmp_path)
 

@@ -407,8 +407,9 @@ def test_a_switch_that_is_0_is_off(checkout: Path) -> None:
             assert (option in done.stdout) == on
 
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL)).splitlines()
+README = "\n".join((ROOT / page).read_text() for page in ("README.md", "docs/running.md"))
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCKS = "".join(text for language, text in FENCED if not language).splitlines()
 COMMANDS = [line.partition(" # ")[0].strip() for line in BLOCKS if "make " in line]
 COMMANDS += re.findall(r"(?<!`)`((?:make|python|pip|conda|visdepth) [^`]+)`(?!`)", README)
 
@@ -472,7 +473,8 @@ def test_the_readme_has_its_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Makefile", "README.md", "constraints.txt", "environment.yml", ".ci/run"]
+    "name",
+    ["Makefile", "README.md", "docs/running.md", "constraints.txt", "environment.yml", ".ci/run"],
 )
 def test_set_up_names_no_host_and_no_path_of_a_machine(name: str) -> None:
     text = (ROOT / name).read_text()
@@ -480,13 +482,18 @@ def test_set_up_names_no_host_and_no_path_of_a_machine(name: str) -> None:
     assert not re.search(r"\bpypi\b|pythonhosted|download\.pytorch", text)
 
 
-def test_the_readme_points_at_what_is_there() -> None:
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("running", "python", "verdicts"))]
+)
+def test_the_readme_points_at_what_is_there(page: str) -> None:
+    text, here = (ROOT / page).read_text(), (ROOT / page).parent
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
+    missing = [link for link in links if not (here / link.partition("#")[0]).exists()]
+    for link in (link for link in links if "#" in link):
+        file, _, title = link.partition("#")
+        heads = re.findall(r"^#+ (.*)", (here / file).read_text(), flags=re.M)
+        missing += [] if title in [re.sub(r"\W+", "-", head.lower()) for head in heads] else [link]
     for target in re.findall(r"^make ([a-z-]+)", text, flags=re.M):
         assert target in TARGETS
-    for folder in re.findall(r"^\| `([a-z_]+/)`", text, flags=re.M):
-        missing += [] if (ROOT / folder).is_dir() else [folder]
     assert not missing

@@ -74,8 +74,9 @@ def texts() -> Iterator[tuple[str, str]]:
         yield "Makefile", f"import {module}"
     for code in re.findall(r"-c '([^']*)'", made):
         yield "Makefile", code
-    for block in re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL):
-        yield "README.md", block
+    for page in ("README.md", "docs/python.md"):
+        for block in re.findall(r"```python\n(.*?)```", (root / page).read_text(), re.DOTALL):
+            yield page, block
     for file in sorted((root / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(file, as_version=4).cells:
             if cell.cell_type == "code":
@@ -103,6 +104,7 @@ def test_whatever_code_in_a_text_imports_is_there() -> None:
         "runs/estimate/pilot.py",
         "Makefile",
         "README.md",
+        "docs/python.md",
         "01_image_tokens_stabilise.ipynb",
     } <= {place for place, _ in found}
     assert {place: gone for place, node in found for gone in lacking([node])} == {}

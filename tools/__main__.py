@@ -7,6 +7,7 @@ from visdepth_utils import __main__ as command
 from visdepth_utils.common.errors import Parser
 from visdepth_utils.common.files import write_text
 from visdepth_utils.notebooks.streams import say
+from visdepth_utils.runs.settings import PROFILES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +45,12 @@ def _dispatch(argv: list[str]) -> int:
     sizes.add_argument("claim", help="C7")
     sizes.add_argument("run", help="folder, or name in results/")
     sizes.add_argument("--model", help="instead of the run: the model of results/MODEL-quick")
+    spent = commands.add_parser("costs", help="record what each notebook costs, in answers")
+    spent.add_argument("model", nargs="?", default="data/minivlm/base", help="its folder")
+    spent.add_argument("--profile", default="quick", choices=PROFILES)
+    spent.add_argument("--only", nargs="*", default=[""], help="numbers of notebooks")
+    spent.add_argument("--compare", action="store_true", help="expected and taken; writes nothing")
+    spent.add_argument("--n", type=int, help="with --compare: samples")
     commands.add_parser("eval-minivlm", help="accuracy of the embedded models, per task")
     options = parser.parse_args(argv)
     if options.command == "readme":
@@ -59,6 +66,11 @@ def _dispatch(argv: list[str]) -> int:
 
         name = f"{Path(options.model).name}-quick" if options.model else options.run
         lines = power(command.existing_run(name), options.claim)
+    elif options.command == "costs":
+        from tools.costs import compare, record
+
+        asked = (options.model, options.profile, tuple(options.only))
+        lines = [compare(*asked, options.n).to_string() if options.compare else str(record(*asked))]
     elif options.command == "register":
         from tools.register import DEVIATIONS, deviations, register
 

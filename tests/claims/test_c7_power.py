@@ -1,7 +1,6 @@
 """How many images C7 needs: known curves, known numbers, and the command."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import pytest
 from calibration.styles import OWN, even, styles_tables
 from tools.__main__ import main
 from visdepth_utils.claims.power import images_for, power_curve, power_text
-from visdepth_utils.runs.estimate.plan import known_power
+from visdepth_utils.runs.records import known_power
 
 
 def curve_of(**shares):
@@ -74,10 +73,9 @@ def test_the_command_writes_a_number_and_a_figure(run, capsys):
     assert np.all(np.diff([row["images"] for row in kept["curve"]]) > 0)
     assert (run / "power-C7.png").stat().st_size > 1000
     for model, n, said in (("m/a", None, "C7 at 96 images: "), ("m/a", 48, "C7 at 48 images: ")):
-        asked = SimpleNamespace(folder=run.parent / "a-n48-quick", settings={"model": model})
-        (line,) = known_power(asked, n)
+        (line,) = known_power(run.parent, model, n)
         assert line.startswith(said)
-    assert known_power(SimpleNamespace(folder=run, settings={"model": "m/b"}), None) == []
+    assert known_power(run.parent, "m/b", None) == []
     assert main(["power", "C4", str(run)]) == 2
     assert "power is not available for C4: it can be had for C7" in capsys.readouterr().err
     (run / "tables" / "c7_conditions-aa.parquet").unlink()

@@ -101,7 +101,7 @@ def lacking(nodes: list[ast.stmt]) -> Iterator[str]:
 def test_whatever_code_in_a_text_imports_is_there() -> None:
     found = [(place, node) for place, text in texts() for node in code_in_text(text)]
     assert {
-        "runs/estimate/pilot.py",
+        "runs/estimate.py",
         "Makefile",
         "README.md",
         "docs/python.md",

@@ -17,16 +17,14 @@ from visdepth_utils.claims.registry import CLAIMS_FILE, load_claims, not_testabl
 from visdepth_utils.common.cells import default_parameters, tags
 from visdepth_utils.common.files import REPO, run_lock, write_text
 from visdepth_utils.common.progress import duration
-from visdepth_utils.data.tasks import EMBEDDED, missing_tasks
+from visdepth_utils.data.tasks import missing_tasks
 from visdepth_utils.models.checkpoints import model_name
 from visdepth_utils.notebooks import execute, schedule
 from visdepth_utils.notebooks.streams import Indented, Shown, Tagged, say
 from visdepth_utils.report import page
 from visdepth_utils.report.verdict_table import verdict_text
-from visdepth_utils.runs import cache, executor, identity, measuring_code, provenance
+from visdepth_utils.runs import cache, estimate, executor, identity, measuring_code, provenance
 from visdepth_utils.runs.crate import write_crate
-from visdepth_utils.runs.estimate import plan
-from visdepth_utils.runs.estimate.steps import Size, steps_of
 from visdepth_utils.runs.records import all_verdicts, annotate
 from visdepth_utils.runs.run import Run
 from visdepth_utils.runs.settings import DEFAULT_MODEL, check_early, resolved_device, run_folder
@@ -107,11 +105,11 @@ def reproduce(
         for line in _told(lacking):
             say(stream, line)
         sources = [source for source in sources if source.stem not in lacking]
-        finished = [s.stem for s in sources if _is_finished(run, s, parameters)]
+        sources = [source for source in sources if not _is_finished(run, source, parameters)]
         told, status, new = partial(say, stream), 1, _missing(folder)
         try:
             with run_lock(folder):
-                status = plan.dry_run(run, sources, settings["n_samples"], finished, told)
+                status = estimate.dry_run(run, sources, told)
         finally:
             if status and new:  # refused: as if it had not been asked for
                 shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +117,7 @@ def reproduce(
                     for parent in new[1:]:
                         parent.rmdir()
         return status
-    plan.refuse_early(run, sources)
+    estimate.refuse_early(run, sources)
     with run_lock(folder), executor.serving():
         if other:
             say(stream, f"the data in {settings['source']} changed: all of the run is made again")
@@ -132,15 +130,10 @@ def _untestable(run: Run, sources: list[Path]) -> dict[str, str]:
     source = run.settings["source"]
     if source is None:
         return {}
-    size = Size(1, run.settings["profile"] == "full")
     claims = {claim["notebook"] for claim in load_claims()["claims"].values()}
-    needs = {
-        name: [task for step in steps_of(name, size) if (task := step.task.partition(":")[0])]
-        for name in (file.stem for file in sources)
-        if name in claims
-    }
-    every = (task for tasks in needs.values() for task in tasks if task in EMBEDDED)
-    why = missing_tasks(every, source)
+    names, profile = [file.stem for file in sources if file.stem in claims], run.settings["profile"]
+    needs = {name: estimate.recorded(name, profile)["tasks"] for name in names}
+    why = missing_tasks((task for tasks in needs.values() for task in tasks), source)
     first = {name: next((t for t in tasks if t in why), None) for name, tasks in needs.items()}
     return {name: why[task] for name, task in first.items() if task}
 

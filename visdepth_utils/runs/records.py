@@ -17,9 +17,9 @@ from typing import Any
 
 import pandas as pd
 
-from visdepth_utils.claims.registry import load_claims
+from visdepth_utils.claims.registry import claim_entry, load_claims
 from visdepth_utils.claims.verdict import VERDICTS
-from visdepth_utils.common.files import REPO, atomic, locked, rows_text, write_text
+from visdepth_utils.common.files import REPO, atomic, locked, read_object, rows_text, write_text
 from visdepth_utils.runs.registration import in_force
 
 _TEXTS = (
@@ -464,3 +464,19 @@ def changed_verdicts(recorded: str | Path = RECORDED) -> pd.DataFrame:
             rows.append(row | {"changed": "; ".join(changes) or "measured again"})
     columns = ["claim", "model", "day", "before", "reason", "now", "changed"]
     return pd.DataFrame(rows, columns=columns).sort_values(["claim", "model", "day"])
+
+
+def known_power(folder: Path, model: str, n_samples: int | None) -> list[str]:
+    """What ``make power`` found on a model in runs below: a line per claim; None: its own number.
+
+    E.g. "C7 at 96 images: 30% power; 270 images for 80%, 340 images for 90%".
+    """
+    from visdepth_utils.claims.power import power_text  # and with it the rule of claim 7
+
+    lines = {}
+    for file in sorted(folder.glob("*/power-*.json")):
+        kept = read_object(file)
+        if kept["model"] == model:
+            n = n_samples or claim_entry(kept["claim"])["n_images"]
+            lines[kept["claim"]] = power_text(kept["claim"], pd.DataFrame(kept["curve"]), n)
+    return list(lines.values())

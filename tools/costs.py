@@ -1,7 +1,8 @@
 """What each notebook costs, in answers of the model: recorded in data/costs.json, or compared.
 
 Notebooks are run one by one, in seconds of a processor and with one thread: where other work shares
-the machine, those of the wall say nothing; on an idle one both are the same.
+the machine, those of the wall say nothing. Those of a processor too become more then (1.2 to 1.4
+times as many with four processes for each core), so a pilot behind each notebook gives its unit.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
+from scipy.optimize import nnls
 
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.common.cells import default_parameters
@@ -61,26 +63,26 @@ def record(model: str, profile: str = "quick", only: tuple[str, ...] = ("",)) ->
     if "quick" not in kept:  # notebook 00 reads it
         write_text(estimate.COSTS, json.dumps(kept | {"layers": 1, "quick": {}}))
     (first, few), (second, many) = (run_all(model, profile, n, only) for n in NUMBERS[profile])
-    unit = {what: (first[what] + second[what]) / 2 for what in first}
-    kept["layers"] = int(unit["layers"])
-    for name in few.index:
-        low, high = few.loc[name], many.loc[name]
-        answers = sum(unit[f"answer {task}"] for task in high["tasks"])
-        seconds, disk = _line(low, high, "seconds"), _line(low, high, "disk")
+    kept["layers"] = int(first["layers"])
+    for name, high in many.iterrows():
         claims = [one for one in load_claims()["claims"].values() if one["notebook"] == name]
         copies = 1 + max(map(_copies, claims), default=0)
-        loads = copies * unit["load_s"]
+        runs = [few.loc[name], high]
+        parts = [(r["pilot"]["start_s"], r["n"] * _each(r)) for r in runs]
+        spent = [r["seconds"] - copies * r["pilot"]["load_s"] for r in runs]
+        (starts, answers), _ = nnls(parts, spent)
+        (disk, disk_each), _ = nnls([(1, r["n"]) for r in runs], [r["disk"] for r in runs])
         held = second["answer_bytes"] + (copies - 1) * second["weights"]
-        beside = high["memory"] - (held if answers else second["start_bytes"])
+        beside = high["memory"] - (held if high["tasks"] else second["start_bytes"])
         kept.setdefault(profile, {})[name] = {
             "tasks": high["tasks"],
-            "starts": round(max(seconds[0] - loads, 0) / unit["start_s"], 2),
-            "answers": round(seconds[1] / answers, 2) if answers else 0.0,
+            "starts": round(starts, 2),
+            "answers": round(answers, 2),
             "grows": max((GROWS.get(key, 0) for claim in claims for key in claim), default=0),
             "copies": copies,
             "memory": max(round(beside, -6), 0.0),
-            "disk": round(disk[0], -3),
-            "disk_each": round(disk[1]),
+            "disk": round(disk, -3),
+            "disk_each": round(disk_each),
         }
     kept[profile] = dict(sorted(kept[profile].items()))
     files = WORK.glob(f"{Path(model).name}-{profile}-n*/tables/*.parquet")
@@ -88,6 +90,11 @@ def record(model: str, profile: str = "quick", only: tuple[str, ...] = ("",)) ->
     kept["steps"] = sorted(steps | {*kept.get("steps", ())})
     write_text(estimate.COSTS, json.dumps(kept, indent=1) + "\n")
     return estimate.COSTS
+
+
+def _each(run: pd.Series) -> float:
+    """Seconds of an answer to each task of a notebook, right behind it."""
+    return sum(run["pilot"][f"answer {task}"] for task in run["tasks"])
 
 
 def _copies(claim: dict[str, Any]) -> int:
@@ -111,9 +118,11 @@ def compare(
         By notebook: seconds, gigabytes and megabytes expected and taken, ``ratio`` and
         ``ratio_gb`` (expected over taken).
     """
-    pilot, took = run_all(model, profile, n, only)
-    measured = pd.DataFrame({"what": list(pilot), "value": list(pilot.values()), "note": ""})
-    told = estimate.estimate(dict(took["n"]), measured, profile).set_index("notebook")
+    first, took = run_all(model, profile, n, only)
+    told = pd.concat(
+        estimate.estimate({run.Index: run.n}, _frame(first | run.pilot), profile)
+        for run in took.itertuples()
+    ).set_index("notebook")
     told = told.assign(seconds=60 * told["minutes"])
     table = pd.DataFrame(
         {
@@ -141,8 +150,8 @@ def run_all(
         only: Beginnings of names.
 
     Returns:
-        What a pilot measured before, in seconds of a processor; by notebook ``n, seconds, memory,
-        disk`` (bytes), ``tasks``.
+        What a pilot measured before the first; by notebook ``n, seconds, memory, disk`` (bytes),
+        ``tasks`` and ``pilot``: seconds that one measured right behind it. All of a processor.
 
     Raises:
         RuntimeError: One broke, or more than one thread is used.
@@ -153,9 +162,7 @@ def run_all(
     notes = out / "costs.json"
     done: dict[str, Any] = read_object(notes) if notes.exists() else {}
     if not done:
-        settings = {**DEFAULTS, "model": model, "device": "cpu"}
-        pilot = estimate.pilot(settings, sorted(EMBEDDED), clock=_used)
-        done["pilot"] = dict(zip(pilot["what"], pilot["value"], strict=True))
+        done["pilot"] = _pilot(model, sorted(EMBEDDED))
     chosen = {"model": model, "profile": profile, "device": "cpu"} | ({"n_samples": n} if n else {})
     for source in ordered_notebooks(REPO / "notebooks"):
         if not source.name.startswith(only) or source.stem in done:
@@ -166,17 +173,32 @@ def run_all(
             if reproduce(chosen, out, Path(folder), io.StringIO(), jobs=1):
                 raise RuntimeError(f"{source.stem} broke on {model}: see {out / 'report.html'}")
         files = [f for f in (out / "selection").glob("*.json") if f.stat().st_mtime >= began]
-        done[source.stem] = {
+        made = done[source.stem] = {
             "n": n or default_parameters(source).get("n_samples") or 0,
             "seconds": _used(children=True) - used,
             "memory": max(peak),
             "disk": _size(out) - size,
             "tasks": sorted({file.name.partition("-")[0] for file in files}),
         }
+        pilot = _pilot(model, made["tasks"])  # its bytes are those of all that this process did
+        made["pilot"] = {what: s for what, s in pilot.items() if what.startswith("answer ")}
+        made["pilot"] |= {what: pilot[what] for what in ("start_s", "load_s")}
         write_text(notes, json.dumps(done, indent=1))
-        print(out.name, source.stem, done[source.stem], flush=True)
+        print(out.name, source.stem, made, flush=True)
     table = pd.DataFrame({k: v for k, v in done.items() if k.startswith(only) and k != "pilot"})
     return done["pilot"], table.T
+
+
+def _pilot(model: str, tasks: list[str]) -> dict[str, float]:
+    """``estimate.pilot`` in seconds of a processor."""
+    settings = {**DEFAULTS, "model": model, "device": "cpu"}
+    pilot = estimate.pilot(settings, tasks, clock=_used)
+    return dict(zip(pilot["what"], pilot["value"], strict=True))
+
+
+def _frame(pilot: dict[str, float]) -> pd.DataFrame:
+    """As ``estimate.pilot`` returns it."""
+    return pd.DataFrame({"what": list(pilot), "value": list(pilot.values()), "note": ""})
 
 
 def _used(children: bool = False) -> float:
@@ -209,11 +231,3 @@ def _size(folder: Path) -> int:
     """Bytes of all files below, without the report, which is made anew for each notebook."""
     files = [file for file in folder.rglob("*") if file.is_file() and file.name != "report.html"]
     return sum(file.stat().st_size for file in files)
-
-
-def _line(low: pd.Series, high: pd.Series, column: str) -> tuple[float, float]:
-    """Fixed part and part of each sample, through two runs; neither below 0."""
-    if low["n"] == high["n"]:
-        return (low[column] + high[column]) / 2, 0.0
-    each = max((high[column] - low[column]) / (high["n"] - low["n"]), 0.0)
-    return max(high[column] - each * high["n"], 0.0), each

@@ -136,8 +136,10 @@ def test_every_notebook_is_recorded_and_copies_are_its_models_and_a_controls() -
     for claim in load_claims()["claims"].values():  # those that an entry names are among them
         tasks = claim.get("tasks") or [claim.get("task")]
         asked = {t for t in EMBEDDED if f'"{t}"' in json.dumps(tasks)}
+        assert asked <= set(estimate.recorded(claim["notebook"], "full")["tasks"])
         asked -= {"vqa", "reason"} if claim["notebook"].startswith("06") else set()  # in full only
         assert asked <= set(found[claim["notebook"]]["tasks"])
+    assert found["06_distillation_recovers"]["tasks"] == ["caption", "chart"]
 
 
 def code_of(source: Path) -> ast.Module:

@@ -77,7 +77,10 @@ def recorded(notebook: str, profile: str = "quick") -> dict[str, Any]:
     note = "" if here else "at least this: recorded in profile quick" if quick else "not recorded"
     nothing = dict.fromkeys(("starts", "answers", "grows", "memory", "disk", "disk_each"), 0.0)
     nothing |= {"tasks": [], "copies": 1, "layers": kept["layers"]}
-    return nothing | (here or quick or {}) | {"note": note}
+    cost, entry = nothing | (here or quick or {}) | {"note": note}, claim_entry("C6")
+    if (notebook, profile) == (entry["notebook"], "full"):  # the only one that then has more tasks
+        cost["tasks"] = sorted({*cost["tasks"], *entry["tasks"]["beside"]})
+    return cost
 
 
 def pilot(

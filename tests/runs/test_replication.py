@@ -74,7 +74,12 @@ def test_runs_are_read_and_the_latest_counts(tmp_path):
     empty = all_verdicts(tmp_path / "nothing", tmp_path / "nothing")
     assert empty.empty and list(empty.columns) == list(found.columns)
     figure = effects_by_model(found, columns=2)
-    assert [ax.get_title() for ax in figure.axes] == ["C1", "C3"]
+    assert [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes] == [
+        "C1 Image tokens stabilise early",
+        "C3 Image states are interchangeable between layers",
+    ]
+    words = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert words == [["supported", "not supported"], ["weaker"]]  # from the lowest row up
     with pytest.raises(ValueError, match="has no rows"):
         effects_by_model(empty)
 

@@ -99,7 +99,9 @@ def draw(
         below = bool(drawn) or (mean < least).any() or (lo < least).any()
         mean, lo, hi = (np.clip(values, least, None) for values in (mean, lo, hi))
     ax.fill_between(x, lo, hi, color=colour, alpha=0.12 if control else 0.2, lw=0)
-    style = {"lw": 1.4, "dashes": (4, 2)} if control else {"lw": 1.8, "marker": marker}
+    style = (
+        {"lw": 1.1, "dashes": (4, 2), "alpha": 0.75} if control else {"lw": 1.8, "marker": marker}
+    )
     ax.plot(x, mean, color=colour, label=label, ms=3.5, mew=0, **{**style, **line})
     if least is not None and below:
         for old in drawn:  # last in the legend

@@ -1,5 +1,6 @@
 """Curves of geometry by layer with their nulls, for C1 and C2, and accuracy by task."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -7,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from visdepth_utils.plots.bands import draw
 from visdepth_utils.plots.style import (
@@ -34,8 +36,9 @@ NULLS = {"curvature": ((90.0, "90: unrelated\nupdates"), (120.0, "120: noise\non
 
 BAND_COLUMNS = {"layer", "metric", "mean", "lo", "hi"}
 UPDATE_METRICS = {"update_ratio", "curvature"}
-LOG_METRICS = {"update_ratio"}
-"""Drawn on a logarithmic axis: updates differ by orders of magnitude between layers and models."""
+LOG_METRICS = {"update_ratio", "id_twonn", "id_mle"}
+"""Drawn on a logarithmic axis: updates differ by orders of magnitude between layers and models, and
+the dimension of text at the input would flatten the curve of the image, which is judged."""
 
 
 def depth_curves(
@@ -78,8 +81,12 @@ def depth_curves(
                 _mark(ax, float(stabilises[metric]))
             ax.set(xlabel=layer_axis_name(metric), ylabel="", title=LABELS.get(metric, metric))
             ax.xaxis.get_major_locator().set_params(integer=True)
-            if metric in LOG_METRICS:
+            if metric in LOG_METRICS and math.isfinite(ax.dataLim.minposy):  # else it warns
                 ax.set_yscale("log")
+                if metric != "update_ratio":
+                    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                    ax.yaxis.set_minor_locator(NullLocator())
         finish(fig, axes, title)
     return fig
 

@@ -43,8 +43,7 @@ def substitution_maps(grid: pd.DataFrame) -> Figure:
                 row_on_top = strip if name == "image states" else strip * np.nan
                 _map(ax, table, row_on_top, top if top > 0 else 1.0, last, label)
                 ax.set_title(name if value == "kl" else "")
-                ax.set_ylabel("source layer" if ax is row[0] else "")
-                ax.set_xlabel("put in at layer" if row is axes[-1] else "")
+                ax.set(xlabel="put in at layer", ylabel="states of layer")
         fig.tight_layout()
         plt.close(fig)
     return fig

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ def retention_curves(
         for name in ("blind", "other")
     }
     with styled():
-        fig, axes = panels(1 + len(tasks) + len(drawn), 3, xlabel=DEPTH_AXIS)
+        fig, axes = _one_large(len(tasks) + len(drawn))
         _shares(axes[0], sweep, levels, tasks)
         for ax, task in zip(axes[1:], tasks, strict=False):
             own = sweep[sweep["task"] == task]
@@ -79,12 +80,28 @@ def retention_curves(
             for name, colour in TEXT_SCORES.items():
                 draw(ax, bands(own, "depth", name), colour, f"{name}, reference")
                 full = bands(own, "depth", f"{name}_full")
-                draw(ax, full, colour, f"{name}, full model's text", marker="", ls="--")
+                draw(ax, full, colour, f"{name}, full model's text", marker="x", ls="--")
             ax.set(title=f"{task}: likeness of texts")
         for ax in axes[1:]:
             ax.set(ylim=(-0.05, 1.05))
         finish(fig, axes, "")
     return fig
+
+
+def _one_large(n: int) -> tuple[Figure, list[Axes]]:
+    """The panel that is the figure, and n small ones beside it."""
+    rows = n if n < 4 else -(-n // 2)
+    columns = -(-n // rows)
+    fig = plt.figure(figsize=(4.8 + 2.2 * columns, max(4.2, 1.75 * rows)))
+    grid = fig.add_gridspec(rows, 2 + columns, width_ratios=[2.2, 2.2, *[2.0] * columns])
+    axes = [fig.add_subplot(grid[:, :2])]
+    axes += [fig.add_subplot(grid[i // columns, 2 + i % columns]) for i in range(n)]
+    for ax in axes:
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_xlabel(DEPTH_AXIS)
+    for ax in axes[1:]:
+        ax.set_xlabel("d")
+    return fig, axes
 
 
 def kl_by_depth(token_kl: pd.DataFrame) -> Figure:

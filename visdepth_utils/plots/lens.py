@@ -26,7 +26,7 @@ WORDS = {
 object lies."""
 SAID = {"layer", "token", "row", "column", "lens", "words"}
 SHARES = {"image", "layer", "lens", "labels", "value"}
-PANEL = (3.7, 3.5)
+PANEL = (3.6, 3.4)
 
 
 def said_by_depth(
@@ -46,7 +46,7 @@ def said_by_depth(
         shares: ``named_share`` of all samples, drawn beside by depth, with 95% bands by image and
             chance; left out where empty.
         held: What the picture holds: words that name it are bold.
-        layers: Which depths; None for the first, the middle and the last state that is read.
+        layers: Which depths; None for the first state that is read and the last.
         lens: Which lens the words are of.
 
     Raises:
@@ -58,11 +58,11 @@ def said_by_depth(
     if table["row"].isna().any():
         raise ValueError("where the tokens lie in the picture is not known: nothing to draw")
     last = int(table["layer"].max())
-    layers = sorted({0, last // 2, last - 1}) if layers is None else list(layers)
+    layers = [0, last - 1] if layers is None else list(layers)
     drawn = shares is not None and len(shares) > 0
     rows = table[table["lens"] == lens]
     with styled():
-        fig, axes = panels(len(layers) + drawn, 2, size=PANEL)
+        fig, axes = panels(len(layers) + drawn, 3, size=PANEL)
         for ax, layer in zip(axes, layers, strict=False):
             _words(ax, rows[rows["layer"] == layer], picture, held)
             ax.set(title=f"state going into layer {layer}")
@@ -95,8 +95,8 @@ def still_said(shares: pd.DataFrame, lens: str = "text") -> str:
     ]
     where = [f"layers {some[0]} to {some[-1]}" for some in (early, deep)]
     still = "still name" if found[1].lo[0] > 0 else "do not name beyond doubt"
-    how = "less often than" if change.hi[0] < 0 else "more often than" if change.lo[0] > 0 else "as"
-    often = "as often as" if how == "as" else how
+    often = f"{'less' if change.estimate[0] <= 0 else 'more'} often than"
+    often = often if change.lo[0] > 0 or change.hi[0] < 0 else f"not beyond doubt {often}"
     return (
         f"Deep image states {still} what their patches hold, {often} early ones: {said[1]} of the "
         f"tokens above chance in {where[1]}, {said[0]} in {where[0]} ({len(gain)} pictures)."
@@ -113,7 +113,14 @@ def _words(ax: Axes, rows: pd.DataFrame, picture: Image.Image, held: Sequence[He
     for token, row, column, words in rows[["token", "row", "column", "words"]].itertuples(False):
         names = {word for k in holds[token] for word in held[k].words}
         colour, weight = WORDS[words[0] in names if names else None]
-        style = {"fontsize": 5.5, "color": colour, "weight": weight, "ha": "center", "va": "center"}
+        size = min(5.5, 36 / max(len(words[0]), 1))
+        style = {
+            "fontsize": size,
+            "color": colour,
+            "weight": weight,
+            "ha": "center",
+            "va": "center",
+        }
         text = ax.text(column + 0.5, row + 0.5, words[0][:9], parse_math=False, **style)
         text.set_path_effects([withStroke(linewidth=1.2, foreground="white")])
     for right, label in ((True, "names what lies there"), (False, "names something else")):

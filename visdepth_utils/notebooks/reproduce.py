@@ -17,7 +17,7 @@ from visdepth_utils.claims.registry import CLAIMS_FILE, load_claims, not_testabl
 from visdepth_utils.common.cells import default_parameters, tags
 from visdepth_utils.common.files import REPO, run_lock, write_text
 from visdepth_utils.common.progress import duration
-from visdepth_utils.data.tasks import missing_tasks
+from visdepth_utils.data.tasks import EMBEDDED, missing_tasks
 from visdepth_utils.models.checkpoints import model_name
 from visdepth_utils.notebooks import execute, schedule
 from visdepth_utils.notebooks.streams import Indented, Shown, Tagged, say
@@ -133,8 +133,8 @@ def _untestable(run: Run, sources: list[Path]) -> dict[str, str]:
     claims = {claim["notebook"] for claim in load_claims()["claims"].values()}
     names, profile = [file.stem for file in sources if file.stem in claims], run.settings["profile"]
     needs = {name: estimate.recorded(name, profile)["tasks"] for name in names}
-    why = missing_tasks((task for tasks in needs.values() for task in tasks), source)
-    first = {name: next((t for t in tasks if t in why), None) for name, tasks in needs.items()}
+    why = missing_tasks((task for task in EMBEDDED if task in set().union(*needs.values())), source)
+    first = {name: next((t for t in why if t in tasks), None) for name, tasks in needs.items()}
     return {name: why[task] for name, task in first.items() if task}
 
 

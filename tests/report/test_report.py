@@ -18,6 +18,7 @@ from visdepth_utils.report.page import write_report
 from visdepth_utils.report.sections import claim_sections, flat_rows, shown_table
 from visdepth_utils.report.verdict_table import verdict_rows, verdict_text
 from visdepth_utils.runs.records import annotate
+from visdepth_utils.runs.run import Run
 
 FIGURES = [{"name": name} for name in ("00_accuracy", "04_modes", "04_retention", "05_tokens")]
 
@@ -50,6 +51,21 @@ def test_a_verdict_keeps_its_tables_as_plain_rows() -> None:
     lines = rows_text([entry]).splitlines()
     assert sum('"measure"' in line for line in lines) == 1
     assert len(lines) < 35
+
+
+def test_small_tables_of_a_notebook_stand_in_its_section(tmp_path: Path) -> None:
+    (tmp_path / "claims.json").write_text(rows_text([verdict("C8"), verdict("C4")]))
+    saved = pd.DataFrame({"intervention": ["random"], "mcq": [1 / 3], "clock": [np.nan]})
+    run = Run(tmp_path, {"model": "m"})
+    assert run.summary(saved, "08_what_methods_save") is saved
+    run.summary(saved.set_index("intervention"), "08_by_name")
+    found = {section["claim"]: section["summaries"] for section in claim_sections(tmp_path, [])}
+    assert found["C4"] == []
+    by_name, one = found["C8"]
+    assert one["name"] == "what methods save" and one["table"] == by_name["table"]
+    assert one["table"]["head"] == ["intervention", "mcq"]
+    assert [cell[0] for cell in one["table"]["body"][0]] == ["random", "0.333"]
+    assert "Table: what methods save" in write_report(tmp_path, []).read_text()
 
 
 def test_figures_go_to_the_claim_of_their_notebook(tmp_path: Path) -> None:

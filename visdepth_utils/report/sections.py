@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.report.verdict_table import effect_text, number_text, verdict_rows
 from visdepth_utils.runs.records import read_claims, read_provenance
@@ -14,8 +16,9 @@ def claim_sections(folder: Path, figures: Sequence[Mapping[str, str]]) -> list[d
 
     One dictionary per claim with a verdict or a figure (its number is that of the claim's
     notebook), in the order of claims.yaml, those not registered last: ``claim, title, words`` (of
-    the paper), ``quoted, where, supports, refutes, unstated, notebook, settings, figures`` and
-    ``verdicts``, each a row of ``verdict_rows`` and its ``thresholds, details, controls``.
+    the paper), ``quoted, where, supports, refutes, unstated, notebook, settings, figures,
+    summaries`` and ``verdicts``, each a row of ``verdict_rows`` and its ``thresholds, details,
+    controls``.
     """
     registered = load_claims()["claims"]
     runs = read_provenance(folder).get("notebooks") or {}
@@ -43,10 +46,23 @@ def claim_sections(folder: Path, figures: Sequence[Mapping[str, str]]) -> list[d
                     "notebook": notebook,
                     "settings": flat_rows(runs.get(notebook, {}).get("settings") or {}),
                     "figures": own,
+                    "summaries": _summaries(folder, notebook[:3]),
                     "verdicts": verdicts,
                 }
             )
     return sections
+
+
+def _summaries(folder: Path, number: str) -> list[dict[str, Any]]:
+    """Small tables that a notebook keeps for the report: name and ``shown_table`` of each."""
+    files = sorted((folder / "summaries").glob(f"{number}*.csv")) if number else []
+    return [
+        {
+            "name": file.stem[len(number) :].replace("_", " "),
+            "table": shown_table(pd.read_csv(file).to_dict("records")),
+        }
+        for file in files
+    ]
 
 
 def flat_rows(value: Any, path: str = "") -> list[tuple[str, str]]:

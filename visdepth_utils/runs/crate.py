@@ -18,7 +18,13 @@ CRATE = "ro-crate-metadata.json"
 PAPER = "https://arxiv.org/abs/2604.09425"
 _FILES = (
     *("claims.json", "provenance.json", "curves.csv", "report.html"),
-    *("notebooks/*.ipynb", "figures/*.png", "tables/*.parquet", "selection/*.json"),
+    *(
+        "notebooks/*.ipynb",
+        "figures/*.png",
+        "tables/*.parquet",
+        "selection/*.json",
+        "summaries/*.csv",
+    ),
 )
 
 

@@ -249,6 +249,21 @@ class Run:
         """
         keep_outputs(self.folder, table, samples, tokens)
 
+    def summary(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Keep a small table that the report shows beside the figures of its notebook.
+
+        Args:
+            table: As it is shown; its index is kept where it has names.
+            name: File name without ending; begins with the number of the notebook, as ``"08_"``.
+
+        Returns:
+            The same table.
+        """
+        rows = table if table.index.names == [None] else table.reset_index()
+        text = rows.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+        write_text(self.folder / "summaries" / f"{name}.csv", text)
+        return table
+
     def keep_curves(self, table: pd.DataFrame) -> pd.DataFrame:
         """Keep curves by depth in ``curves.csv``, where other models are compared with this one.
 

@@ -61,20 +61,20 @@ def update_readme(
         for entry in read_claims(path.parent)
         if entry["model"] not in models and entry.get("rules") == in_force()
     ]
-    own, beside = (
-        [
-            f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
-            for entry in some
-            if entry["claim"] == "C0"
-        ]
-        for some in (entries, others)
-    )
+    answers = {
+        entry["model"]: f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
+        for entry in (*entries, *others)
+        if entry["claim"] == "C0"
+    }
+    brief = [text for model, text in answers.items() if model in {*models, PRETRAINED}]
     tables = [short_table(entries, others), markdown_table(entries, others)]
     verdicts = pd.DataFrame([*entries, *others])
     compared = two_models(verdicts, *models, PRETRAINED)
     if compared:
         compared = f"**Does the pattern come with language pretraining?** {compared}"
-    shown = [[text for text in (*told, compared) if text] for told in (own, [*own, *beside])]
+    shown = [
+        [text for text in (*told, compared) if text] for told in (brief, list(answers.values()))
+    ]
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:

@@ -97,8 +97,7 @@ def test_two_models_are_compared_claim_by_claim():
     rows += [("C1", "b", "not supported"), ("C6", "a", "inconclusive")]
     verdicts = pd.DataFrame(rows, columns=["claim", "model", "verdict"])
     assert two_models(verdicts, "a", "b") == (
-        "The same verdict on both: C0 (supported). "
-        "Different verdicts: C1 (weaker on a, not supported on b)."
+        "The same verdict on both: C0 (supported). Different (a, b): C1 (weaker, not supported)."
     )
     assert two_models(verdicts, "a", "c") == ""
     assert "Different" not in two_models(verdicts[verdicts["claim"] == "C0"], "a", "b")

@@ -197,9 +197,7 @@ def test_other_models_stand_beside_if_judged_by_the_rules_in_force(tmp_path: Pat
     assert f"on `{PRETRAINED}` |" in readme.read_text()
     said, _, *table = page.read_text().splitlines()[2:7]
     assert said in readme.read_text()
-    assert said.endswith(
-        f"Different verdicts: C4 (weaker on {ENTRY['model']}, supported on {PRETRAINED})."
-    )
+    assert said.endswith(f"Different ({ENTRY['model']}, {PRETRAINED}): C4 (weaker, supported).")
     head, _, row = map(cells, table)
     assert head[-1] == "other models"
     low, high = ENTRY["ci"]

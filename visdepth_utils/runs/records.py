@@ -339,8 +339,8 @@ def two_models(verdicts: pd.DataFrame, one: str, two: str) -> str:
     same = both[both[one] == both[two]]
     other = both.drop(same.index)
     alike = "; ".join(f"{c} ({v})" for c, v in same[one].items())
-    unlike = "; ".join(f"{c} ({a} on {one}, {b} on {two})" for c, a, b in other.itertuples())
-    sentences = (("The same verdict on both", alike), ("Different verdicts", unlike))
+    unlike = "; ".join(f"{c} ({a}, {b})" for c, a, b in other.itertuples())
+    sentences = (("The same verdict on both", alike), (f"Different ({one}, {two})", unlike))
     return " ".join(f"{head}: {claims}." for head, claims in sentences if claims)
 
 

@@ -86,7 +86,8 @@ def test_the_readme_holds_the_verdicts_of_the_committed_notebooks() -> None:
 
 def test_the_readme_is_read_in_five_minutes() -> None:
     prose = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert len(prose.split()) < 900
+    words = [word for word in prose.split() if re.search(r"\w", word)]  # not the bars of tables
+    assert len(words) < 900
 
 
 def test_the_full_page_holds_the_verdicts_of_the_committed_notebooks() -> None:

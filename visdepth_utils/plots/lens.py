@@ -94,12 +94,22 @@ def still_said(shares: pd.DataFrame, lens: str = "text") -> str:
         f"{float(f.estimate[0]):.2f} [{float(f.lo[0]):.2f}, {float(f.hi[0]):.2f}]" for f in found
     ]
     where = [f"layers {some[0]} to {some[-1]}" for some in (early, deep)]
-    still = "still name" if found[1].lo[0] > 0 else "do not name beyond doubt"
-    often = f"{'less' if change.estimate[0] <= 0 else 'more'} often than"
-    often = often if change.lo[0] > 0 or change.hi[0] < 0 else f"not beyond doubt {often}"
+    if found[1].lo[0] <= 0:
+        answer = "Deep image states do not clearly name what their patches hold"
+    elif change.hi[0] < 0:
+        answer = (
+            "Deep image states still name what their patches hold, but less often than early ones"
+        )
+    elif change.lo[0] > 0:
+        answer = "Deep image states name what their patches hold more often than early ones"
+    else:
+        answer = (
+            "Deep image states still name what their patches hold; whether they do so less often "
+            "than early ones is not clear"
+        )
     return (
-        f"Deep image states {still} what their patches hold, {often} early ones: {said[1]} of the "
-        f"tokens above chance in {where[1]}, {said[0]} in {where[0]} ({len(gain)} pictures)."
+        f"{answer}: {said[1]} of the tokens above chance in {where[1]}, {said[0]} in {where[0]} "
+        f"({len(gain)} pictures)."
     )
 
 

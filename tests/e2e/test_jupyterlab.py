@@ -92,6 +92,15 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
             server.wait()
 
 
+def folded() -> set[int]:
+    """Numbers of the code cells whose source the notebook hides."""
+    book = nbformat.read(ROOT / "notebooks" / NAME, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    hidden = {i for i, cell in enumerate(code, 1) if cell.metadata.get("jupyter")}
+    assert hidden and all(code[i - 1].metadata.jupyter.source_hidden for i in hidden)
+    return hidden
+
+
 def test_run_all_cells_shows_the_figures_and_the_verdict(lab: tuple[str, Path]) -> None:
     address, folder = lab
     size = {"viewport": {"width": 1280, "height": 1000}}
@@ -116,7 +125,8 @@ def test_run_all_cells_shows_the_figures_and_the_verdict(lab: tuple[str, Path]) 
         )
         page.screenshot(path=folder / "end.png")
         prompts = [text.strip() for text in page.locator(PROMPTS).all_inner_texts()]
-        assert prompts == [f"[{i}]:" for i in range(1, total + 1)]
+        # A folded cell has no prompt.
+        assert prompts == [f"[{i}]:" if i not in folded() else "" for i in range(1, total + 1)]
         error = "application/vnd.jupyter.error"
         stderr = "application/vnd.jupyter.stderr"
         for kind in (error, stderr):

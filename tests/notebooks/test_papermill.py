@@ -44,7 +44,8 @@ def test_claim_1_runs_on_a_tiny_checkpoint(checkpoint, tmp_path, where):
     cells = nbformat.read(target, as_version=4).cells
     shown = [output for cell in cells for output in cell.get("outputs", [])]
     assert [o["text"] for o in shown if o.get("name") == "stderr"] == []
-    assert sum("image/png" in o.get("data", {}) for o in shown) == 3
+    # The diagram of what the notebook does, and three figures of what it found.
+    assert sum("image/png" in o.get("data", {}) for o in shown) == 4
 
     (entry,) = json.loads((tmp_path / "run" / "claims.json").read_text())
     assert entry["claim"] == "C1"

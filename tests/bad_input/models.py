@@ -38,8 +38,8 @@ CONFIGS = (
     ),
     Case(
         "no family of ours",
-        lambda b: b.load(b.config(model_type="vipllava")),
-        "family 'vipllava' is not supported, because its tokens and rules are not in",
+        lambda b: b.load(b.config(model_type="video_llava")),
+        "family 'video_llava' is not supported, because its tokens and rules are not in",
         "use one of aya_vision",
     ),
     Case(

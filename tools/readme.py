@@ -62,7 +62,7 @@ def update_readme(
         if entry["model"] not in models and entry.get("rules") == in_force()
     ]
     answers = {
-        entry["model"]: f"**Must image tokens be processed, or only read?** {title_answer(entry)}"
+        entry["model"]: title_answer(entry)
         for entry in (*entries, *others)
         if entry["claim"] == "C0"
     }
@@ -72,9 +72,7 @@ def update_readme(
     compared = two_models(verdicts, *models, PRETRAINED)
     if compared:
         compared = f"**Does the pattern come with language pretraining?** {compared}"
-    shown = [
-        [text for text in (*told, compared) if text] for told in (brief, list(answers.values()))
-    ]
+    shown = [_told(some, compared) for some in (brief, list(answers.values()))]
     target = readme.parent / PICTURE
     try:
         with Image.open(figure) as image:
@@ -92,6 +90,13 @@ def update_readme(
         block = "\n\n".join([*told, table])
         write_text(page, f"{head}{START}\n\n{block}\n\n{STOP}{tail}")
     return [*pages, target]
+
+
+def _told(answers: list[str], compared: str) -> list[str]:
+    """What stands above a table: the question and its answers, then the comparison."""
+    if answers:
+        answers = [f"**Must image tokens be processed, or only read?** {answers[0]}", *answers[1:]]
+    return [*answers, compared] if compared else answers
 
 
 def _around(page: Path) -> tuple[str, str]:

@@ -645,60 +645,38 @@ CHECKPOINTS = {
         structural=("<|START_OF_IMG|>", "<|END_OF_IMG|>", "TILE_GLOBAL", "TILE_1"),
         size=_split,
     ),
-    "vipllava": Checkpoint(
-        title="ViP-LLaVA",
-        kind=T.VipLlavaConfig,
-        config=lambda ids: {
-            "vision_config": CLIP,
-            "text_config": {"model_type": "llama"},
-            "image_token_index": ids("<image>"),
-            "vision_feature_layers": [-1, -2],
-        },
-        tokens=LLAMA,
-        image_token="<image>",
-        template=LLAVA,
-        images={
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": 16},
-            "crop_size": SQUARE,
-        },
-        processor={
-            "processor_class": "LlavaProcessor",
-            "patch_size": 8,
-            "vision_feature_select_strategy": "default",
-            "num_additional_image_tokens": 1,
-        },
-        said="USER: {images} {prompt} ASSISTANT:",
-        per_image="\n ",
-    ),
-    "qwen3_vl_moe": Checkpoint(
-        title="Qwen3-VL-MoE",
-        kind=T.Qwen3VLMoeConfig,
-        config=lambda ids: {
-            "vision_config": {
-                **QWEN_TOWER,
-                "out_hidden_size": WIDTH,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 1, 2],
-            },
-            "text_config": {
-                "rope_parameters": MROPE,
-                "num_hidden_layers": 6,
-                "num_experts": 4,
-                "num_experts_per_tok": 2,
-                "moe_intermediate_size": 16,
-            },
-            **_qwen_ids(ids),
-        },
-        tokens=QWEN,
-        image_token="<|image_pad|>",
-        template=QWEN3,
-        images=_qwen_images(4),
-        processor={"processor_class": "Qwen3VLProcessor"},
-        said=TALK,
-        structural=VISION,
-        size=_qwen_grid(4),
-    ),
+}
+
+
+def _like(name: str, **changes: Any) -> Checkpoint:
+    """The checkpoint of another family with what differs; ``more``: entries of its config."""
+    made, more = CHECKPOINTS[name], changes.pop("more", {})
+    return replace(made, config=lambda ids: _joined(made.config(ids), more), **changes)
+
+
+def _joined(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Two configurations, text_config joined too; None takes an entry out."""
+    both = {**one, **two, "text_config": {**one["text_config"], **two.get("text_config", {})}}
+    return {key: value for key, value in both.items() if value is not None}
+
+
+CHECKPOINTS["vipllava"] = _like(
+    "llava",
+    title="ViP-LLaVA",
+    kind=T.VipLlavaConfig,
+    more={
+        "vision_feature_layer": None,
+        "vision_feature_select_strategy": None,
+        "vision_feature_layers": [-1, -2],
+    },
+)
+CHECKPOINTS["qwen3_vl_moe"] = _like(
+    "qwen3_vl",
+    title="Qwen3-VL-MoE",
+    kind=T.Qwen3VLMoeConfig,
+    more={"text_config": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}},
+)
+CHECKPOINTS |= {
     "glm4v": Checkpoint(
         title="GLM-4.1V",
         kind=T.Glm4vConfig,
@@ -735,42 +713,15 @@ CHECKPOINTS = {
         structural=("<|begin_of_image|>", "<|end_of_image|>"),
         size=_qwen_grid(4),
     ),
-    "glm46v": Checkpoint(
-        title="GLM-4.6V",
-        kind=T.Glm46VConfig,
-        config=lambda ids: {
-            "vision_config": {**QWEN_TOWER, "out_hidden_size": WIDTH, "image_size": 32},
-            "text_config": {"rope_parameters": MROPE},
-            "image_token_id": ids("<|image|>"),
-            "video_token_id": ids("<|video|>"),
-            "image_start_token_id": ids("<|begin_of_image|>"),
-            "image_end_token_id": ids("<|end_of_image|>"),
-            "video_start_token_id": ids("<|begin_of_video|>"),
-            "video_end_token_id": ids("<|end_of_video|>"),
-        },
-        tokens=Tokens(
-            pad="<|endoftext|>",
-            eos="<|user|>",
-            special=(
-                *("[gMASK]", "<sop>", "<|assistant|>", "<|image|>", "<|video|>"),
-                *("<|begin_of_image|>", "<|end_of_image|>"),
-                *("<|begin_of_video|>", "<|end_of_video|>"),
-            ),
-        ),
-        image_token="<|image|>",
-        template=GLM,
-        images={
-            "image_processor_type": "Glm46VImageProcessor",
-            "patch_size": 4,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-            "size": {"shortest_edge": 64, "longest_edge": 8192},
-        },
-        processor={"processor_class": "Glm46VProcessor"},
-        said="\n {images} {prompt} \n",
-        structural=("<|begin_of_image|>", "<|end_of_image|>"),
-        size=_qwen_grid(4),
-    ),
+}
+CHECKPOINTS["glm46v"] = _like(
+    "glm4v",
+    title="GLM-4.6V",
+    kind=T.Glm46VConfig,
+    images=CHECKPOINTS["glm4v"].images | {"image_processor_type": "Glm46VImageProcessor"},
+    processor={"processor_class": "Glm46VProcessor"},
+)
+CHECKPOINTS |= {
     "idefics2": Checkpoint(
         title="Idefics2",
         kind=T.Idefics2Config,

@@ -44,6 +44,11 @@ _qwen = partial(
     required_keys=("mm_token_type_ids",),
     positions="model",
 )
+_qwen3 = partial(
+    _qwen,
+    deepstack=True,
+    caveat="visual features are added again after the first layers, beside their own updates",
+)
 _idefics = partial(
     Family,
     structural_tokens=(
@@ -87,16 +92,8 @@ _FAMILIES = (
     Family("internvl", structural_tokens=("<img>", "</img>")),
     _qwen("qwen2_vl"),
     _qwen("qwen2_5_vl"),
-    _qwen(
-        "qwen3_vl",
-        deepstack=True,
-        caveat="visual features are added again after the first layers, beside their own updates",
-    ),
-    _qwen(
-        "qwen3_vl_moe",
-        deepstack=True,
-        caveat="visual features are added again after the first layers, beside their own updates",
-    ),
+    _qwen3("qwen3_vl"),
+    _qwen3("qwen3_vl_moe"),
     _qwen("qwen3_5", caveat="linear-attention layers hold no keys that could be hidden"),
     _glm("glm4v"),
     _glm("glm46v"),
@@ -164,7 +161,7 @@ UNSUPPORTED = {
     "evolla": "it reads proteins, not pictures",
     "florence2": _CROSS,
     "gemma3n": _PER_LAYER,
-    "gemma4": _PER_LAYER,
+    "gemma4": _PER_LAYER.replace("also get", "can also get"),
     "git": "its pictures are put before the text; no image token stands in its prompt",
     "idefics": "its pictures enter by cross-attention; no image token stands in its prompt",
     "instructblip": _Q_FORMER,

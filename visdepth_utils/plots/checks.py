@@ -87,7 +87,7 @@ def _row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _passed(row: dict[str, Any], lo: Any, hi: Any, margin: Any) -> str:
-    """Whether a part is as the claim wants it."""
+    """Whether a part clears its margin, by the rule's own word where it has one."""
     said = str(row.get("label") or "")
     if not digits(margin):
         return ""

@@ -17,14 +17,8 @@ from visdepth_utils.runs.records import read_claims, read_provenance
 CRATE = "ro-crate-metadata.json"
 PAPER = "https://arxiv.org/abs/2604.09425"
 _FILES = (
-    *("claims.json", "provenance.json", "curves.csv", "report.html"),
-    *(
-        "notebooks/*.ipynb",
-        "figures/*.png",
-        "tables/*.parquet",
-        "selection/*.json",
-        "summaries/*.csv",
-    ),
+    *("claims.json", "provenance.json", "curves.csv", "report.html", "notebooks/*.ipynb"),
+    *("figures/*.png", "tables/*.parquet", "selection/*.json", "summaries/*.csv"),
 )
 
 

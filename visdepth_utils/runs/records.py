@@ -253,7 +253,6 @@ RECORDED = REPO / "data" / "runs"
 
 CURVES = "curves.csv"
 """Of a run: curves by depth, as ``Run.keep_curves`` writes them."""
-_CURVE_COLUMNS = ("measure", "series", "depth", "layers", "mean", "lo", "hi")
 
 COLUMNS = (
     *("claim", "model", "verdict", "effect", "lo", "hi", "p", "control"),
@@ -356,12 +355,13 @@ def read_curves(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: If the file is damaged.
     """
+    from visdepth_utils.plots.curves import COLUMNS as columns  # and with it matplotlib
+
     file = folder / CURVES
     if not file.exists():
-        return pd.DataFrame(columns=list(_CURVE_COLUMNS))
+        return pd.DataFrame(columns=columns)
     try:
-        table = pd.read_csv(file)
-        return table[list(_CURVE_COLUMNS)].astype(dict.fromkeys(_CURVE_COLUMNS[2:], float))
+        return pd.read_csv(file)[columns].astype(dict.fromkeys(columns[2:], float))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
 

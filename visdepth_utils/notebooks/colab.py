@@ -38,15 +38,7 @@ class Plan(NamedTuple):
 
 
 def plan(requirements: Sequence[str], installed: Mapping[str, str]) -> Plan:
-    """Compare requirements with what is installed.
-
-    Args:
-        requirements: As in ``pyproject.toml``.
-        installed: Name, in canonical form, to version.
-
-    Returns:
-        What stays, what is to be installed, and what had to stay though it does not fit.
-    """
+    """Compare ``requirements`` with what is ``installed`` (canonical name -> version)."""
     install, old = [], []
     for line in requirements:
         wanted = Requirement(line)
@@ -74,11 +66,7 @@ def installed_versions() -> dict[str, str]:
 def install(checkout: Path) -> None:
     """Install the needs of a checkout, then itself, and say what stayed.
 
-    Args:
-        checkout: Holds ``pyproject.toml``.
-
-    Raises:
-        SystemExit: pip failed (what it said stands above), or changed what was to stay.
+    SystemExit: pip failed (what it said stands above), or changed what was to stay.
     """
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     todo = plan(project["dependencies"], installed_versions())

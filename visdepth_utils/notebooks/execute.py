@@ -56,8 +56,7 @@ class Outcome:
 def use_own_kernel() -> None:
     """Make ``python3`` mean the interpreter that runs this, whatever kernels the user has.
 
-    Raises:
-        FileNotFoundError: If this environment has no such kernel.
+    FileNotFoundError if this environment has no such kernel.
     """
     os.environ.pop("JUPYTER_PATH", None)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -136,14 +135,7 @@ def execute(
 def refresh(path: Path) -> Outcome:
     """Run a notebook as it is, and store its outputs in place, ready to be committed.
 
-    Args:
-        path: The notebook; unchanged if a cell raises or prints on stderr.
-
-    Returns:
-        Time and error.
-
-    Raises:
-        ValueError: It is no notebook.
+    It is left unchanged if a cell raises or prints on stderr. ValueError if it is no notebook.
     """
     notebook = read_notebook(path)
     client = NotebookClient(
@@ -183,13 +175,7 @@ def refresh(path: Path) -> Outcome:
 
 
 def tell_time(notebook: nbformat.NotebookNode, seconds: float, n_threads: int) -> None:
-    """Write how long a notebook took where its text says so, and into its metadata.
-
-    Args:
-        notebook: Changed in place; one that does not speak of its time stays as it is.
-        seconds: It took.
-        n_threads: That it could use.
-    """
+    """Write how long a notebook took where its text says so, and into its metadata."""
     halves = round(seconds / 30)
     some = {0: "seconds", 1: "half a minute", 2: "a minute"}
     cores = f"{n_threads} CPU core" + "s" * (n_threads > 1)

@@ -33,17 +33,7 @@ _STAMP = "visdepth"
 
 
 def ordered_notebooks(folder: Path) -> list[Path]:
-    """The notebooks of a run, ``00_...ipynb`` first.
-
-    Args:
-        folder: Holds them.
-
-    Returns:
-        Sorted paths.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """The notebooks in a folder, ``00_...ipynb`` first; FileNotFoundError if there is none."""
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise FileNotFoundError(f"no notebook NN_*.ipynb in {folder}: give --notebooks a folder")
@@ -230,15 +220,8 @@ def _run_all(
 def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
     """Run notebooks with their default parameters and store the outputs in place.
 
-    Args:
-        paths: The notebooks.
-        stream: Where to print; None for stdout.
-
-    Returns:
-        0, or 1 if one broke (it is left as it was).
-
-    Raises:
-        FileNotFoundError: If a notebook or the kernel is missing.
+    1 if one broke (it is left as it was), else 0. FileNotFoundError if a notebook or the kernel is
+    missing.
     """
     stream = stream or sys.stdout
     execute.use_own_kernel()

@@ -32,15 +32,9 @@ Work = Callable[[], None]
 def chosen_jobs(jobs: int | None, model: str, device: str) -> int:
     """How many notebooks run at the same time.
 
-    Args:
-        jobs: As asked for; None: as many as there are threads, up to 4, for a small model on the
-            CPU, and one where the model is large, comes from the hub, or runs on an accelerator or
-            on Ray.
-        model: Checkpoint folder or hub id.
-        device: As resolved, without ``auto``.
-
-    Returns:
-        At least 1.
+    As many as were asked for. Without a wish, as many as there are threads, up to 4, for a small
+    model on the CPU, and one where the model is large, comes from the hub, or runs on an
+    accelerator or on Ray.
     """
     if jobs is not None:
         return jobs
@@ -52,11 +46,7 @@ def chosen_jobs(jobs: int | None, model: str, device: str) -> int:
 
 
 def threads() -> int:
-    """Threads that this process may use.
-
-    Returns:
-        What OMP_NUM_THREADS says, else the number of cores it may run on.
-    """
+    """Threads that this process may use: by OMP_NUM_THREADS, else the cores it may run on."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     if said.isdigit() and int(said):
         return int(said)
@@ -66,15 +56,10 @@ def threads() -> int:
 
 
 def run_together(works: list[Work], jobs: int) -> None:
-    """Run pieces of work, some at a time, each of them with its share of the threads.
+    """Run pieces of work, ``jobs`` at a time, each of them with its share of the threads.
 
-    Args:
-        works: Each runs one notebook; started in this order.
-        jobs: How many at a time.
-
-    Raises:
-        KeyboardInterrupt: After the kernels at work have been ended.
-        Exception: The first that a piece of work raises; what has not begun is left out.
+    Each runs one notebook. The first exception of one is raised, and what has not begun is left
+    out; at Ctrl-C the kernels at work are ended first.
     """
     # In threads even where it is one at a time: Ctrl-C comes to the main thread, and would leave
     # the event loop of a notebook that runs there half way through a cell.
@@ -100,11 +85,7 @@ def run_together(works: list[Work], jobs: int) -> None:
 
 
 def stopping() -> bool:
-    """Whether the kernels have been ended: how a notebook ended then says nothing about it.
-
-    Returns:
-        False, except while ``run_together`` gives up.
-    """
+    """Whether the kernels have been ended: how a notebook ended then says nothing about it."""
     return _stopping.is_set()
 
 

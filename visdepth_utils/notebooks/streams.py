@@ -15,14 +15,10 @@ _lock = threading.Lock()
 
 
 def plain(text: str) -> str:
-    """What a terminal shows of a text that may hold names out of anybody's file.
+    """A text, with names out of anybody's file in it, as a terminal may show it.
 
-    Args:
-        text: With line feeds, carriage returns and tabs, which stay.
-
-    Returns:
-        The text without colours. Any other control character, which could set the title of a
-        terminal or move its cursor, is spelt out.
+    Line feeds, carriage returns and tabs stay; colours go. Any other control character, which could
+    set the title of a terminal or move its cursor, is spelt out.
     """
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", _COLOUR.sub("", text))
 
@@ -31,10 +27,6 @@ def say(stream: TextIO, text: str) -> None:
     """Print a line at once, also into a pipe, and whole, whatever other threads print.
 
     ``print`` writes the line and its end apart: another thread's line can come between them.
-
-    Args:
-        stream: Where it goes.
-        text: Without the newline at its end.
     """
     with _lock:
         stream.write(f"{plain(text)}\n")
@@ -58,20 +50,11 @@ class Indented:
     """For one notebook at a time: indented, lines rewritten in place only in a terminal."""
 
     def __init__(self, stream: TextIO, indent: str = "    ") -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: Where the output goes.
-            indent: In front of each line.
-        """
+        """Wrap a stream; ``indent`` stands in front of each line."""
         self.stream, self.indent, self.fresh = stream, indent, True
 
     def write(self, text: str) -> None:
-        """Pass text on.
-
-        Args:
-            text: Any piece of output, not necessarily whole lines.
-        """
+        """Pass text on: any piece of output, not necessarily whole lines."""
         in_place = self.stream.isatty()
         for piece in re.split(r"(\r?\n|\r)", plain(text)):
             if piece == "\r":
@@ -104,21 +87,12 @@ class Tagged:
     """
 
     def __init__(self, stream: TextIO, tag: str) -> None:
-        """Wrap a stream.
-
-        Args:
-            stream: Where the lines go.
-            tag: In front of each.
-        """
+        """Wrap a stream; ``tag`` stands in front of each line."""
         self.stream, self.tag = stream, tag
         self.line, self.shown = "", time.monotonic()
 
     def write(self, text: str) -> None:
-        """Pass text on.
-
-        Args:
-            text: Any piece of output, not necessarily whole lines.
-        """
+        """Pass text on: any piece of output, not necessarily whole lines."""
         *whole, self.line = (self.line + text.replace("\r\n", "\n")).split("\n")
         for line in whole:
             self._show(line.rpartition("\r")[2])

@@ -44,15 +44,11 @@ class Checks:
 
 
 def check_table(verdict: Verdict) -> Checks:
-    """Show the parts of a verdict in one table, whatever its claim.
+    """Show the parts of a verdict in one table, whatever its claim: one row per part.
 
-    Args:
-        verdict: As ``judge`` returns it.
-
-    Returns:
-        One row per part. ``margin`` is what the estimate is held against; ``pass`` is "yes", "no"
-        or "unclear", by the rule where it says so, else by the interval, and empty where nothing
-        is asked; ``note`` is what the rule says of it.
+    ``margin`` is what the estimate is held against; ``pass`` is "yes", "no" or "unclear", by the
+    rule where it says so, else by the interval, and empty where nothing is asked; ``note`` is what
+    the rule says of it.
     """
     details = verdict.details
     rows = [_row(row) for row in details.to_dict("records")]

@@ -36,17 +36,7 @@ KINDS = {
 
 
 def concept(kind: str) -> Figure:
-    """Draw what one notebook does, on a white card that is legible on dark pages too.
-
-    Args:
-        kind: One of ``KINDS``: "start", or a claim.
-
-    Returns:
-        The figure, closed.
-
-    Raises:
-        ValueError: There is no such diagram.
-    """
+    """Draw what one notebook (of ``KINDS``) does, on a white card, legible on dark pages too."""
     if kind not in KINDS:
         raise ValueError(f"no diagram {kind!r}: must be one of {', '.join(KINDS)}")
     with styled():

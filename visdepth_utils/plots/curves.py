@@ -16,13 +16,9 @@ _NAMES = {"image": "", "freeze": ", image frozen", "remove": ", image removed"}
 
 
 def geometry_curves(bands: pd.DataFrame) -> pd.DataFrame:
-    """The curves of the image tokens that claim 1 judges, to be kept with a run.
+    """The curves of image tokens that claim 1 judges, out of ``layer_bands``.
 
-    Args:
-        bands: ``layer_bands`` of the model.
-
-    Returns:
-        One row per measure and depth; ``series`` is ``"image"``, columns ``COLUMNS``.
+    For ``Run.keep_curves``: one row per measure and depth; ``series`` is ``"image"``.
     """
     need(bands, {"modality", "layer", "metric", "mean", "lo", "hi"}, "bands", "layer_bands")
     measures = ["entropy", "id_twonn", "curvature", "update_ratio", "cka_ahead"]
@@ -32,15 +28,11 @@ def geometry_curves(bands: pd.DataFrame) -> pd.DataFrame:
 
 
 def retention_by_depth(sweep: pd.DataFrame, conditions: pd.DataFrame) -> pd.DataFrame:
-    """The share of the gain that is left with image tokens frozen and removed, to be kept.
+    """The share of the gain left with image tokens frozen and removed, for ``Run.keep_curves``.
 
-    Args:
-        sweep: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``.
-        conditions: ``evaluate`` without the picture.
-
-    Returns:
-        One row per task, mode and depth; ``measure`` is ``"retention: "`` and the task, ``series``
-        the mode, columns ``COLUMNS``. A task without a clear gain by the picture has no rows.
+    ``sweep``: ``truncation_sweep`` in modes ``"freeze"`` and ``"remove"``; ``conditions``:
+    ``evaluate`` without the picture. One row per task, mode and depth; ``measure`` is ``"retention:
+    "`` and the task, ``series`` the mode. A task without a clear gain by the picture has no rows.
     """
     blind = conditions[conditions["condition"] == "blind"]
     parts = [pd.DataFrame(columns=COLUMNS)]
@@ -56,14 +48,9 @@ def retention_by_depth(sweep: pd.DataFrame, conditions: pd.DataFrame) -> pd.Data
 def curves_by_model(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Curves of several models over relative depth: geometry of image tokens, then retention.
 
-    Args:
-        tables: Model -> what ``geometry_curves`` and ``retention_by_depth`` returned.
-
-    Returns:
-        One panel per measure, one colour per model; frozen is solid, removed broken.
-
-    Raises:
-        ValueError: No model has a curve, or a column is missing.
+    ``tables``: model -> what ``geometry_curves`` and ``retention_by_depth`` returned. One panel per
+    measure, one colour per model; frozen is solid, removed broken. ValueError if no model has a
+    curve, or a column is missing.
     """
     for name, table in tables.items():
         need(table, set(COLUMNS), f"curves of {name}", "Run.keep_curves")

@@ -38,7 +38,7 @@ def said_by_depth(
     layers: Sequence[int] | None = None,
     lens: str = "text",
 ) -> Figure:
-    """A picture with the nearest word on each of its patches at some depths, and the shares of all.
+    """A picture with the nearest word on each patch at some depths, and the shares of all pictures.
 
     Args:
         table: ``token_lens`` of one sample, whose tokens have a place in the picture.

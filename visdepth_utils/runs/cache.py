@@ -30,16 +30,9 @@ _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
 def canonical(value: Any) -> str:
-    """JSON of a value with sorted keys, equal for equal values.
+    """JSON of nested plain values in one line, keys sorted: equal for equal values.
 
-    Args:
-        value: Plain values, nested; numpy scalars and tuples are taken as numbers and lists.
-
-    Returns:
-        One line of JSON.
-
-    Raises:
-        ValueError: If something in it has no JSON form.
+    Numpy scalars and tuples count as numbers and lists. ValueError if something has no JSON form.
     """
 
     def plain(item: Any) -> Any:
@@ -56,13 +49,9 @@ def canonical(value: Any) -> str:
 
 
 def content_hash(samples: Sequence[Any]) -> str:
-    """Hash samples by all that a measurement or a score may read: texts, choices, pixels.
+    """Sha256 of all that a measurement or a score may read of samples: texts, choices, pixels.
 
-    Args:
-        samples: Dataclasses with ``images``; of anything else nothing is hashed.
-
-    Returns:
-        Hex digest (sha256).
+    Samples are dataclasses with ``images``; of anything else nothing is hashed.
     """
     digest = hashlib.sha256()
     for sample in filter(is_dataclass, samples):
@@ -80,21 +69,13 @@ def step(
     key: dict[str, Any],
     say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Read a table from the cache, or compute and store it.
+    """Read a table from the cache, or compute it by ``fn``, which has no arguments, and store it.
 
-    Args:
-        folder: Of the tables.
-        name: Of the step; the file is ``<name>-<first 12 digits of the key's hash>.parquet``.
-        fn: Computes the table; called without arguments, only when needed.
-        key: Everything the table depends on besides the code: models, samples, seeds, options.
-        say: Called with one line: measured, or from cache.
-
-    Returns:
-        The table as read back from the file, so that first and later runs get the very same.
-
-    Raises:
-        ValueError: For a bad name or key, or when ``fn`` returns something that is no table.
-        OSError: In one line, if the disk is full or not writable.
+    ``key``: everything the table depends on besides the code, such as models, samples, seeds,
+    options. The file is ``<name>-<first 12 digits of the key's hash>.parquet``. ``say`` is called
+    with one line: measured, or from cache. The table is read back from the file, so that first and
+    later runs get the very same. ValueError for a bad name or key, or when ``fn`` returns no table;
+    OSError, in one line, if the disk is full or not writable.
     """
     if (frame := find(folder, name, key)) is not None:
         say(f"{name}: from cache ({len(frame)} rows)")
@@ -105,18 +86,9 @@ def step(
 
 
 def find(folder: Path, name: str, key: dict[str, Any]) -> pd.DataFrame | None:
-    """Look a table up. A file that is damaged or somebody else's is set aside, and the user told.
+    """Look a table up (see ``step``); None if it must be measured.
 
-    Args:
-        folder: Of the tables.
-        name: Of the step.
-        key: As for ``step``.
-
-    Returns:
-        The table, or None if it must be measured.
-
-    Raises:
-        ValueError: For a bad name or key.
+    A file that is damaged or somebody else's is set aside, and the user told.
     """
     file, text = _place(folder, name, key)
     try:
@@ -133,20 +105,9 @@ def find(folder: Path, name: str, key: dict[str, Any]) -> pd.DataFrame | None:
 
 
 def store(folder: Path, name: str, key: dict[str, Any], frame: pd.DataFrame) -> pd.DataFrame:
-    """Store a table; several processes may store the same one, and the last one stays.
+    """Store a table, and return it as read back; errors as for ``step``.
 
-    Args:
-        folder: Of the tables.
-        name: Of the step.
-        key: As for ``step``.
-        frame: The table.
-
-    Returns:
-        The table as read back.
-
-    Raises:
-        ValueError: For a bad name or key, or something that is no table.
-        OSError: In one line, if the disk is full or not writable.
+    Several processes may store the same one, and the last one stays.
     """
     file, text = _place(folder, name, key)
     if not isinstance(frame, pd.DataFrame):
@@ -169,14 +130,7 @@ def store(folder: Path, name: str, key: dict[str, Any], frame: pd.DataFrame) -> 
 
 
 def stored_key(file: Path) -> dict[str, Any] | None:
-    """What a stored table says it depends on.
-
-    Args:
-        file: A file of the cache.
-
-    Returns:
-        ``step``, ``key``, ``code``; None if it is no readable table of this cache.
-    """
+    """What a stored table depends on: ``step``, ``key``, ``code``; None if it is not readable."""
     try:
         text = (pq.read_schema(file).metadata or {}).get(_META)
         return dict(json.loads(text)) if text else None
@@ -238,18 +192,10 @@ STALE_S = 3600
 
 
 def show_cache(name: str | None, prune: bool = False) -> str:
-    """Say what the cache of one run or of all runs holds.
+    """Say what the cache of one run (``name``: its folder, or its name in results) or of all holds.
 
-    Args:
-        name: A run's folder, or its name under the results; None for all.
-        prune: Delete what is outdated.
-
-    Returns:
-        A line per run and state, with number and size, and what was done or can be.
-
-    Raises:
-        FileNotFoundError: If there is no such run.
-        ValueError: If a run to be pruned is in use.
+    A line per run and state, with number and size. ``prune`` deletes what is outdated.
+    FileNotFoundError if there is no such run; ValueError if a run to be pruned is in use.
     """
     lines, freed = [], 0
     for folder in _runs(name):
@@ -273,14 +219,10 @@ def show_cache(name: str | None, prune: bool = False) -> str:
 
 
 def entries(folder: Path) -> Iterator[tuple[Path, str, int]]:
-    """Every file of a run's cache.
+    """Every file of a run's cache, its state and its bytes.
 
-    Args:
-        folder: Of the run.
-
-    Yields:
-        File, state and bytes. The state is ``current``, or why no run reads it again: ``other
-        code``, ``other model``, ``other data``, ``unreadable``, ``set aside``, ``left by a kill``.
+    The state is ``current``, or why no run reads it again: ``other code``, ``other model``, ``other
+    data``, ``unreadable``, ``set aside``, ``left by a kill``.
     """
     for file in sorted((folder / "tables").glob("*")) + sorted((folder / "tables").glob(".*.tmp")):
         if file.suffix == ".parquet":

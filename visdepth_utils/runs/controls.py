@@ -31,19 +31,11 @@ def control_table(
     name: str,
     like: pd.DataFrame,
 ) -> pd.DataFrame:
-    """Measure a control; if there is no memory for it, say so, in print and in the table.
+    """Measure a control as ``Run.table`` would; if there is no memory for it, say so.
 
-    Args:
-        run: Caches the table. One that could not be measured is not cached: a later run with more
-            memory measures it.
-        step: As for ``Run.table``.
-        fn: Loads the control and measures it.
-        key: As for ``Run.table``.
-        name: Of the control.
-        like: The same measurement on the trained model.
-
-    Returns:
-        The control's table; or the rows of ``like`` without values, the reason in ``note``.
+    The reason is printed, and the table then has the rows of ``like`` (the same measurement on the
+    trained model) without values and with the reason in ``note``. It is not cached: a later run
+    with more memory measures the control, which is called ``name``.
     """
     try:
         return run.table(step, fn, key)

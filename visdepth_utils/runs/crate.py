@@ -25,14 +25,7 @@ _FILES = (
 def write_crate(folder: Path) -> Path:
     """Describe a run's folder by what its provenance already says; nothing is copied.
 
-    Args:
-        folder: Of the run.
-
-    Returns:
-        The file written. Equal runs give equal files.
-
-    Raises:
-        ValueError: If claims.json or provenance.json is damaged.
+    Equal runs give equal files. ValueError if claims.json or provenance.json is damaged.
     """
     facts, claims = read_provenance(folder), read_claims(folder)
     model, data, code = (facts.get(part) or {} for part in ("model", "data", "code"))

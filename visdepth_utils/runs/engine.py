@@ -48,13 +48,9 @@ class RayOptions:
 
 
 def chosen_engine() -> str:
-    """The engine that the environment asks for.
+    """The engine that the environment asks for, ``local`` if it asks for none.
 
-    Returns:
-        One of ENGINES; ``local`` if nothing is said.
-
-    Raises:
-        ValueError: For an unknown one, or Ray where it is not installed.
+    ValueError for an unknown one, or Ray where it is not installed.
     """
     name = os.environ.get("VISDEPTH_ENGINE") or "local"
     if name not in ENGINES:
@@ -74,14 +70,7 @@ def chosen_engine() -> str:
 
 
 def ray_options() -> RayOptions:
-    """The options of the engine ``ray``.
-
-    Returns:
-        As given by VISDEPTH_RAY, the rest by default.
-
-    Raises:
-        ValueError: Naming what is wrong with it.
-    """
+    """The options that VISDEPTH_RAY gives, the rest by default; ValueError says what is wrong."""
     text = os.environ.get("VISDEPTH_RAY") or "{}"
     known = [field.name for field in fields(RayOptions)]
     mend = f'give JSON like {{"num_actors": 2, "num_gpus": 1}} with {", ".join(known)}'
@@ -104,13 +93,9 @@ def ray_options() -> RayOptions:
 
 
 def ray_address() -> str | None:
-    """The Ray that the environment variable RAY_ADDRESS names.
+    """The Ray that RAY_ADDRESS names: ``HOST:PORT``, or ``auto``; None for a Ray of our own.
 
-    Returns:
-        ``HOST:PORT``, where a server answers, or ``auto``; None for a Ray of our own.
-
-    Raises:
-        ValueError: It is no such address, or nothing answers there as Ray's server does.
+    ValueError if it is no such address, or nothing answers there as Ray's server does.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
@@ -139,15 +124,7 @@ def ray_address() -> str | None:
 
 
 def no_ray(address: str, why: str) -> str:
-    """What is said where there is no Ray.
-
-    Args:
-        address: Of RAY_ADDRESS.
-        why: In a few words.
-
-    Returns:
-        One line with the mend.
-    """
+    """What is said where there is no Ray at ``address``, and how to mend it."""
     return (
         f"no Ray at RAY_ADDRESS={address!r} ({why}): start it with ray start --head, or unset "
         "RAY_ADDRESS for a local one"
@@ -155,10 +132,6 @@ def no_ray(address: str, why: str) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """The engine and its options, for provenance.
-
-    Returns:
-        ``name``, and the options of Ray if it is that.
-    """
+    """The engine and its options, for provenance."""
     name = chosen_engine()
     return {"name": name, **(asdict(ray_options()) if name == "ray" else {})}

@@ -14,8 +14,7 @@ from visdepth_utils.runs.engine import Measure, Shard, chosen_engine
 def serving() -> Iterator[None]:
     """Within it, notebooks share one Ray: that of RAY_ADDRESS, else a local one that ends with it.
 
-    Yields:
-        Nothing. With the engine ``local`` nothing happens.
+    With the engine ``local`` nothing happens.
     """
     if chosen_engine() == "local":
         yield

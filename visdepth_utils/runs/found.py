@@ -76,19 +76,10 @@ class Found:
 def what_was_found(
     claim: str, folder: Path | None = None, recorded: Path = RECORDED, settings: str = ""
 ) -> Found:
-    """Collect the verdicts on a claim by the rules in force.
+    """Collect the verdicts on a claim by the rules in force; the box says so where there is none.
 
-    Args:
-        claim: Identifier.
-        folder: Of a run, whose own verdict comes first; None for the kept ones alone.
-        recorded: Folder of runs on other models.
-        settings: See ``Found``.
-
-    Returns:
-        The box; it says so where there is no verdict.
-
-    Raises:
-        ValueError: A claims.json is damaged.
+    The run's own verdict, in ``folder``, comes first, then those of the runs in ``recorded``.
+    ValueError if a claims.json is damaged.
     """
     title = load_claims()["claims"].get(claim, {}).get("title", "a claim of your own")
     rules = in_force()

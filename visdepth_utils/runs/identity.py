@@ -24,12 +24,7 @@ class Difference(NamedTuple):
 def dtype_of(settings: Mapping[str, Any], device: str) -> str:
     """The dtype that ``auto`` stands for: float32 on a CPU, that of the file elsewhere.
 
-    Args:
-        settings: Of a run.
-        device: Where its model runs, not ``auto``.
-
-    Returns:
-        Name of a dtype, ``auto`` where the file does not say or was not fetched.
+    ``auto`` where the file does not say or was not fetched.
     """
     if settings["dtype"] != "auto" or device == "cpu":
         return "float32" if settings["dtype"] == "auto" else settings["dtype"]
@@ -39,15 +34,11 @@ def dtype_of(settings: Mapping[str, Any], device: str) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
-    """What keeps the numbers of two runs from standing in one folder.
+    """What keeps the numbers of two runs from standing in one folder: the settings that differ.
 
-    Args:
-        old: What provenance.json holds: ``settings, dtype, model, data``; what an older one lacks
-            is not compared, nor are hashes that were not known yet.
-        new: The same of the other run.
-
-    Returns:
-        The settings that differ; a model by its name, else by revision or contents.
+    Both are ``settings, dtype, model, data`` as provenance.json holds them. What the old one lacks
+    is not compared, nor are hashes that were not known yet. A model differs by its name, else by
+    revision or contents.
     """
     ours, theirs = old.get("settings") or {}, new["settings"]
     pairs = [
@@ -80,15 +71,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
 
 def refusal(folder: Path, found: list[Difference]) -> str:
-    """Why a run cannot go on in a folder, and what to do.
-
-    Args:
-        folder: Of a run.
-        found: At least one difference.
-
-    Returns:
-        One line.
-    """
+    """Why a run cannot go on in a folder, and what to do, in one line."""
     old = ", ".join(f"{one.name} {one.old}" for one in found)
     new = ", ".join(f"{one.name} {one.new}" for one in found)
     mend = "give another folder (OUT=, out_dir in a notebook), or delete that one"

@@ -17,14 +17,7 @@ _NUMERIC_PACKAGES = ("numpy", "scikit-dimension", "torch", "transformers")
 
 
 def hash_sources(*folders: Path) -> str:
-    """Hash Python sources by what they mean: comments and layout do not count.
-
-    Args:
-        *folders: Each is searched for ``*.py``, sub-folders too.
-
-    Returns:
-        Hex digest (sha256).
-    """
+    """Sha256 of the Python sources in folders by what they mean: layout does not count."""
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
@@ -40,9 +33,6 @@ def code_version() -> str:
 
     Taken once per process, so that a source edited afterwards does not lend its version to numbers
     that the code already loaded has made.
-
-    Returns:
-        Hex digest (sha256).
     """
     parts = [hash_sources(*(_PACKAGE / name for name in MEASURING))]
     for name in _NUMERIC_PACKAGES:

@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 
 
 def keep_selection(folder: Path, task: "Task") -> dict[str, str]:
-    """Write down what a task was made of.
-
-    Args:
-        folder: Of the run.
-        task: As ``load_task`` returned it.
-
-    Returns:
-        Name of the file, without ending, to what it says in one line.
-    """
+    """Write down what a task was made of: name of the file -> what it says in one line."""
     name = f"{task.name}-{task.content_hash[:12]}"
     facts = {"task": task.name, "content_hash": task.content_hash, "source": task.source}
     facts |= {"samples": [sample.id for sample in task.samples], **task.selection}
@@ -75,12 +67,8 @@ def keep_outputs(
             in place of the first token's divergence, which says little about a long text.
         limit: Samples per task and style, the first ones of the table: none is picked by hand.
 
-    Returns:
-        The files written.
-
     Raises:
-        ValueError: If a column is missing, modes are mixed, or a sample of the table is not among
-            the samples.
+        ValueError: A column is missing, modes are mixed, or a sample of the table is not given.
     """
     if missing := _NEEDED - set(table.columns):
         names = ", ".join(sorted(missing))

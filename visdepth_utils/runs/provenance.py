@@ -47,11 +47,7 @@ _BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that make numbers and pictures.
-
-    Returns:
-        Name to version; packages that are not installed are left out.
-    """
+    """Versions of Python and of the packages that make numbers and pictures, where installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -62,11 +58,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine in terms that matter for numbers and minutes; never its name or user.
-
-    Returns:
-        ``platform``, ``cpu``, ``cores``, ``threads`` (of torch), ``gpu`` (name or None).
-    """
+    """The machine in terms that matter for numbers and minutes; never its name or user."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
@@ -79,9 +71,8 @@ def machine() -> dict[str, Any]:
 def arithmetic() -> dict[str, Any]:
     """What can change the last digits of a number on the same machine with the same versions.
 
-    Returns:
-        Threads, instruction set and libraries of the CPU, determinism switches, and the variables
-        of the environment that steer them.
+    Threads, instruction set and libraries of the CPU, determinism switches, and the variables of
+    the environment that steer them.
     """
     config = torch.__config__.show()
     blas = re.search(r"BLAS_INFO=(\w+)", config)
@@ -105,11 +96,7 @@ def arithmetic() -> dict[str, Any]:
 def commit(folder: Path = REPO) -> str | None:
     """The git commit of the code, with ``+changes`` when tracked files differ from it.
 
-    Args:
-        folder: Of the checkout.
-
-    Returns:
-        Commit hash, or None outside of a git checkout or without git.
+    None outside of a git checkout or without git.
     """
 
     def git(*arguments: str) -> str:
@@ -133,19 +120,12 @@ def commit(folder: Path = REPO) -> str | None:
 
 
 def model_identity(model: str) -> dict[str, str | None]:
-    """Which weights a model name stands for, without loading them.
+    """Which weights a model name (checkpoint folder or hub id) stands for, without loading them.
 
-    Args:
-        model: Checkpoint folder or hub id.
-
-    Returns:
-        ``name``, ``weights_hash``, ``revision`` (commit on the hub) and ``files_hash`` (config,
-        tokenizer, chat template: they change numbers as weights do). A model of the hub that was
-        not fetched yet has None for all but its name.
-
-    Raises:
-        FileNotFoundError: If a folder is meant and it does not hold a checkpoint.
-        ValueError: If it holds no safetensors weights, or names some that lie outside of it.
+    ``name``, ``weights_hash``, ``revision`` (commit on the hub) and ``files_hash`` (config,
+    tokenizer, chat template: they change numbers as weights do). A model of the hub that was not
+    fetched yet has None for all but its name. FileNotFoundError if a folder is meant and holds no
+    checkpoint; ValueError if it holds no safetensors weights, or names some that lie outside of it.
     """
     where = fetched(model)
     if where is None:
@@ -160,17 +140,10 @@ def model_identity(model: str) -> dict[str, str | None]:
 
 
 def data_identity(source: str | None) -> dict[str, str | None]:
-    """Which data a source stands for.
+    """Which data a source stands for: ``source``, and a hash over names and contents of its files.
 
-    Args:
-        source: Local folder or file, name on the hub, or None for the embedded worlds.
-
-    Returns:
-        ``source`` and ``hash``: sha256 over names and contents of the files; of a name on the hub
-        the commit, or None if it was not fetched yet.
-
-    Raises:
-        FileNotFoundError: If it is neither.
+    Of a name on the hub the hash is the commit, or None if it was not fetched yet.
+    FileNotFoundError if the source is neither that nor there.
     """
     where = locate_source(source) if source else REPO / "data" / "worlds"
     if isinstance(where, str):

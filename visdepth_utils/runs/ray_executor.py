@@ -33,9 +33,8 @@ from visdepth_utils.runs.ray_worker import Worker
 def connect() -> None:
     """Join the Ray of RAY_ADDRESS, or start one on this machine.
 
-    Raises:
-        ValueError: If there is none at that address, it is of Ray's client protocol, none could be
-            started, or this machine has less than one worker asks for.
+    ValueError if there is none at that address, it is of Ray's client protocol, none could be
+    started, or this machine has less than one worker asks for.
     """
     if ray.is_initialized():
         return
@@ -83,8 +82,7 @@ def _check_demand() -> None:
 def serving() -> Iterator[None]:
     """Hold a Ray for this process and those it starts, which find it by RAY_ADDRESS.
 
-    Yields:
-        Nothing. What was started here ends here.
+    What was started here ends here.
     """
     before = os.environ.get("RAY_ADDRESS")
     connect()
@@ -180,9 +178,8 @@ def map_shards(
 ) -> None:
     """Measure shards on the cluster; see ``executor.map_shards``.
 
-    Raises:
-        RuntimeError: Shards failed in every attempt (the others were kept), or no worker lives.
-        ValueError: The workers could not load what they should measure.
+    RuntimeError: shards failed in every attempt (the others were kept), or no worker lives.
+    ValueError: the workers could not load what they should measure.
     """
     connect()
     job = _Job(name, iter(shards), fn, keep, show, total, pool_of(ray_options()))

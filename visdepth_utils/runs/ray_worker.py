@@ -19,12 +19,7 @@ class Worker:
     """Holds one model; the cluster may start many."""
 
     def __init__(self, num_cpus: float, num_gpus: float) -> None:
-        """Take only this worker's share of the machine.
-
-        Args:
-            num_cpus: Its share of the cores: as many threads.
-            num_gpus: Its GPUs.
-        """
+        """Take only this worker's share of the machine: ``num_cpus`` threads, and its GPUs."""
         import torch
 
         from visdepth_utils.measure import batching
@@ -38,13 +33,7 @@ class Worker:
     def load(self, token: str, blob: bytes, version: str) -> Outcome:
         """Unpickle a measurement; the models in it are loaded if this process lacks them.
 
-        Args:
-            token: Names the measurement.
-            blob: The pickled function.
-            version: Of the measuring code that made it.
-
-        Returns:
-            Error or None; no table.
+        ``token`` names the measurement, ``version`` is that of the measuring code that pickled it.
         """
         from ray import cloudpickle
 
@@ -59,15 +48,7 @@ class Worker:
         return None, None
 
     def measure(self, token: str, samples: list[Any]) -> Outcome:
-        """Measure one shard.
-
-        Args:
-            token: Of the measurement that was loaded.
-            samples: Of the shard.
-
-        Returns:
-            Error or None, and the table.
-        """
+        """Measure one shard by the measurement that was loaded."""
         if token != self.token or self.fn is None:
             return f"the worker holds measurement {self.token!r}, not {token!r}", None
         try:

@@ -34,17 +34,7 @@ _PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
-    """The verdicts recorded in a run.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Entries of claims.json, empty without the file.
-
-    Raises:
-        ValueError: If the file is not what ``Run.record`` writes.
-    """
+    """Entries of a run's claims.json, none without the file; ValueError if it is damaged."""
     file = folder / "claims.json"
     if not file.exists():
         return []
@@ -55,17 +45,7 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """What is known about where a run's numbers come from.
-
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Entries of provenance.json, empty if there is none.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """Entries of a run's provenance.json, none without the file; ValueError if it is damaged."""
     file = folder / "provenance.json"
     if not file.exists():
         return {}
@@ -76,16 +56,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def as_entry(verdict: Any) -> dict[str, Any]:
-    """A verdict as claims.json holds it.
+    """A ``Verdict``, or a dictionary like one, with the values that claims.json can hold.
 
-    Args:
-        verdict: A ``Verdict``, or a dictionary with the same entries.
-
-    Returns:
-        Values that JSON can hold.
-
-    Raises:
-        ValueError: If claim, model or a known verdict is missing.
+    ValueError if claim, model or a known verdict is missing.
     """
     entry = _plain(_as_dict(verdict))
     for name in ("claim", "model"):
@@ -101,16 +74,7 @@ def as_entry(verdict: Any) -> dict[str, Any]:
 def edit_claims(
     folder: Path, keep: Callable[[dict[str, Any]], bool], new: dict[str, Any] | None = None
 ) -> None:
-    """Filter claims.json and add an entry, as one step for other processes.
-
-    Args:
-        folder: Of the run.
-        keep: Which of the entries stay.
-        new: One more.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """Keep some entries of claims.json and add a new one, as one step for other processes."""
     file = folder / "claims.json"
     with locked(file):
         entries = [old for old in read_claims(folder) if keep(old)] + ([new] if new else [])
@@ -119,12 +83,7 @@ def edit_claims(
 
 
 def annotate(folder: Path, **facts: Any) -> None:
-    """Change entries of provenance.json; dictionaries are merged into those already there.
-
-    Args:
-        folder: Of the run.
-        **facts: Entries.
-    """
+    """Change entries of provenance.json; dictionaries are merged into those already there."""
     file = folder / "provenance.json"
     with locked(file):
         entries = read_provenance(folder)
@@ -137,17 +96,7 @@ def annotate(folder: Path, **facts: Any) -> None:
 
 
 def checked_claims(text: str) -> list[dict[str, Any]]:
-    """Parse claims.json.
-
-    Args:
-        text: Of the file.
-
-    Returns:
-        The entries.
-
-    Raises:
-        ValueError: It is not what ``Run.record`` writes; says what is wrong.
-    """
+    """Parse claims.json; ValueError says what in it is not what ``Run.record`` writes."""
     entries = _parsed(text)
     if not isinstance(entries, list):
         raise ValueError("it holds no list")
@@ -179,17 +128,7 @@ def checked_claims(text: str) -> list[dict[str, Any]]:
 
 
 def checked_provenance(text: str) -> dict[str, Any]:
-    """Parse provenance.json.
-
-    Args:
-        text: Of the file.
-
-    Returns:
-        The entries.
-
-    Raises:
-        ValueError: It is not what ``annotate`` writes; says what is wrong.
-    """
+    """Parse provenance.json; ValueError says what in it is not what ``annotate`` writes."""
     facts = _parsed(text)
     if not isinstance(facts, dict):
         raise ValueError("it holds no object")
@@ -277,12 +216,8 @@ def all_verdicts(
         current: Only verdicts by the rules that are in force: others do not bear comparison.
 
     Returns:
-        Columns ``claim, model, verdict, effect, lo, hi, p, control, images, run, date``, sorted by
-        claim and model, one row each: of several runs the one that was updated last. ``p`` is there
-        where a claim is supported.
-
-    Raises:
-        ValueError: If a claims.json is damaged.
+        Columns ``COLUMNS``, sorted by claim and model, one row each: of several runs the one
+        that was updated last. ``p`` is there where a claim is supported.
     """
     folders = {f.parent.name: f.parent for f in sorted(Path(recorded).glob("*/claims.json"))}
     folders |= {f.parent.name: f.parent for f in sorted(Path(results).glob("*/claims.json"))}
@@ -308,14 +243,7 @@ def all_verdicts(
 
 
 def side_by_side(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Claims as rows, models as columns, verdicts as cells.
-
-    Args:
-        verdicts: ``all_verdicts``.
-
-    Returns:
-        The table; a dash where a claim was not run on a model.
-    """
+    """Claims as rows, models as columns, verdicts as cells; a dash where a claim was not run."""
     wide = verdicts.pivot(index="claim", columns="model", values="verdict").fillna("-")
     return wide.rename_axis(columns=None)
 
@@ -323,13 +251,7 @@ def side_by_side(verdicts: pd.DataFrame) -> pd.DataFrame:
 def two_models(verdicts: pd.DataFrame, one: str, two: str) -> str:
     """On which claims two models are given the same verdict, and on which another one.
 
-    Args:
-        verdicts: ``all_verdicts``.
-        one: A model.
-        two: Another.
-
-    Returns:
-        One or two sentences; claims that were not run on both are left out. Empty without any.
+    One or two sentences; claims that were not run on both are left out. Empty without any.
     """
     wide = verdicts.pivot(index="claim", columns="model", values="verdict")
     if one not in wide or two not in wide:
@@ -344,16 +266,9 @@ def two_models(verdicts: pd.DataFrame, one: str, two: str) -> str:
 
 
 def read_curves(folder: Path) -> pd.DataFrame:
-    """The curves by depth that a run keeps.
+    """The curves by depth that a run keeps: ``plots.curves.COLUMNS``, empty without the file.
 
-    Args:
-        folder: Of the run.
-
-    Returns:
-        Columns ``measure, series, depth, layers, mean, lo, hi``, empty without the file.
-
-    Raises:
-        ValueError: If the file is damaged.
+    ValueError if the file is damaged.
     """
     from visdepth_utils.plots.curves import COLUMNS as columns  # and with it matplotlib
 
@@ -369,19 +284,7 @@ def read_curves(folder: Path) -> pd.DataFrame:
 def all_curves(
     verdicts: pd.DataFrame, results: str | Path, recorded: str | Path = RECORDED
 ) -> dict[str, pd.DataFrame]:
-    """The curves of the models whose verdicts are compared.
-
-    Args:
-        verdicts: ``all_verdicts``.
-        results: Folder of runs.
-        recorded: Folder of further runs.
-
-    Returns:
-        Model to ``read_curves``, models without curves left out.
-
-    Raises:
-        ValueError: If a file is damaged.
-    """
+    """Model to curves, of the models whose verdicts are compared and that have curves."""
     curves = {}
     for model, run in verdicts[["model", "run"]].drop_duplicates().itertuples(index=False):
         for folder in (Path(recorded) / run, Path(results) / run):
@@ -392,20 +295,11 @@ def all_curves(
 
 
 def record(run: str | Path, recorded: str | Path = RECORDED) -> Path:
-    """Keep the verdicts of a run in the repository.
+    """Keep the verdicts of a run in the repository, and say in which folder.
 
-    Args:
-        run: Its folder.
-        recorded: Where to.
-
-    Returns:
-        The folder they are in: ``claims.json``, ``provenance.json`` and ``curves.csv`` where the
-        run has it, and in ``earlier.json`` what was recorded there before wherever the verdict is
-        another one now.
-
-    Raises:
-        FileNotFoundError: If the run has none.
-        ValueError: If one is damaged.
+    It holds claims.json, provenance.json, curves.csv where there is one, and in ``earlier.json``
+    what was recorded before wherever the verdict is another one now. FileNotFoundError if the run
+    has no verdicts; ValueError if they are damaged.
     """
     run = Path(run)
     target = Path(recorded) / run.name
@@ -441,12 +335,8 @@ def _earlier(folder: Path) -> list[dict[str, Any]]:
 def changed_verdicts(recorded: str | Path = RECORDED) -> pd.DataFrame:
     """Verdicts in the repository that were others before, and what was changed between.
 
-    Args:
-        recorded: Folder of runs.
-
-    Returns:
-        Columns ``claim, model, day`` (of the earlier one), ``before, reason, now, changed`` (what
-        ``changes`` in claims.yaml lists of the claim from that day on), by claim and model.
+    Columns ``claim, model, day`` (of the earlier one), ``before, reason, now, changed`` (what
+    ``changes`` in claims.yaml lists of the claim from that day on), sorted.
     """
     claims = load_claims()["claims"]
     rows = []

@@ -19,24 +19,18 @@ JUDGES = Path(__file__).resolve().parents[1] / "claims"
 def in_force() -> dict[str, str]:
     """Hashes of the rules as they are now.
 
-    Returns:
-        ``claims``: sha256 of data/claims.yaml; ``judging``: of the sources in
-        ``visdepth_utils/claims`` by what they mean, so that layout and remarks do not count.
+    ``claims``: sha256 of data/claims.yaml; ``judging``: of the sources in ``visdepth_utils/claims``
+    by what they mean, so that layout and remarks do not count.
     """
     claims = hashlib.sha256(CLAIMS_FILE.read_bytes()).hexdigest()
     return {"claims": claims, "judging": hash_sources(JUDGES)}
 
 
 def registered(rules: Mapping[str, str], file: Path = REGISTER) -> str:
-    """Say under which registration a verdict was judged.
+    """Under which registration a verdict was judged; ``rules`` are those that its entry holds.
 
-    Args:
-        rules: ``in_force`` at that time, as the entry of a verdict holds it.
-        file: The registrations.
-
-    Returns:
-        "registration 2 of 2026-11-27"; where the rules are those of none, how many changes
-        claims.yaml lists since the last one.
+    "registration 2 of 2026-11-27"; where the rules are those of none, how many changes claims.yaml
+    lists since the last one.
     """
     entries: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     for entry in reversed(entries):

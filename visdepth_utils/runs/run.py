@@ -56,7 +56,7 @@ def open_run(
     out_dir: str | Path | None = None,
     default_n: int | None = None,
 ) -> "Run":
-    """Open the results folder of a run, creating or continuing it.
+    """Open the results folder of a run, creating or continuing it; its provenance is written.
 
     Args:
         model: See ``check_settings``, as the arguments below.
@@ -71,12 +71,8 @@ def open_run(
             works in the folder of all notebooks at their own numbers, with any other number in the
             folder of that.
 
-    Returns:
-        The run, with its provenance written.
-
     Raises:
-        ValueError: For a bad setting, or a folder that holds a run with other settings, in one
-            line.
+        ValueError: For a bad setting, or a folder that holds a run with other settings.
         FileNotFoundError: If the model's folder does not exist.
     """
     check_injected()
@@ -121,20 +117,11 @@ class Run:
         key: dict[str, Any] | None = None,
         say: Callable[[str], None] = print,
     ) -> pd.DataFrame:
-        """Compute a table, or read it back if the same step was finished before.
+        """Compute a table by ``fn``, or read it back if the same step was finished before.
 
-        Args:
-            name: Of the step, usable as a file name.
-            fn: Computes the table; called without arguments.
-            key: What the table depends on besides the settings of the run, the weights, the data
-                and the measuring code, which always count.
-            say: Called with one line: measured, or from cache.
-
-        Returns:
-            The table.
-
-        Raises:
-            ValueError: See ``cache.step``.
+        ``key``: what the table depends on besides the settings of the run, the weights, the data
+        and the measuring code, which always count. ``name``, ``say`` and errors: see
+        ``cache.step``.
         """
         return cache.step(self.folder / "tables", name, fn, self._full_key(key), say)
 
@@ -208,12 +195,7 @@ class Run:
     def figure(self, fig: Figure, name: str) -> Figure:
         """Save a figure as PNG and SVG, free of dates so that equal figures are equal files.
 
-        Args:
-            fig: The figure; it stays open.
-            name: File name without ending.
-
-        Returns:
-            The same figure.
+        It stays open, and is returned.
         """
         for kind, extra in (("png", {}), ("svg", {"metadata": {"Date": None}})):
             with (
@@ -224,11 +206,7 @@ class Run:
         return fig
 
     def keep(self, *tasks: Any) -> None:
-        """Keep which samples of which data were taken, see ``outputs.keep_selection``.
-
-        Args:
-            *tasks: As ``load_task`` returns them.
-        """
+        """Keep which samples of which data were taken, see ``outputs.keep_selection``."""
         kept: dict[str, str] = {}
         for task in tasks:
             kept |= keep_selection(self.folder, task)
@@ -237,27 +215,14 @@ class Run:
     def explorer(
         self, table: pd.DataFrame, samples: Sequence[Any], tokens: pd.DataFrame | None = None
     ) -> None:
-        """Keep outputs by depth and their pictures for the explorer of the report.
-
-        Args:
-            table: See ``outputs.keep_outputs``, as below.
-            samples: Where prompts and pictures come from.
-            tokens: What is measured token by token, if there is such a table.
-
-        Raises:
-            ValueError: See there.
-        """
+        """Keep outputs for the explorer of the report; arguments and errors of ``keep_outputs``."""
         keep_outputs(self.folder, table, samples, tokens)
 
     def summary(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep a small table that the report shows beside the figures of its notebook.
+        """Keep a small table that the report shows beside the figures of its notebook; returns it.
 
-        Args:
-            table: As it is shown; its index is kept where it has names.
-            name: File name without ending; begins with the number of the notebook, as ``"08_"``.
-
-        Returns:
-            The same table.
+        ``name`` begins with the number of the notebook, as ``"08_"``. The index is kept where it
+        has names.
         """
         rows = table if table.index.names == [None] else table.reset_index()
         text = rows.to_csv(index=False, float_format="%.4g", lineterminator="\n")
@@ -267,11 +232,8 @@ class Run:
     def keep_curves(self, table: pd.DataFrame) -> pd.DataFrame:
         """Keep curves by depth in ``curves.csv``, where other models are compared with this one.
 
-        Args:
-            table: Columns of ``plots.curves.COLUMNS``; rows of the same measures are replaced.
-
-        Returns:
-            The same table.
+        Columns of ``plots.curves.COLUMNS``; rows of the same measures are replaced. Returns the
+        table.
         """
         file = self.folder / CURVES
         with locked(file):
@@ -284,11 +246,8 @@ class Run:
     def record(self, verdict: Any) -> None:
         """Merge a verdict into claims.json; the one of the same claim and model is replaced.
 
-        Args:
-            verdict: A ``Verdict``, or a dictionary with the same entries.
-
-        Raises:
-            ValueError: If claim, model or a known verdict is missing.
+        ``verdict``: a ``Verdict``, or a dictionary with the same entries; ValueError if claim,
+        model or a known verdict is missing.
         """
         source = shown_source(self.settings["source"])
         entry = {**as_entry(verdict), "source": source, "rules": in_force()}
@@ -300,11 +259,7 @@ class Run:
     def opening(self, kind: str) -> None:
         """Show the top of a notebook: its diagram, and what was found; ``record`` renews that.
 
-        Args:
-            kind: A claim, or "start" for the notebook without one, which shows the settings.
-
-        Raises:
-            ValueError: There is no such diagram.
+        ``kind``: a claim, or "start" for the notebook without one, which shows the settings.
         """
         if not _in_notebook():
             return
@@ -329,11 +284,7 @@ class Run:
         display(box, display_id=f"what-was-found-{claim}", update=update)
 
     def withdraw(self, notebook: str) -> None:
-        """Take back this model's verdicts from a notebook that broke, so that no old one is shown.
-
-        Args:
-            notebook: Its name without ending.
-        """
+        """Take back this model's verdicts from a notebook that broke: no old one is shown."""
         # A verdict may name a folder by its last parts: minivlm/base for data/minivlm/base.
         model = "/" + self.settings["model"].rstrip("/")
         edit_claims(
@@ -400,11 +351,7 @@ class Run:
         return resolved_device(self.settings["device"])
 
     def settings_table(self) -> pd.DataFrame:
-        """The settings and the versions of what ran, to show at the top of a notebook.
-
-        Returns:
-            One column ``value``, one row per setting; no paths of this machine.
-        """
+        """The settings and the versions of what ran, to show at the top of a notebook."""
         versions = provenance.versions()
         shown = ("python", "torch", "transformers")
         rows = {

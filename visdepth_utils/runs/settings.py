@@ -41,16 +41,9 @@ Settings = dict[str, Any]
 
 
 def chosen(names: Mapping[str, Any]) -> Settings:
-    """The parameters of a notebook, as ``open_run`` takes them.
+    """The parameters of a notebook, as ``open_run`` takes them, out of its ``globals()``.
 
-    Args:
-        names: All names of the notebook: ``globals()``, which holds what papermill injected too.
-
-    Returns:
-        The entries of PARAMETERS.
-
-    Raises:
-        ValueError: The notebook lacks one: its parameters cell was not run.
+    ValueError if one is missing: the parameters cell was not run.
     """
     if lacking := [name for name in PARAMETERS if name not in names]:
         raise ValueError(f"no parameter {lacking[0]!r}: run the parameters cell first")
@@ -58,13 +51,10 @@ def chosen(names: Mapping[str, Any]) -> Settings:
 
 
 def check_injected() -> None:
-    """Refuse parameters that the notebook does not have.
+    """Refuse parameters that the notebook does not have: ValueError with those that there are.
 
     papermill warns of a misspelt name and goes on with the default, in hours of measurement that
     nobody asked for. It puts what it was given into a cell after that of the parameters.
-
-    Raises:
-        ValueError: Names the parameter and those that there are.
     """
     ipython = sys.modules.get("IPython")  # where it was not imported there is no notebook
     shell = ipython.get_ipython() if ipython else None
@@ -89,7 +79,7 @@ def check_settings(
     dtype: str,
     profile: str,
 ) -> Settings:
-    """Check what the user chose, before anything takes time.
+    """Check what the user chose, before anything takes time, and return it as a dictionary.
 
     Args:
         model: Checkpoint folder or hub id.
@@ -99,9 +89,6 @@ def check_settings(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
         profile: ``quick`` or ``full``.
-
-    Returns:
-        The settings as a dictionary.
 
     Raises:
         ValueError: Naming the setting that is wrong and what would be right.
@@ -143,9 +130,6 @@ def check_early(
         out: Results folder, see ``run_folder``.
         jobs: Notebooks at the same time; None leaves it open.
 
-    Returns:
-        The settings.
-
     Raises:
         ValueError: Naming the setting that is wrong and what would be right.
         FileNotFoundError: No model or no data at that place.
@@ -171,11 +155,7 @@ def check_early(
 def results_folder() -> Path:
     """Where runs are: ``results``, which the environment variable VISDEPTH_RESULTS moves.
 
-    Returns:
-        Absolute folder, not necessarily there.
-
-    Raises:
-        ValueError: The variable names a file.
+    An absolute folder, not necessarily there; ValueError if the variable names a file.
     """
     folder = _base() / (os.environ.get("VISDEPTH_RESULTS") or "results")
     if folder.is_file():
@@ -189,21 +169,11 @@ def _base() -> Path:
 
 
 def run_folder(settings: Settings, out_dir: str | Path | None = None) -> Path:
-    """Where a run's results go.
+    """Where a run's results go: an absolute folder, not created.
 
-    Args:
-        settings: As ``check_settings`` returns them; ``n_samples`` None for the notebooks' own
-            numbers.
-        out_dir: Explicit folder, relative to the repository; None or "" for
-            ``results/<model>-<profile>``, followed by whatever else was chosen: number of
-            samples, seed, data, dtype (the environment variable VISDEPTH_RESULTS moves
-            ``results``).
-
-    Returns:
-        Absolute folder, not created.
-
-    Raises:
-        ValueError: ``out_dir`` is no path, or VISDEPTH_RESULTS names a file.
+    ``out_dir`` is relative to the repository. Without it the folder is
+    ``results/<model>-<profile>``, followed by whatever else was chosen: number of samples (None:
+    the notebooks' own), seed, data, dtype. ValueError if ``out_dir`` is no path.
     """
     if out_dir:
         if not isinstance(out_dir, str | Path) or "\0" in str(out_dir):
@@ -218,14 +188,7 @@ def run_folder(settings: Settings, out_dir: str | Path | None = None) -> Path:
 
 
 def shown_source(source: str | None) -> str:
-    """How tables call the data: a hub id, or the last two parts of a path.
-
-    Args:
-        source: As in the settings.
-
-    Returns:
-        Text without the folders above.
-    """
+    """How tables call the data: a hub id, or the last two parts of a path."""
     return "/".join(Path(source).parts[-2:]) if source else "embedded worlds"
 
 
@@ -235,14 +198,7 @@ def _last(path: str) -> str:
 
 
 def resolved_device(device: str) -> str:
-    """The device that ``auto`` stands for here.
-
-    Args:
-        device: As chosen.
-
-    Returns:
-        ``cuda`` for ``auto`` if there is a CUDA device, else ``cpu``; any other choice unchanged.
-    """
+    """The device that ``auto`` stands for here: ``cuda`` if there is one, else ``cpu``."""
     if device != "auto":
         return device
     import torch

@@ -38,9 +38,25 @@ CONFIGS = (
     ),
     Case(
         "no family of ours",
-        lambda b: b.load(b.config(model_type="video_llava")),
-        "family 'video_llava' is not supported, because its tokens and rules are not in",
-        "use one of aya_vision",
+        lambda b: b.load(b.config(model_type="molmo2")),
+        "family 'molmo2' is not supported, because its tokens and rules are not in",
+        "use one of aria",
+    ),
+    *(
+        Case(
+            f"Gemma 4 with {what}",
+            lambda b, text=text: b.load(b.config(model_type="gemma4", text_config=text)),
+            f"family 'gemma4' is not supported, because its {why}",
+            "use one of aria",
+        )
+        for what, text, why in (
+            ("embeddings by layer", {}, "layers also get embeddings of the tokens"),
+            (
+                "shared keys",
+                {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 2},
+                "last layers read the keys of earlier ones",
+            ),
+        )
     ),
     Case(
         "text only",

@@ -21,6 +21,7 @@ from tests.families.templates import (
     AYA,
     DEEPSEEK,
     GEMMA,
+    GEMMA4,
     GLM,
     IDEFICS,
     INTERNVL,
@@ -60,6 +61,13 @@ PIXTRAL_TOWER = {
     "head_dim": 8,
 }
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 SQUARE = {"height": 16, "width": 16}
 
 
@@ -222,6 +230,12 @@ def _tiles(w: int, h: int) -> int:
 def _split(w: int, h: int) -> int:
     """Idefics, Aya: tiles of half the longer side, and an overview."""
     return 4 * (5 if w == h else 3)
+
+
+def _soft(w: int, h: int) -> int:
+    """Gemma 4: as many squares of 8 pixels as make at most 70."""
+    scale = (70 * 64 / (w * h)) ** 0.5
+    return int(w * scale // 8) * int(h * scale // 8)
 
 
 def _merged(patch: int) -> Callable[[int, int], int]:
@@ -423,10 +437,7 @@ CHECKPOINTS = {
             "vision_config": {
                 "image_size": [32, 32],
                 "patch_size": [8, 8],
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
+                **TOWER,
             },
             "text_config": {"model_type": "qwen2"},
             "image_token_id": ids("<IMG_CONTEXT>"),
@@ -512,7 +523,7 @@ CHECKPOINTS = {
                 "sliding_window": 7,
                 "layer_types": ["sliding_attention", "full_attention"] * 2,
             },
-            "image_token_index": ids("<image_soft_token>"),
+            "image_token_id": ids("<image_soft_token>"),
             "boi_token_index": ids("<start_of_image>"),
             "eoi_token_index": ids("<end_of_image>"),
             "mm_tokens_per_image": 4,
@@ -563,7 +574,7 @@ CHECKPOINTS = {
         config=lambda ids: {
             "vision_config": PIXTRAL_TOWER,
             "text_config": {"model_type": "mistral", "sliding_window": None},
-            "image_token_index": ids("[IMG]"),
+            "image_token_id": ids("[IMG]"),
             "spatial_merge_size": 2,
             "vision_feature_layer": -1,
         },
@@ -649,9 +660,20 @@ CHECKPOINTS = {
 
 
 def _like(name: str, **changes: Any) -> Checkpoint:
-    """The checkpoint of another family with what differs; ``more``: entries of its config."""
+    """The checkpoint of another family with what differs; ``more``: entries of its config.
+
+    A token among them becomes its id.
+    """
     made, more = CHECKPOINTS[name], changes.pop("more", {})
-    return replace(made, config=lambda ids: _joined(made.config(ids), more), **changes)
+    new = replace(made, **changes)
+
+    def config(ids: Ids) -> dict[str, Any]:
+        named = {
+            key: ids(value) if key.endswith("_token_id") else value for key, value in more.items()
+        }
+        return _joined(made.config(ids), named)
+
+    return replace(new, config=config)
 
 
 def _joined(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -729,10 +751,7 @@ CHECKPOINTS |= {
             "vision_config": {
                 "image_size": 16,
                 "patch_size": 4,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
+                **TOWER,
             },
             "perceiver_config": {
                 "hidden_size": WIDTH,
@@ -771,10 +790,7 @@ CHECKPOINTS |= {
             "vision_config": {
                 "image_size": 16,
                 "patch_size": 4,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
+                **TOWER,
                 "vocab_size": 32,
                 "hidden_stride": 2,
             },
@@ -826,3 +842,191 @@ CHECKPOINTS |= {
         said="User: {images} {prompt} \n\n Assistant:",
     ),
 }
+CHECKPOINTS["llava_next_video"] = _like(
+    "llava_next",
+    title="LLaVA-NeXT-Video",
+    kind=T.LlavaNextVideoConfig,
+    tokens=replace(LLAMA, special=("<image>", "<video>")),
+    processor=CHECKPOINTS["llava_next"].processor | {"processor_class": "LlavaNextVideoProcessor"},
+)
+CHECKPOINTS["video_llava"] = _like(
+    "llava",
+    title="Video-LLaVA",
+    kind=T.VideoLlavaConfig,
+    tokens=replace(LLAMA, special=("<image>", "<video>")),
+    images=CHECKPOINTS["llava"].images | {"image_processor_type": "VideoLlavaImageProcessor"},
+    processor=CHECKPOINTS["llava"].processor | {"processor_class": "VideoLlavaProcessor"},
+)
+CHECKPOINTS["glm4v_moe"] = _like(
+    "glm4v",
+    title="GLM-4.5V",
+    kind=T.Glm4vMoeConfig,
+    more={
+        "text_config": {
+            "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0},
+            **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        }
+    },
+)
+CHECKPOINTS["lighton_ocr"] = _like(
+    "mistral3",
+    title="LightOnOCR",
+    kind=T.LightOnOcrConfig,
+    more={"text_config": {"model_type": "qwen3"}, "vision_feature_layer": None},
+    tokens=replace(
+        TEKKEN,
+        named={
+            "image_token": "[IMG]",
+            "image_break_token": "[IMG_BREAK]",
+            "image_end_token": "[IMG_END]",
+        },
+    ),
+    processor=CHECKPOINTS["mistral3"].processor | {"processor_class": "LightOnOcrProcessor"},
+    structural=(),
+)
+CHECKPOINTS["paddleocr_vl"] = _like(
+    "qwen2_vl",
+    title="PaddleOCR-VL",
+    kind=T.PaddleOCRVLConfig,
+    more={
+        "vision_config": {**TOWER, "image_size": 16, "patch_size": 4},
+        "image_token_id": "<|IMAGE_PLACEHOLDER|>",
+        "vision_start_token_id": "<|IMAGE_START|>",
+        "vision_end_token_id": "<|IMAGE_END|>",
+    },
+    tokens=Tokens(
+        pad="<unk>",
+        bos="<|begin_of_sentence|>",
+        eos="</s>",
+        named={"image_token": "<|IMAGE_PLACEHOLDER|>"},
+        special=("<|IMAGE_START|>", "<|IMAGE_END|>", "<|video_pad|>"),
+    ),
+    image_token="<|IMAGE_PLACEHOLDER|>",
+    template=DEEPSEEK.replace(
+        "<image_placeholder>", "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"
+    ),
+    images={
+        "image_processor_type": "PaddleOCRVLImageProcessor",
+        "patch_size": 4,
+        "size": {"shortest_edge": 64, "longest_edge": 4096},
+    },
+    processor={"processor_class": "PaddleOCRVLProcessor"},
+    said=CHECKPOINTS["deepseek_vl"].said,
+    structural=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+)
+CHECKPOINTS["janus"] = _like(
+    "deepseek_vl",
+    title="Janus",
+    kind=T.JanusConfig,
+    more={
+        "vision_config": {
+            **TOWER,
+            "image_size": 16,
+            "patch_size": 8,
+            "mlp_ratio": 1,
+            "projection_dim": WIDTH,
+            "num_image_tokens": 4,
+        },
+        "vq_config": {
+            "num_embeddings": 16,
+            "latent_channels": 32,
+            "base_channels": 32,
+            "channel_multiplier": [1],
+            "num_res_blocks": 1,
+            "projection_dim": WIDTH,
+            "image_token_embed_dim": WIDTH,
+        },
+    },
+    tokens=replace(
+        CHECKPOINTS["deepseek_vl"].tokens,
+        named={
+            "image_token": "<image_placeholder>",
+            "boi_token": "<begin_of_image>",
+            "eoi_token": "<end_of_image>",
+        },
+    ),
+    images=CHECKPOINTS["deepseek_vl"].images | {"image_processor_type": "JanusImageProcessor"},
+    processor={"processor_class": "JanusProcessor", "num_image_tokens": 4},
+    structural=("<begin_of_image>", "<end_of_image>"),
+)
+CHECKPOINTS["aria"] = _like(
+    "idefics2",
+    title="Aria",
+    kind=T.AriaConfig,
+    more={
+        "vision_config": {
+            **SIGLIP,
+            "model_type": "idefics3_vision",
+            "image_size": 980,  # its processor makes no others
+            "patch_size": 140,
+        },
+        "perceiver_config": None,
+        "projector_patch_to_query_dict": {"49": 4},
+        "text_config": {"model_type": "aria_text", "moe_num_experts": 4},
+    },
+    tokens=replace(
+        CHECKPOINTS["idefics2"].tokens,
+        named={"image_token": "<image>"},
+        special=("<fim_prefix>", "<fim_suffix>"),
+    ),
+    template=CHECKPOINTS["idefics2"].template.replace("<image>", "<fim_prefix><image><fim_suffix>"),
+    images={"image_processor_type": "AriaImageProcessor", "max_image_size": 980},
+    processor={"processor_class": "AriaProcessor", "size_conversion": {"980": 4}},
+    structural=("<fim_prefix>", "<fim_suffix>"),
+    size=lambda w, h: 4,
+)
+CHECKPOINTS["gemma4"] = _like(
+    "gemma3",
+    title="Gemma 4",
+    kind=T.Gemma4Config,
+    more={
+        "vision_config": {
+            **TOWER,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 160,
+        },
+        "audio_config": None,
+        "text_config": {
+            "global_head_dim": 16,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "use_bidirectional_attention": "vision",
+        },
+        "image_token_id": "<|image|>",
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+    },
+    tokens=Tokens(
+        pad="<pad>",
+        bos="<bos>",
+        eos="<turn|>",
+        adds_bos=True,
+        named={
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "image_token": "<|image|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+            "audio_token": "<|audio|>",
+        },
+        special=("<|turn>", "<|video|>"),
+    ),
+    image_token="<|image|>",
+    template=GEMMA4,
+    images={
+        "image_processor_type": "Gemma4ImageProcessor",
+        "patch_size": 4,
+        "pooling_kernel_size": 2,
+        "max_soft_tokens": 70,
+    },
+    processor={
+        "processor_class": "Gemma4Processor",
+        "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"},
+    },
+    structural=("<|image>", "<image|>", "\n\n"),
+    size=_soft,
+)

@@ -117,7 +117,7 @@ def truncate(
             positions = asked[0].clone()
             start = positions.reshape(-1, n)[0, 0]
             positions[..., text] = start + torch.arange(len(text))
-            of_layer = (kinds[i],) if name == "gemma3" else ()
+            of_layer = (kinds[i],) if name in ("gemma3", "gemma4") else ()
             kwargs["position_embeddings"] = decoder.rotary_emb(hidden, positions, *of_layer)
             if kwargs.get("position_ids") is not None:
                 kwargs["position_ids"] = positions.reshape(-1, n)[:1]

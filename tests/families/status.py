@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import transformers
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tests.families.checkpoints import CHECKPOINTS
@@ -69,9 +70,19 @@ def notes() -> list[str]:
 MAPPING = """## Every class of transformers
 
 What `AutoModelForImageTextToText` knows. *Not tried*: refused at load, in
-one line, because the family has no row in `visdepth_utils/models/families.py`.
+one line, because the family has no row in `visdepth_utils/models/families.py`; with the package
+that its processor or tower needs and the tests do not have.
 
 """
+TIMM = ("fast_vlm", "perception_lm")
+"""Families whose tower is one of timm's."""
+
+
+def _needs(kind: str) -> str:
+    """What a family cannot be tried without; "" where all is here."""
+    no_pil = "pil" not in (IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {"pil"})
+    packages = ["timm"] * (kind in TIMM) + ["torchvision"] * no_pil
+    return f": needs {' and '.join(packages)}" if packages else ""
 
 
 def mapping() -> list[list[str]]:
@@ -79,7 +90,7 @@ def mapping() -> list[list[str]]:
     exact = {made.kind.model_type: made.title for made in reversed(CHECKPOINTS.values())}
     table = []
     for kind, name in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()):
-        known = f"yes: {exact[kind]}, see above" if kind in exact else "not tried"
+        known = f"yes: {exact[kind]}, see above" if kind in exact else f"not tried{_needs(kind)}"
         told = f"refused, because {UNSUPPORTED[kind]}" if kind in UNSUPPORTED else known
         table.append([f"`{kind}`", f"`{name if isinstance(name, str) else name[0]}`", told])
     return table

@@ -83,6 +83,8 @@ GEMMA = (
     + _PROMPT
     + "{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+GEMMA4 = GEMMA.replace("<start_of_turn>", "<|turn>").replace("<end_of_turn>", "<turn|>")
+GEMMA4 = GEMMA4.replace("<start_of_image>", "\n\n<|image|>\n\n")
 MISTRAL = "{{ bos_token }}" + _EACH + "[INST]" + _parts("[IMG]") + "[/INST]" + _END
 AYA = (
     "{{ bos_token }}"

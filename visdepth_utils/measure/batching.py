@@ -57,9 +57,12 @@ def row_bytes(
     """
     config = vlm.model.config.get_text_config()
     all_heads = config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or all_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // all_heads
-    kv, n_layers, width = 2 * heads * size, vlm.n_layers, vlm.hidden_size
+    n_layers, width = vlm.n_layers, vlm.hidden_size
+    # Layers may differ (Gemma 4): the largest counts for all.
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    sizes = [getattr(each, "head_dim", None) or width // all_heads for each in layers]
+    heads = [getattr(each, "num_key_value_heads", None) or all_heads for each in layers]
+    size, kv = max(sizes), 2 * max(a * b for a, b in zip(heads, sizes, strict=True))
     started = sum(min(layer + 1, rows) for layer in range(n_layers))
     decodes = new_tokens > 1
     elements = kv * n_layers * tokens * (2 if decodes else 1)

@@ -91,6 +91,8 @@ def shape_of(config: Any) -> Shape:
             raise ValueError(f"{kind!r} has experts ({name}): its costs depend on their routing")
     if "linear_attention" in (getattr(text, "layer_types", None) or ()):
         raise ValueError(f"{kind!r} has linear attention: its layers keep no keys and values")
+    if getattr(text, "is_heterogeneous", False):
+        raise ValueError(f"{kind!r} has layers of several shapes: this cost model knows one")
     heads = text.num_attention_heads
     return Shape(
         layers=text.num_hidden_layers,

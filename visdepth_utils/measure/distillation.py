@@ -210,7 +210,7 @@ def answer_loss(
         cut = truncated(vlm, enc, depth, mode)
     with cut:
         out = vlm.model(**enc.inputs, use_cache=False, logits_to_keep=longest + 1)
-    logits = out.logits[:, :-1].float()
+    logits = out.logits[:, -longest - 1 : -1].float()  # not every class keeps only those
     goal = enc.inputs["input_ids"][:, -longest:].clone()
     for b, ids in enumerate(said):
         goal[b, : longest - len(ids)] = -100

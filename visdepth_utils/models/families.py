@@ -26,7 +26,7 @@ class Family:
     # they count as structural.
     blank_borders: bool = False
     nested_images: bool = False  # the processor wants one list of images per sample, not a flat one
-    other_placeholder: bool = False  # the processor's image token is not the one features replace
+    other_placeholder: bool = False  # the processor does not name the token features replace
     needs_image: bool = False  # the processor takes no sample without an image
     template: str = ""  # chat template where the hub's checkpoints have none
     least_image_tokens: int = 0  # of a sample's pictures, where transformers takes no less
@@ -36,6 +36,8 @@ class Family:
     # or an overview are among them (Qwen's processors say the grid of each picture).
     square_grid: bool = False
     caveat: str = ""  # one sentence for reports
+    # Entries of text_config that must be 0: name, transformers' default, what another value means.
+    refused: tuple[tuple[str, int, str], ...] = ()
 
 
 _qwen = partial(
@@ -69,6 +71,7 @@ _glm = partial(
     required_keys=("mm_token_type_ids",),
     positions="model",
 )
+_PER_LAYER = "its layers also get embeddings of the tokens, past the states that are replaced here"
 _PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
 _IMAGES_FIRST = (
     "{% for m in messages %}"
@@ -97,8 +100,32 @@ _FAMILIES = (
     _qwen("qwen3_5", caveat="linear-attention layers hold no keys that could be hidden"),
     _glm("glm4v"),
     _glm("glm46v"),
+    _qwen("paddleocr_vl", structural_tokens=("<|IMAGE_START|>", "<|IMAGE_END|>")),
+    _glm("glm4v_moe"),
     Family("vipllava"),
+    Family("llava_next_video"),
+    Family("video_llava", structural_tokens=("<video>",)),
+    Family("lighton_ocr", structural_tokens=_PIXTRAL_TOKENS, least_image_tokens=1),
     Family("deepseek_vl"),
+    Family(
+        "janus",
+        structural_tokens=("<begin_of_image>", "<end_of_image>"),
+        other_placeholder=True,
+    ),
+    Family("aria", structural_tokens=("<fim_prefix>", "<fim_suffix>")),
+    Family(
+        "gemma4",
+        structural_tokens=("<|image>", "<image|>"),
+        required_keys=("mm_token_type_ids",),
+        blank_borders=True,
+        nested_images=True,
+        refused=(
+            ("hidden_size_per_layer_input", 256, _PER_LAYER),
+            ("num_kv_shared_layers", 0, "its last layers read the keys of earlier ones"),
+        ),
+        caveat="attention is bidirectional inside an image and mostly in sliding windows; E2B and "
+        "E4B are refused, because their layers also get embeddings of the tokens",
+    ),
     Family(
         "ovis2",
         other_placeholder=True,
@@ -147,22 +174,27 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES
 _CROSS = "an encoder reads its pictures and its decoder attends to that: no image token enters it"
 _LINEAR = "its linear attention keeps no keys of single tokens that could be hidden"
 _CONVOLUTION = "its short convolutions keep no keys of single tokens that could be hidden"
-_PER_LAYER = "its layers also get embeddings of the tokens, past the states that are replaced here"
 _VOCABULARY = "its pictures are words of its vocabulary, not features in the place of tokens"
 _OWN_CODE = "it is code of its checkpoint, which is not run; transformers does not have it"
 _NO_TOKEN = "its pictures enter by a mask of places; its config names no image token"
+_CHOOSES = "an indexer chooses which keys its attention reads, which is not followed here"
 _Q_FORMER = "its Q-Former reads the question too: image tokens are not the picture's alone"
 
 UNSUPPORTED = {
     "blip": _CROSS,
     "blip-2": "its decoder, OPT or T5, has no rotary positions that depths could be run again with",
     "chameleon": _VOCABULARY,
+    "diffusion_gemma": "it fills in blocks of text by diffusion, not token after token",
+    "dots3_note": _CHOOSES,
     "emu3": _VOCABULARY,
+    "ernie4_5_vl_moe": "its layers pick experts by whether a token is image, which is not followed",
     "evolla": "it reads proteins, not pictures",
     "florence2": _CROSS,
     "gemma3n": _PER_LAYER,
-    "gemma4": _PER_LAYER.replace("also get", "can also get"),
     "git": "its pictures are put before the text; no image token stands in its prompt",
+    "glm5_next": _LINEAR,
+    "granite4_vision": "features of pictures are added between its layers, which is not followed",
+    "granite_docling": "its decoder scales all embeddings before its first layer",
     "idefics": "its pictures enter by cross-attention; no image token stands in its prompt",
     "instructblip": _Q_FORMER,
     "instructblipvideo": _Q_FORMER,
@@ -170,14 +202,22 @@ UNSUPPORTED = {
     "kosmos-2.5": _NO_TOKEN,
     "lfm2_vl": _CONVOLUTION,
     "lfm3_vl": _CONVOLUTION,
+    "minicpm_ocr": _LINEAR,
+    "minicpmv4_6": _LINEAR,
+    "minicpmv4_7": _LINEAR,
     "minicpmv": _OWN_CODE,
+    "mistral4": "it is a decoder alone: it reads no pictures",
+    "mistral_large4": _CHOOSES,
     "mllama": "its pictures enter by cross-attention layers; no image token stands in its prompt",
+    "nemotron_h_omni": _LINEAR.replace("linear attention keeps", "Mamba layers keep"),
     "phi4_multimodal": "it reads pictures by a LoRA adapter that lies beside the model",
     "phi4mm": _OWN_CODE,
+    "pi0": "it says movements of a robot, not words",
     "pix2struct": _CROSS,
     "pp_formulanet": _CROSS,
     "qwen3_5_moe": _LINEAR,
     "qwen4_exp": _LINEAR,
+    "shieldgemma2": "its processor writes the prompts itself, one for each of its policies",
     "t5gemma2": _CROSS,
     "udop": _CROSS,
     "vision-encoder-decoder": _CROSS,
@@ -192,10 +232,14 @@ def family_of(config: dict[str, Any], name: str) -> Family:
     masks.
     """
     kind = config.get("model_type")
-    if kind in FAMILIES:
-        return FAMILIES[kind]
     why = f"its tokens and rules are not in {__name__}"
-    if kind in UNSUPPORTED:
+    if kind in FAMILIES:
+        text = config.get("text_config") or {}
+        found = [why for key, usual, why in FAMILIES[kind].refused if text.get(key, usual)]
+        if not found:
+            return FAMILIES[kind]
+        why = found[0]
+    elif kind in UNSUPPORTED:
         why = UNSUPPORTED[kind]
     elif "auto_map" in config:
         why = "it comes with code of its own, which is not run"

@@ -89,7 +89,7 @@ def scores(vlm: VLM, normed: torch.Tensor) -> torch.Tensor:
     found = _Found(normed.reshape(1, -1, normed.shape[-1]))
     # The model's own forward, with all before its head already done.
     with mock.patch.object(vlm.model.base_model, "forward", lambda *_args, **_kwargs: found):
-        logits = vlm.model().logits
+        logits = vlm.model(inputs_embeds=found.last_hidden_state).logits
     return logits.view(*normed.shape[:-1], -1).to(normed.device).float()
 
 

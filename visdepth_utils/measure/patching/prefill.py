@@ -75,7 +75,8 @@ class Prefill:
     angles: list[Angles]
     positions: torch.Tensor  # (..., B, S), as the rotary embedding took them
     extra: list[dict[str, Any]]  # what else each layer was called with
-    layer_positions: torch.Tensor | None  # ``position_ids`` given to the layers, (B, S)
+    # ``position_ids`` given to the layers, (B, S); those of three axes are in ``angles`` alone.
+    layer_positions: torch.Tensor | None
     # Layer -> what the decoder itself adds after it (DeepStack), (B, K, D): zero except on images.
     added: dict[int, torch.Tensor]
 
@@ -135,6 +136,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
             stack.enter_context(vlm.layers[number].register_forward_hook(after))
         out = vlm.model(**enc.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     states.append(outputs.pop(vlm.n_layers - 1))
+    given = calls[0].get("position_ids")
     found = Prefill(
         vlm=vlm,
         enc=enc,
@@ -148,7 +150,7 @@ def prefill(vlm: VLM, enc: Encoded, keep: torch.Tensor) -> Prefill:
         angles=[call["position_embeddings"] for call in calls],
         positions=positions[0].to(vlm.device),
         extra=[{k: v for k, v in call.items() if k not in _OWN} for call in calls],
-        layer_positions=calls[0].get("position_ids"),
+        layer_positions=given if given is not None and given.ndim == 2 else None,
         added={number: states[number + 1] - output for number, output in outputs.items()},
     )
     refuse_nan(vlm, enc, found.logits)

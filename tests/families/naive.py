@@ -75,12 +75,7 @@ def visible(mask: torch.Tensor | None, n: int) -> torch.Tensor:
 
 
 def truncate(
-    vlm: VLM,
-    name: str,
-    enc: Encoded,
-    depth: int,
-    mode: str,
-    frozen: torch.Tensor | None = None,
+    vlm: VLM, name: str, enc: Encoded, depth: int, mode: str, frozen: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Logits (S, V) with the image gone from layer ``depth`` on; rows of the image mean nothing.
 

@@ -13,16 +13,7 @@ import transformers as T
 from tests import tiny
 from tests.families import naive
 from tests.families.batches import batch
-from tests.families.models import (
-    IMAGE,
-    MROPE,
-    QWEN_IDS,
-    QWEN_TOWER,
-    SIGLIP,
-    TEXT,
-    WIDTH,
-    wide,
-)
+from tests.families.models import IMAGE, MROPE, QWEN_IDS, QWEN_TOWER, SIGLIP, TEXT, WIDTH, wide
 from tests.families.test_truncation import CLOSE, all_depths, apart, plain, prompts_of
 from visdepth_utils.measure import physical
 from visdepth_utils.measure.interventions import truncated

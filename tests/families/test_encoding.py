@@ -249,10 +249,7 @@ def test_a_chat_template_of_the_tokenizer_is_the_processors(form: str, tmp_path:
     made = CHECKPOINTS["llava"]
     given = {
         "text": made.template,
-        "list": [
-            {"name": "rag", "template": "no"},
-            {"name": "default", "template": made.template},
-        ],
+        "list": [{"name": "rag", "template": "no"}, {"name": "default", "template": made.template}],
         "one of another name": [{"name": "chat", "template": made.template}],
     }[form]
     folder = _spoilt(

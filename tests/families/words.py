@@ -52,10 +52,7 @@ class Tokens:
         vocabulary = {word: i for i, word in enumerate(known)}
         core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         core.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(r"\n+"), "isolated"),
-                pre_tokenizers.Split(" ", "removed"),
-            ]
+            [pre_tokenizers.Split(Regex(r"\n+"), "isolated"), pre_tokenizers.Split(" ", "removed")]
         )
         if self.adds_bos:
             core.post_processor = processors.TemplateProcessing(

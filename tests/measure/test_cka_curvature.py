@@ -69,8 +69,7 @@ def test_geometric_spectrum():
 
 
 @pytest.mark.parametrize(
-    "rho,s1,s2",
-    [(0.1, 4.025484, 3.670303), (0.5, 2.732224, 1.340485), (0.9, 0.729476, 0.207063)],
+    "rho,s1,s2", [(0.1, 4.025484, 3.670303), (0.5, 2.732224, 1.340485), (0.9, 0.729476, 0.207063)]
 )
 def test_equal_cosines(rho, s1, s2):
     H = equicorrelated(64, rho)

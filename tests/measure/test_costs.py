@@ -92,8 +92,7 @@ def test_every_cost_falls_with_each_layer_that_does_not_see(
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["llama", "qwen2", "qwen3", "gemma", "mistral", "phi", "starcoder2"],
+    "kind", ["llama", "qwen2", "qwen3", "gemma", "mistral", "phi", "starcoder2"]
 )
 def test_weights_of_a_layer_are_those_of_the_built_model(kind: str) -> None:
     sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "vocab_size": 64}

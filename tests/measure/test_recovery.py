@@ -87,10 +87,7 @@ def test_no_gradient_flows_through_image_tokens_behind_the_cut(vlm):
                 return (
                     ((hidden, *args[1:]), kwargs)
                     if args
-                    else (
-                        args,
-                        {**kwargs, "hidden_states": hidden},
-                    )
+                    else (args, {**kwargs, "hidden_states": hidden})
                 )
 
             return hook

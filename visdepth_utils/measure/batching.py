@@ -4,19 +4,15 @@ A row is one variant of one sample (a depth, a source layer). Results do not dep
 grouped, beyond rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
 from visdepth_utils.common.progress import Progress
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.models.vlm import VLM
 
 T = TypeVar("T")
 

@@ -14,20 +14,17 @@ T + s I where a share s of the image tokens stays. Where they are frozen instead
 tokens, make keys and values of I more (2 I D G h multiply-adds) and attend from T to I + T.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.vlm import VLM
 
 UNGATED = frozenset({"gpt_neox", "nemotron", "persimmon", "phi", "starcoder2"})
 """Model types whose MLP has two maps, up and down; all others have a gate as well."""

@@ -1,12 +1,9 @@
 """The steps of a distillation: its settings, what is learnt from, the loss, and how it resumes."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,13 +13,11 @@ from peft import LoraConfig, PeftModel
 from visdepth_utils.common.errors import first_line
 from visdepth_utils.common.files import atomic
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.samples import Sample
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.truncation import truncation_sweep
 from visdepth_utils.models.encoding import append_tokens
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 PRECISIONS = ("bfloat16", "float32")
 TARGET_ROWS = 64

@@ -4,10 +4,7 @@ A model that answers as well with another picture does not use the picture, and 
 its image tokens means anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -21,9 +18,7 @@ from visdepth_utils.data.tasks import (
 )
 from visdepth_utils.measure.batching import in_blocks
 from visdepth_utils.measure.scores import score
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 CONDITIONS: dict[str, Callable[[Sequence[Sample]], list[Sample]]] = {
     "full": list,

@@ -5,29 +5,23 @@ tokens, which themselves run as ever. Removal at a depth is one case (all tokens
 to the last layer). This tells what it does to answers; ``physical`` tells what it saves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import samples_and_budget
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task, samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import READERS, hiding, image_spans, reached
 from visdepth_utils.measure.patching.prefill import Index, Prefill, prefill
 from visdepth_utils.measure.truncation import MEASURED, answered, scored
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.encoding import Encoded
+from visdepth_utils.models.vlm import VLM
 
 RULES = ("random", "stride", "norm", "attention")
 COLUMNS = (*LABELS, "intervention", "depth", "to", "readers", "share", "rule", "draw", *MEASURED)

@@ -5,23 +5,19 @@ after it, also after an error, the hooks are gone. Every row of the batch may ha
 one ``generate`` answers for many depths. The sweeps reach the same numbers faster (``patching``).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 
 from visdepth_utils.measure.patching.branches import check_depths, first_positions, image_spans
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.hooks import rotary_positions
 from visdepth_utils.models.parts import mask_for, refuse_unmaskable, rotary_angles, window
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 Edit = Callable[[int, torch.Tensor, dict[str, Any]], torch.Tensor]
 """Called with (layer, hidden states, the layer's keyword arguments, to be changed in place)."""

@@ -5,11 +5,9 @@ hidden states at the cut, and the KV cache too unless they are frozen, in the pr
 decoding.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import torch
@@ -18,21 +16,15 @@ from transformers import DynamicCache
 from visdepth_utils.measure.interventions import edited
 from visdepth_utils.measure.patching.branches import check_depths, image_spans
 from visdepth_utils.measure.patching.rerun import GotKeys, OnlyKeys
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.hooks import rotary_positions
 from visdepth_utils.models.parts import check_rope, mask_for, refuse_unmaskable, scores, window
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 
 @contextlib.contextmanager
 def truncated_physically(
-    vlm: VLM,
-    enc: Encoded,
-    depth: int,
-    mode: str = "remove",
-    stay: torch.Tensor | None = None,
+    vlm: VLM, enc: Encoded, depth: int, mode: str = "remove", stay: torch.Tensor | None = None
 ) -> Iterator[None]:
     """From layer ``depth`` on, image rows leave the hidden states, positions kept.
 

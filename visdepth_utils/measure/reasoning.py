@@ -6,11 +6,9 @@ one, in the chain and in the answer? The second tells whether the answer changes
 the chain given, or only *through* the chain.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,19 +16,15 @@ import torch
 from PIL import Image
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import other_images, samples_and_budget
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task, other_images, samples_and_budget
 from visdepth_utils.measure.batching import chunks
 from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation
 from visdepth_utils.measure.patching.prefill import prefill
 from visdepth_utils.measure.scores import answer_span, score
 from visdepth_utils.measure.teacher_forcing import plain_tail, read_along, token_kl
 from visdepth_utils.measure.truncation import kl_divergence, truncation_sweep
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 CONTROLS = ("run again", "one pixel", "another picture")
 OTHER_BATCH = 12

@@ -5,15 +5,13 @@ outputs, y = f_full(x). Only the adapter is trained (by ``peft``), in the decode
 The cut stays in force while training: no gradient flows through image tokens from the cut on.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,8 +19,8 @@ from peft import PeftConfig, get_peft_model
 
 from visdepth_utils.common.files import REPO, read_object, write_text
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import samples_and_budget, with_other_image
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task, samples_and_budget, with_other_image
 from visdepth_utils.measure.distillation import (
     PRECISIONS,
     Distillation,
@@ -34,11 +32,7 @@ from visdepth_utils.measure.patching.branches import check_depths
 from visdepth_utils.measure.truncation import truncation_sweep
 from visdepth_utils.models.placement import has_offloaded
 from visdepth_utils.models.reading import one_line_errors, quiet
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 SHIPPED = REPO / "data" / "adapters"
 TRAINED = ("recovered", "shuffled", "full trained")

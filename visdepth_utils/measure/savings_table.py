@@ -5,22 +5,18 @@ Published methods are compared at the share of image tokens that is retained, av
 from depth d on. Random pruning and FastV's rule are always in it: a method has to beat the first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.tasks import Task
 from visdepth_utils.measure.costs import predicted_costs, shape_of
 from visdepth_utils.measure.hiding import Hide, hiding_sweep
 from visdepth_utils.measure.timing import time_by_depth
 from visdepth_utils.measure.truncation import truncation_sweep
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 PRUNED_FROM = 2
 """Layer before which published methods prune (FastV's K), or less where that keeps too much."""
@@ -90,11 +86,7 @@ def _plan(last: int, method: str, retained: float) -> dict[str, Any]:
 
 
 def _relative(
-    vlm: VLM,
-    task: Task,
-    table: pd.DataFrame,
-    draws: int,
-    progress: Progress | None,
+    vlm: VLM, task: Task, table: pd.DataFrame, draws: int, progress: Progress | None
 ) -> list[float]:
     """Mean score of each row's answers as a share of the untouched model's."""
 

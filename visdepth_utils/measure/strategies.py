@@ -3,29 +3,23 @@
 The model's own ``generate`` runs under hooks, so every strategy of transformers is exactly its own.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import samples_and_budget
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task, samples_and_budget
 from visdepth_utils.measure.interventions import truncated
 from visdepth_utils.measure.recovery import adapted
 from visdepth_utils.measure.scores import score
 from visdepth_utils.models.generation import decode_answers, generated
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},

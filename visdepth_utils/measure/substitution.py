@@ -5,19 +5,18 @@ the same tokens' states going into layer a, and everything from b on is computed
 layers run side by side, and below b nothing is run twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.tasks import other_images, samples_and_budget
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.data.tasks import Task, other_images, samples_and_budget
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
     check_layers,
@@ -32,11 +31,7 @@ from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import similarity
 from visdepth_utils.measure.truncation import kl_divergence
 from visdepth_utils.models.generation import decode_answers, stop_ids
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 FAR_NOISE = "noise as far as another image"
 CONTROLS = ("other image", "noise", FAR_NOISE)
@@ -219,11 +214,7 @@ def _run(specs: Sequence[Spec], number: int, n_layers: int) -> list[Spec]:
 
 
 def _states(
-    pre: Prefill,
-    target: Index,
-    spec: Spec,
-    strange: Prefill | None,
-    noise: torch.Tensor,
+    pre: Prefill, target: Index, spec: Spec, strange: Prefill | None, noise: torch.Tensor
 ) -> torch.Tensor:
     """What a row puts in, (B, n, D)."""
     own = pre.state(spec.layer, target)

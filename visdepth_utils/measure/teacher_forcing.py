@@ -4,31 +4,25 @@ Free-running answers differ more the longer they are, because one changed token 
 follow. Here the models read the same text, so each token stands for itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.data.tasks import Task
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import check_depths, kept_for_truncation, truncation
 from visdepth_utils.measure.patching.prefill import Prefill, prefill
 from visdepth_utils.measure.patching.rerun import rerun
 from visdepth_utils.measure.truncation import kl_divergence
-from visdepth_utils.models.encoding import append_tokens
+from visdepth_utils.models.encoding import Encoded, append_tokens
 from visdepth_utils.models.parts import head
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
-
+from visdepth_utils.models.vlm import VLM
 
 TOKEN_COLUMNS = (
     "sample",
@@ -116,11 +110,7 @@ def read_along(
 
 
 def _forced(
-    vlm: VLM,
-    asked: Sequence[_Asked],
-    depths: list[int],
-    mode: str,
-    max_rows: int,
+    vlm: VLM, asked: Sequence[_Asked], depths: list[int], mode: str, max_rows: int
 ) -> list[tuple]:
     """Token divergences of a block of samples."""
     samples = [each.sample for each in asked]

@@ -6,12 +6,10 @@ any decoder, a model's own included. Times of one machine say little on another;
 are ratios to the whole model in the same repetition, all depths in turns.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +17,11 @@ import torch
 from transformers import DynamicCache
 
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.samples import Sample
 from visdepth_utils.measure.patching.branches import check_depths
 from visdepth_utils.measure.physical import decoder_step, held_bytes, truncated_physically
 from visdepth_utils.models.encoding import Encoded
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 
 def rows_of(vlm: VLM, image_tokens: int, other_tokens: int) -> Encoded:
@@ -109,12 +105,7 @@ def time_by_depth(
 
 @torch.no_grad()
 def _once(
-    vlm: VLM,
-    enc: Encoded,
-    embedded: torch.Tensor,
-    depth: int,
-    new_tokens: int,
-    cut: dict[str, Any],
+    vlm: VLM, enc: Encoded, embedded: torch.Tensor, depth: int, new_tokens: int, cut: dict[str, Any]
 ) -> dict[str, Any]:
     """One prefill and some steps after it."""
     cache, n = DynamicCache(), embedded.shape[1]

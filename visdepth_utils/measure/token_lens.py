@@ -5,29 +5,24 @@ Two readings of one state: by the model's own final norm and head, as if the dec
 (after LatentLens, arXiv 2602.00462, which searches the states of many layers and a larger bank).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task
 from visdepth_utils.data.worlds.truth import Held, sentences
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.hooks import capture, hooked
 from visdepth_utils.models.parts import head
 from visdepth_utils.models.prompts import non_text_ids
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 LENSES = ("logit", "text")
 TOKENS_AT_ONCE = 256

@@ -1,17 +1,15 @@
 """Truncation at every depth in one pass: answers, their scores, the first token's divergence."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
-from visdepth_utils.data.samples import LABELS
-from visdepth_utils.data.tasks import other_images, samples_and_budget
+from visdepth_utils.data.samples import LABELS, Sample
+from visdepth_utils.data.tasks import Task, other_images, samples_and_budget
 from visdepth_utils.measure import physical
 from visdepth_utils.measure.batching import choose_max_rows, chunks, in_blocks
 from visdepth_utils.measure.patching.branches import (
@@ -28,12 +26,7 @@ from visdepth_utils.measure.patching.rerun import next_logits, rerun
 from visdepth_utils.measure.scores import score
 from visdepth_utils.measure.similarity import text_scores
 from visdepth_utils.models.generation import decode_answers, stop_ids, without_end
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
-
+from visdepth_utils.models.vlm import VLM
 
 IMPLEMENTATIONS = ("masked", "physical")
 FROZEN_OTHER = ("freeze other image", "freeze noise")

@@ -1,8 +1,6 @@
 """Checks at load: masks, hooks and states mean what the package says they mean."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +12,7 @@ from visdepth_utils.models.encoding import not_text
 from visdepth_utils.models.hooks import capture
 from visdepth_utils.models.parts import unkeyed
 from visdepth_utils.models.placement import weights_here
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 
 def image_features(vlm: VLM, pixels: dict[str, torch.Tensor]) -> Any:

@@ -90,9 +90,7 @@ def reading_options(
     options: dict[str, Any] = {}
     if load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
         device_map = {"": device} if device_map is None else device_map
     if device_map is not None:

@@ -161,11 +161,7 @@ def check_attention(model: PreTrainedModel, attn: str, name: str) -> None:
 
 
 def read_processor(
-    name: str,
-    where: str,
-    template: str = "",
-    config: PreTrainedConfig | None = None,
-    **hub: object,
+    name: str, where: str, template: str = "", config: PreTrainedConfig | None = None, **hub: object
 ) -> ProcessorMixin:
     """Read the processor, with left padding and the PIL image backend.
 
@@ -244,12 +240,7 @@ def read_model(
     mend = "check device_map, or leave it out" if hub.get("device_map") else ""
     with quiet(), one_line_errors(name, where, mend):
         model, info = AutoModelForImageTextToText.from_pretrained(
-            where,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **hub,
+            where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub
         )
     # A quiet load must not hide a half-loaded model: transformers only warns and draws the rest at
     # random.

@@ -88,11 +88,7 @@ _SHAPE_TEXTS = (
     "tell the shape of the object in {} .",
 )
 _WHERE_TEXTS = ("where is the {} ?", "in which place is the {} ?", "tell the place of the {} .")
-_WHAT_TEXTS = (
-    "what is at the {} ?",
-    "which object is at the {} ?",
-    "tell the object at the {} .",
-)
+_WHAT_TEXTS = ("what is at the {} ?", "which object is at the {} ?", "tell the object at the {} .")
 
 
 def vqa(scene: Scene, rng: np.random.Generator) -> Question:

@@ -5,28 +5,24 @@ because sink tokens are known only then: one mask for all layers, so that N is c
 They take (L+1) N D x 4 bytes per sample; a batch for which there is no room is halved.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.data.tasks import Task
 from visdepth_utils.measure import batching
 from visdepth_utils.measure.geometry.cka_curvature import sink_mask
 from visdepth_utils.measure.geometry.gram import draws as token_draws
 from visdepth_utils.measure.geometry.tracks import Track
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.hooks import capture
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ahead")
 

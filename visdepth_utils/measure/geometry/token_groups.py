@@ -5,27 +5,23 @@ image's slots: the only way in which text can stand where the image stood, as a 
 order and attention looks backwards.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from visdepth_utils.common.progress import Progress
+from visdepth_utils.data.samples import Sample
+from visdepth_utils.data.tasks import Task
 from visdepth_utils.measure.geometry.layer_geometry import tables, token_geometry
 from visdepth_utils.models.encoding import Encoded, append_tokens, reference_ids
 from visdepth_utils.models.generation import decode_answers, generated, stop_ids, without_end
 from visdepth_utils.models.prompts import non_text_ids
-
-if TYPE_CHECKING:
-    from visdepth_utils.data.samples import Sample
-    from visdepth_utils.data.tasks import Task
-    from visdepth_utils.models.vlm import VLM
+from visdepth_utils.models.vlm import VLM
 
 GROUPS = ("image", "text")
 """What is compared: image tokens, and all text after the picture."""
@@ -35,10 +31,7 @@ IN_PLACE, NO_PICTURE = "text in the image's places", "text without picture"
 
 
 def own_answers(
-    vlm: VLM,
-    task: Task,
-    batch_size: int = 16,
-    progress: Progress | None = None,
+    vlm: VLM, task: Task, batch_size: int = 16, progress: Progress | None = None
 ) -> pd.DataFrame:
     """The model's own greedy outputs as tokens, to be read again.
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import torch
 
 from visdepth_utils.measure.patching.prefill import Index, Prefill
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.parts import Angles, rotary_angles, window
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
-
+from visdepth_utils.models.vlm import VLM
 
 READERS = ("all", "question", "answer")
 """all: every token but the image's; question: those before the prompt's last; answer: the prompt's
@@ -241,10 +237,7 @@ def check_layers(vlm: VLM, layers: Sequence[int], modality: str) -> list[int]:
 
 
 def substitution(
-    pre: Prefill,
-    layers: Sequence[int],
-    states: Sequence[torch.Tensor],
-    modality: str,
+    pre: Prefill, layers: Sequence[int], states: Sequence[torch.Tensor], modality: str
 ) -> Branches:
     """One row per layer, in order: ``states`` (B, n, D) take the place of the plain ones there.
 

@@ -30,10 +30,7 @@ class _Shelf:
         n_rows, own = len(rows.starts), done.keys[layer]
         blocks = [
             [plain] + ([] if mine is None else [mine.transpose(1, 2).flatten(2, 3)])
-            for plain, mine in (
-                (pre.keys[layer], own),
-                (pre.values[layer], done.values[layer]),
-            )
+            for plain, mine in ((pre.keys[layer], own), (pre.values[layer], done.values[layer]))
         ]
         self.used = sum(part.shape[2] for part in blocks[0])
         self.keys, self.values = (self._with_room(parts, room) for parts in blocks)
@@ -120,11 +117,7 @@ class _Shelf:
 
 @torch.no_grad()
 def greedy(
-    pre: Prefill,
-    done: Rerun,
-    logits: torch.Tensor,
-    max_new_tokens: int,
-    stop: Sequence[int] = (),
+    pre: Prefill, done: Rerun, logits: torch.Tensor, max_new_tokens: int, stop: Sequence[int] = ()
 ) -> list[list[list[int]]]:
     """Decode every row of every sample to its end, from the first new token's logits (B, R, V).
 

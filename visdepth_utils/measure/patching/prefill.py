@@ -6,24 +6,19 @@ tokens before the change, and every state below the layer of the change. ``prefi
 ``rerun`` runs only the rest.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from accelerate.utils import send_to_device
 from transformers import DynamicCache
 
+from visdepth_utils.models.encoding import Encoded
 from visdepth_utils.models.hooks import refuse_nan, rotary_positions
 from visdepth_utils.models.parts import Angles, embed, head, refuse_unmaskable, window
-
-if TYPE_CHECKING:
-    from visdepth_utils.models.encoding import Encoded
-    from visdepth_utils.models.vlm import VLM
-
+from visdepth_utils.models.vlm import VLM
 
 _OWN = ("attention_mask", "position_embeddings", "position_ids", "past_key_values", "use_cache")
 
@@ -39,7 +34,7 @@ class Index:
     valid: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor) -> Index:
+    def of(cls, mask: torch.Tensor) -> Self:
         """The True places of a mask (B, S); T is the largest number of them in a row."""
         width = int(mask.sum(-1).max()) if mask.numel() else 0
         at = mask.long().argsort(dim=1, stable=True)[:, mask.shape[1] - width :]

@@ -6,7 +6,14 @@ import numpy as np
 import torch
 
 from visdepth_utils.measure.geometry.cka_curvature import angle, cka_of, hsic, ratio, unit_trace
+from visdepth_utils.measure.geometry.entropy import entropy_from_gram
 from visdepth_utils.measure.geometry.gram import as_tensor, gram
+
+
+def matrix_entropy(H: Any, normalise: str = "center+row", **options: Any) -> tuple[float, str]:
+    G = gram(H, center=normalise.startswith("center"))
+    value, note = entropy_from_gram(G, normalise=normalise, **options)
+    return float(value), note
 
 
 def depth_curvature(v_prev: Any, v: Any, floor: Any = 0.0) -> np.ndarray:

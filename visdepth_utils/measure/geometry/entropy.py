@@ -1,8 +1,6 @@
-"""Matrix entropy of one token set, from its states or from Gram matrices of its subsets."""
+"""Matrix entropy of token sets, from their Gram matrices."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,27 +8,17 @@ import torch
 from visdepth_utils.measure.geometry.gram import (
     DTYPE_TOL,
     Gram,
-    as_states,
     check_option,
     host,
     inverse_norm,
     trace,
 )
 
-NORMALISE = ("center+row", "center", "row", "raw", "standardise")
+NORMALISE = ("center+row", "center", "row", "raw")
 SCALES = ("log_n", "max", "max_centred", "none", "effective_rank")
-COMPAT = (None, "skean", "roy-vetterli")
 
 CHUNK_ELEMENTS = 2**23
 """Numbers in the matrices whose eigenvalues are found at once: 64 MiB, and a few copies of it."""
-
-
-def _check_entropy(normalise: str, alpha: float, scale: str, compat: str | None) -> None:
-    check_option(normalise, NORMALISE, "normalise")
-    check_option(scale, SCALES, "scale")
-    check_option(compat, COMPAT, "compat")
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha!r}")
 
 
 def _spectrum(K: torch.Tensor) -> torch.Tensor:
@@ -40,14 +28,11 @@ def _spectrum(K: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.linalg.eigvalsh(part) for part in parts]).reshape(K.shape[:-1])
 
 
-def _spectral_entropy(K: torch.Tensor, alpha: float, compat: str | None) -> torch.Tensor:
+def _spectral_entropy(K: torch.Tensor, alpha: float) -> torch.Tensor:
     """Renyi entropy (...,) of the trace-normalised spectrum of each K (..., m, m)."""
-    if compat == "skean":
-        K = K.clamp(min=0)  # as in public code; K is no longer positive semi-definite
-    if alpha == 2 and compat is None:  # -log ||K / tr K||_F^2: no eigenvalues needed
+    if alpha == 2:  # -log ||K / tr K||_F^2: no eigenvalues needed
         return -((K * K).sum((-1, -2)) / trace(K) ** 2).log()
     p = _spectrum(K).clamp(min=0)
-    p = p.sqrt() if compat == "roy-vetterli" else p
     p = p / p.sum(-1, keepdim=True)
     if alpha == 1:
         return torch.special.entr(p).sum(-1)
@@ -57,12 +42,7 @@ def _spectral_entropy(K: torch.Tensor, alpha: float, compat: str | None) -> torc
 
 
 def _scaled_entropy(
-    K: torch.Tensor,
-    spread: torch.Tensor,
-    shape: tuple[int, int],
-    alpha: float,
-    scale: str,
-    compat: str | None,
+    K: torch.Tensor, spread: torch.Tensor, shape: tuple[int, int], alpha: float, scale: str
 ) -> tuple[np.ndarray, str]:
     """Entropies of K (..., m, m) where ``spread`` (...,), else NaN; ``shape`` is (N, D)."""
     n, d = shape
@@ -73,7 +53,7 @@ def _scaled_entropy(
     finite = K.isfinite().flatten(-2).all(-1)
     good = finite & spread
     one = torch.eye(K.shape[-1], dtype=K.dtype, device=K.device)  # eigvalsh refuses NaN
-    S = _spectral_entropy(torch.where(good[..., None, None], K, one), alpha, compat)
+    S = _spectral_entropy(torch.where(good[..., None, None], K, one), alpha)
     S = S.clamp(min=0)  # rank one rounds to -1e-16
     S = S.exp() if scale == "effective_rank" else S / (np.log(top) if top else 1.0)
     value, finite = host(torch.stack([torch.where(good, S, torch.nan), finite.double()]))
@@ -82,62 +62,29 @@ def _scaled_entropy(
     return value, "no spread between tokens" if finite.all() else "non-finite values in states"
 
 
-def matrix_entropy(
-    H: Any,
-    *,
-    normalise: str = "center+row",
-    alpha: float = 1.0,
-    scale: str = "log_n",
-    compat: str | None = None,
-) -> tuple[float, str]:
-    """Entropy of the eigenvalue distribution of Z Z^T / tr, Z = normalised states.
+def entropy_from_gram(
+    G: Gram, *, normalise: str = "center+row", alpha: float = 1.0, scale: str = "log_n"
+) -> tuple[np.ndarray, str]:
+    """Entropy of the eigenvalue distribution of Z Z^T / tr, Z = normalised states (N, D).
 
     S_1 = -sum p log p (von Neumann), S_a = log(sum p^a) / (1 - a) (Renyi); natural logarithm.
 
     Args:
-        H: states (N, D).
-        normalise: "center+row" (subtract the mean, then unit rows), "center", "row", "raw", or
-            "standardise" (unit variance per dimension; Timkey and van Schijndel 2021).
+        G: Of one token set, or of R subsets, each of which is re-centred on its own tokens.
+        normalise: "center+row" (subtract the mean, then unit rows), "center", or, of a
+            ``gram(H, center=False)``, "row" or "raw".
         alpha: Renyi order > 0; 1 is von Neumann, ``inf`` is -log of the largest eigenvalue.
         scale: divide by log N ("log_n"), log min(N, D) ("max"), log min(N-1, D) ("max_centred",
             the reachable maximum once centred), by nothing ("none"); "effective_rank" = exp(S).
-        compat: "skean" repeats the clamp of negative Gram entries found in public code,
-            "roy-vetterli" uses singular values, not their squares. Not for new results.
 
     Returns:
-        Value and "", or NaN and the reason. An unknown option or shape is a ValueError.
+        Values (...,) and "", or NaN and the first reason. An unknown option is a ValueError.
     """
-    _check_entropy(normalise, alpha, scale, compat)
-    X = as_states(H)
-    Z = X if normalise in ("row", "raw") else X - X.mean(0)
-    square, own = X * X, Z * Z
-    spread = own.sum() > DTYPE_TOL**2 * square.sum()
-    if normalise.endswith("row"):
-        Z = Z * inverse_norm(own.sum(1), DTYPE_TOL**2 * square.sum(1))[:, None]
-    elif normalise == "standardise":
-        Z = Z * inverse_norm(own.mean(0), DTYPE_TOL**2 * square.mean(0))
-    K = Z @ Z.T if len(Z) <= Z.shape[1] else Z.T @ Z  # same non-zero spectrum
-    K = torch.where(square.sum().isfinite(), K, torch.nan)
-    value, note = _scaled_entropy(K, spread, X.shape, alpha, scale, compat)
-    return float(value), note
-
-
-def entropy_from_gram(
-    G: Gram,
-    *,
-    normalise: str = "center+row",
-    alpha: float = 1.0,
-    scale: str = "log_n",
-    compat: str | None = None,
-) -> tuple[np.ndarray, str]:
-    """``matrix_entropy`` of a Gram, or of R subsets at once: values (...,) and the first reason.
-
-    Each subset is re-centred on its own tokens. "raw" and "row" need ``gram(H, center=False)``.
-    """
-    _check_entropy(normalise, alpha, scale, compat)
+    check_option(normalise, NORMALISE, "normalise")
+    check_option(scale, SCALES, "scale")
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha!r}")
     n, d = G.values.shape[-1], G.n_dims
-    if normalise == "standardise" or (compat == "skean" and n > d):
-        raise ValueError(f"{compat or normalise} needs the states: use matrix_entropy(H, ...)")
     if normalise in ("raw", "row") and G.centred:
         raise ValueError(f"normalise={normalise!r} needs an uncentred Gram: gram(H, center=False)")
     K = G.values if normalise in ("raw", "row") else G.recentred()
@@ -146,4 +93,4 @@ def entropy_from_gram(
     if normalise.endswith("row"):
         inverse = inverse_norm(own, DTYPE_TOL**2 * G.square_norms)
         K = K * inverse[..., :, None] * inverse[..., None, :]
-    return _scaled_entropy(K, spread, (n, d), alpha, scale, compat)
+    return _scaled_entropy(K, spread, (n, d), alpha, scale)

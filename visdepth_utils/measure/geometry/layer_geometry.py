@@ -29,7 +29,7 @@ METRICS = ("entropy", "id_twonn", "id_mle", "curvature", "update_ratio", "cka_ah
 COLUMNS = ("sample", "image", "modality", "layer", "metric", "value", "n_tokens", "note")
 
 _OPTIONS = {
-    "entropy": ("normalise", "alpha", "scale", "compat"),
+    "entropy": ("normalise", "alpha", "scale"),
     "twonn": ("method", "discard_fraction"),
     "mle": ("k", "comb"),
     "dimension": ("dtype_tol", "n_min"),
@@ -78,7 +78,7 @@ def layer_geometry(
             layer; ``"keep"`` keeps them.
         cka_gap: Layers ahead.
         progress: Called with (done, total, label).
-        **variants: Options of the measures by their own names: ``normalise, alpha, scale, compat``
+        **variants: Options of the measures by their own names: ``normalise, alpha, scale``
             (entropy, by default divided by log n0), ``method, discard_fraction`` (TwoNN), ``k,
             comb`` (MLE), ``dtype_tol, n_min`` (all dimensions), ``debiased`` (CKA),
             ``factor`` (sinks).

@@ -27,7 +27,7 @@ from visdepth_utils.measure.geometry.dimension import (
     neighbours,
     twonn_from_gram,
 )
-from visdepth_utils.measure.geometry.entropy import entropy_from_gram, matrix_entropy
+from visdepth_utils.measure.geometry.entropy import entropy_from_gram
 from visdepth_utils.measure.geometry.gram import Gram, gram, host, wide
 
 MATCHED = ("entropy", "id_twonn", "id_mle")
@@ -113,7 +113,7 @@ class Track:
                 found.append(torch.stack([cross, hsic(K, K, debiased), excess]))
                 waiting = both[-gap:]
         if wanted:
-            self.matched(wanted, states, _joined(drawn), _joined(uncentred or drawn))
+            self.matched(wanted, _joined(drawn), _joined(uncentred or drawn))
         if similar:
             cross, own, excess = host(torch.cat(found, 1))
             for i in range(depth - gap):
@@ -143,37 +143,27 @@ class Track:
         if "curvature" in self.metrics:
             self.average("curvature", 1, np.degrees(host(torch.cat(angles, 1))), np.mean)
 
-    def matched(self, wanted: list[str], states: torch.Tensor, parts: Gram, own: Gram) -> None:
+    def matched(self, wanted: list[str], parts: Gram, own: Gram) -> None:
         """Entropy and dimensions (L+1, R), each a mean over the draws of n0 tokens.
 
-        ``states`` (L+1, N, D) serve what cannot be had from the products of the draws, ``parts``
-        (L+1, R, n0, n0); ``own`` are these with the centring that the entropy wants.
+        ``parts``: products of the draws (L+1, R, n0, n0); ``own``: these with the centring that the
+        entropy wants.
         """
         options = self.options
         size = max(1, CHUNK_BYTES // (8 * 8 * parts.values[0].numel()))
         shared = {k: v for k, v in options["dimension"].items() if k == "dtype_tol"}
-        for start in range(0, len(states), size):
+        for start in range(0, len(parts.values), size):
             some = slice(start, start + size)
             if {"id_twonn", "id_mle"} & set(wanted):
                 near = neighbours(parts[some], k=max(2, options["mle"].get("k", 20)), **shared)
             for metric in wanted:
                 if metric == "entropy":
-                    values, notes = self.entropies(states[some], own[some])
+                    values, notes = _noted(entropy_from_gram, own[some], options["entropy"])
                 else:
                     estimator = {"id_twonn": twonn_from_gram, "id_mle": mle_from_gram}[metric]
                     kwargs = options[metric.removeprefix("id_")] | options["dimension"]
                     values, notes = _noted(estimator, near, kwargs)
                 self.average(metric, start, values, np.mean, notes, "draws")
-
-    def entropies(self, states: torch.Tensor, parts: Gram) -> tuple[np.ndarray, list[str]]:
-        """Entropy of every draw, from products where the variant allows it."""
-        kwargs = self.options["entropy"]
-        skean = kwargs.get("compat") == "skean" and self.n0 > states.shape[-1]
-        if not (skean or kwargs.get("normalise") == "standardise"):
-            return _noted(entropy_from_gram, parts, kwargs)
-        found = [[matrix_entropy(H[s], **kwargs) for s in self.subsets] for H in states]
-        values = np.array([[value for value, _ in row] for row in found])
-        return values, [next((note for _, note in row if note), "") for row in found]
 
     def average(
         self,

@@ -91,9 +91,8 @@ def load_samples(
             f"n={asked} samples of {name!r} asked for, {rows.where} has {len(samples)} good rows"
         )
     selection = {**rows.facts, "format": known, "prompt": template, "rule": rule, "seed": seed}
-    chosen = [sample.id for sample in samples]
-    budget = form.of(form.budget, name)
-    return samples, budget, {**selection, "samples": chosen, "skipped": skipped}
+    selection |= {"samples": [sample.id for sample in samples], "skipped": skipped}
+    return samples, form.of(form.budget, name), selection
 
 
 def check_task(name: str, source: str | Path) -> None:

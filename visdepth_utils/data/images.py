@@ -91,11 +91,8 @@ def _written_out(text: str) -> bytes:
     head, comma, body = text.partition(",") if text.startswith("data:") else ("base64", ",", text)
     try:
         packed = head.endswith("base64")
-        found = (
-            base64.b64decode("".join(body.split()), validate=True)
-            if packed
-            else unquote_to_bytes(body)
-        )
+        body = "".join(body.split()) if packed else body
+        found = base64.b64decode(body, validate=True) if packed else unquote_to_bytes(body)
     except ValueError as error:
         raise BadRow(f"its picture {text!r:.40} is no base64 ({error}): encode it again") from error
     if not comma or not found:

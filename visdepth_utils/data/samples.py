@@ -14,6 +14,7 @@ from visdepth_utils.data.images import BadRow, upright_rgb
 WORLDS = Path(__file__).resolve().parents[2] / "data" / "worlds"
 """The embedded data sets, beside the package in the repository."""
 WORLD_TASKS = ("mcq", "vqa", "chart", "caption", "reason")
+LABELS = ("sample", "image", "task", "kind", "style")
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,8 @@ class Sample:
 
     def labels(self) -> dict[str, str]:
         """What every measured row says of its sample: ``sample, image, task, kind, style``."""
-        return {
-            "sample": self.id,
-            "image": self.image_id,
-            "task": self.task,
-            "kind": self.kind,
-            "style": self.style,
-        }
-
-
-LABELS = ("sample", "image", "task", "kind", "style")
+        values = (self.id, self.image_id, self.task, self.kind, self.style)
+        return dict(zip(LABELS, values, strict=True))
 
 
 class MissingTask(ValueError):
@@ -116,11 +109,10 @@ def read_worlds(
 
 
 def choose(rows: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Choose n questions so that pictures repeat as little as possible.
+    """Choose n questions so that pictures (``image_id``) repeat as little as possible.
 
-    Pictures (``image_id``) are taken in one random order, one question of each per round; a
-    picture's second question comes only when every picture has been used. A smaller n is a prefix
-    of a larger one.
+    They are taken in one random order, one question of each per round. A smaller n is a prefix of a
+    larger one.
     """
     rng = np.random.default_rng(seed)
     shuffled = rows.iloc[rng.permutation(len(rows))]

@@ -51,21 +51,8 @@ def _fresh(task: str, n: int, seed: int, style: str | None) -> list[Sample]:
             asked = reason(scene, rng, style or "long")[0]
         else:
             asked = getattr(questions, task)(scene, rng)
-        name = f"{kind}-{number}"
-        samples.append(
-            Sample(
-                id=f"{task}-{number}",
-                image_id=name,
-                images=(render(scene, number),),
-                prompt=asked.prompt,
-                reference=asked.reference,
-                answer=asked.answer,
-                task=task,
-                kind=asked.kind,
-                style=asked.style,
-                choices=tuple(asked.choices),
-            )
-        )
+        where = {"id": f"{task}-{number}", "image_id": f"{kind}-{number}"}
+        samples.append(Sample(**where, images=(render(scene, number),), **vars(asked)))
         if len(samples) == n:
             break
     return samples

@@ -130,14 +130,12 @@ def _divergence(a: Sequence[str], b: Sequence[str]) -> float:
 def _edits(one: Sequence[str], two: Sequence[str]) -> np.ndarray:
     """Normalised edit distances over words, (len(one), len(two)); a word becomes one character."""
     letters: dict[str, str] = {}
-    coded = [
-        [
-            "".join(letters.setdefault(w, chr(0x10000 + len(letters))) for w in words(t))
-            for t in side
-        ]
-        for side in (one, two)
-    ]
-    return cdist(*coded, scorer=Levenshtein.normalized_distance, dtype=np.float64)
+
+    def coded(text: str) -> str:
+        return "".join(letters.setdefault(w, chr(0x10000 + len(letters))) for w in words(text))
+
+    sides = [[coded(text) for text in side] for side in (one, two)]
+    return cdist(*sides, scorer=Levenshtein.normalized_distance, dtype=np.float64)
 
 
 def _step_distances(one: Sequence[str], two: Sequence[str]) -> np.ndarray:

@@ -44,14 +44,8 @@ def evaluate(
         raise ValueError(f"unknown condition {condition!r}: use {', '.join(CONDITIONS)}")
     samples, budget = samples_and_budget(vlm, task, None)
     shown = CONDITIONS[condition](samples)
-    outputs = in_blocks(
-        shown,
-        1,
-        batch_size,
-        lambda block, rows: vlm.generate(block, budget, rows),
-        progress,
-        "generate",
-    )
+    answer = lambda block, rows: vlm.generate(block, budget, rows)  # noqa: E731
+    outputs = in_blocks(shown, 1, batch_size, answer, progress, "generate")
     rows = [
         {**s.labels(), "condition": condition, "output": out, "score": score(s, out)}
         for s, out in zip(samples, outputs, strict=True)
@@ -67,9 +61,8 @@ def chance(task: Task) -> float:
     total = 0.0
     for kind in sorted({s.kind for s in task.samples}):
         samples = [s for s in task.samples if s.kind == kind]
-        total += max(
-            sum(score(s, said) for s in samples) for said in {s.reference for s in samples}
-        )
+        said = {s.reference for s in samples}
+        total += max(sum(score(s, text) for s in samples) for text in said)
     return total / len(task.samples)
 
 

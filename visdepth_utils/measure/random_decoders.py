@@ -18,16 +18,9 @@ from visdepth_utils.models.vlm import VLM
 
 
 def _size(kind: str, layers: int, width: int, heads: int, kv: int, inner: int, words: int) -> dict:
-    return {
-        "model_type": kind,
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "intermediate_size": inner,
-        "vocab_size": words,
-        "max_position_embeddings": 32768,
-    }
+    sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads}
+    sizes |= {"num_key_value_heads": kv, "intermediate_size": inner, "vocab_size": words}
+    return {"model_type": kind, **sizes, "max_position_embeddings": 32768}
 
 
 SIZES: dict[str, dict[str, Any]] = {

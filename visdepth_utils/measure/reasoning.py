@@ -143,11 +143,9 @@ def _changed(
     samples: Sequence[Sample], control: str, others: Sequence[Sample] | None
 ) -> dict[str, Sample]:
     """Sample id -> what a control shows the model instead."""
-    if control == "run again":
-        return {sample.id: sample for sample in samples}
-    if control == "one pixel":
-        return {sample.id: one_pixel(sample) for sample in samples}
-    return other_images(samples, others)
+    if control == "another picture":
+        return other_images(samples, others)
+    return {s.id: one_pixel(s) if control == "one pixel" else s for s in samples}
 
 
 def _answers(
@@ -161,16 +159,10 @@ def _answers(
     """Greedy outputs of the full model on what the controls show, scored by the own answer."""
     asked = [(name, sample) for name in changed for sample in samples]
     outputs = vlm.generate([changed[name][s.id] for name, s in asked], budget, batch)
+    where = {"mode": mode, "depth": vlm.n_layers}
     rows = [
-        {
-            **sample.labels(),
-            "mode": mode,
-            "depth": vlm.n_layers,
-            "control": name,
-            "output": text,
-            "correct": score(sample, text),
-        }
-        for (name, sample), text in zip(asked, outputs, strict=True)
+        {**s.labels(), **where, "control": name, "output": text, "correct": score(s, text)}
+        for (name, s), text in zip(asked, outputs, strict=True)
     ]
     return pd.DataFrame(rows)
 

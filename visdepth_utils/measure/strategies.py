@@ -66,11 +66,8 @@ def decode(
         raise ValueError("no seeds given: sampled strategies need at least one")
     samples, budget = samples_and_budget(vlm, task, max_new_tokens)
     depth = vlm.n_layers if depth is None else depth
-    runs = [
-        (name, seed)
-        for name in strategies
-        for seed in (seeds if STRATEGIES[name]["do_sample"] else seeds[:1])
-    ]
+    seeds_of = {True: seeds, False: seeds[:1]}
+    runs = [(n, seed) for n in strategies for seed in seeds_of[STRATEGIES[n]["do_sample"]]]
     rows = []
     with adapted(vlm, adapter) if adapter else nullcontext():
         for start in range(0, len(samples), batch_size):

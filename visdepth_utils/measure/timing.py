@@ -82,14 +82,11 @@ def time_by_depth(
     ids = torch.from_numpy(rng.integers(0, embed.weight.shape[0], enc.is_image.shape[1]))
     with torch.no_grad():
         embedded = embed(ids.to(vlm.device))[None]
-    facts = {
-        "decoder": vlm.name,
-        "image_tokens": image_tokens,
-        "other_tokens": other_tokens,
-        "device": _device_name(vlm.device),
-        "dtype": str(vlm.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
+    cuda = vlm.device.type == "cuda"
+    device = torch.cuda.get_device_name(vlm.device) if cuda else str(vlm.device)
+    facts = {"decoder": vlm.name, "image_tokens": image_tokens, "other_tokens": other_tokens}
+    facts |= {"device": device, "dtype": str(vlm.dtype).removeprefix("torch.")}
+    facts["threads"] = torch.get_num_threads()
     for depth in {asked[0], vlm.n_layers}:
         _once(vlm, enc, embedded, depth, 1, cut)
     rows = []
@@ -150,7 +147,3 @@ def _now(device: torch.device) -> float:
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -28,7 +28,6 @@ from visdepth_utils.measure.similarity import text_scores
 from visdepth_utils.models.generation import decode_answers, stop_ids, without_end
 from visdepth_utils.models.vlm import VLM
 
-IMPLEMENTATIONS = ("masked", "physical")
 FROZEN_OTHER = ("freeze other image", "freeze noise")
 """Controls of ``"freeze"``: other states stay readable in the place of the image's own."""
 NOISE_IMAGES, NOISE_TOKENS = 16, 64
@@ -93,9 +92,9 @@ def truncation_sweep(
         ValueError: Unknown mode or implementation, depths out of range, a sample without an image,
             or a model whose layers take no mask.
     """
-    if implementation not in IMPLEMENTATIONS:
-        known = " or ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(f"implementation {implementation!r} is unknown: use {known}")
+    if implementation not in ("masked", "physical"):
+        known = "use 'masked' or 'physical'"
+        raise ValueError(f"implementation {implementation!r} is unknown: {known}")
     if implementation == "physical" and mode != "remove":
         raise ValueError(f"physical truncation removes rows: mode {mode!r} is for 'masked' only")
     if mode not in (known := (*MODES, *FROZEN_OTHER)):
@@ -231,15 +230,8 @@ def row_of(
     sample: Sample, depth: int, text: str | None, ids: list[int], end: int | None, kl: float
 ) -> dict[str, Any]:
     """One answer, not scored yet."""
-    return {
-        **sample.labels(),
-        "depth": depth,
-        "output": text,
-        "n_tokens": len(ids),
-        "token_ids": ids,
-        "end": end,
-        "kl": kl,
-    }
+    said = {"output": text, "n_tokens": len(ids), "token_ids": ids, "end": end, "kl": kl}
+    return {**sample.labels(), "depth": depth, **said}
 
 
 def scored(

@@ -56,14 +56,8 @@ def check(vlm: VLM) -> None:
             "fetch the checkpoint again"
         )
     enc = vlm.encode([shown, blind])
-    text_keys = {
-        "input_ids",
-        "attention_mask",
-        "position_ids",
-        "token_type_ids",
-        "mm_token_type_ids",
-    }
-    pixels = {k: v for k, v in enc.inputs.items() if k not in text_keys}
+    rows = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+    pixels = {k: v for k, v in enc.inputs.items() if k not in ("input_ids", *rows)}
     with weights_here(vlm.model):
         features = image_features(vlm, pixels)
     n_features = sum(part.shape[:-1].numel() for part in features)

@@ -102,12 +102,8 @@ def explain(vlm: VLM, enc: Encoded, row: int) -> str:
     with hooked(vlm, visitor):
         vlm.model(**enc.inputs, use_cache=False, logits_to_keep=1)
     # State l is what layer l receives, so that layer l - 1 made it.
-    if not first:
-        where = "the output head makes"
-    elif first[0] == 0:
-        where = "embedding, vision tower or projector makes"
-    else:
-        where = f"decoder layer {first[0] - 1} makes"
+    where = f"decoder layer {first[0] - 1} makes" if first else "the output head makes"
+    where = "embedding, vision tower or projector makes" if first == [0] else where
     broken = [
         name
         for name, weight in vlm.model.named_parameters()

@@ -28,9 +28,8 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
     by = pick(rng, ("colour", "shape"))
     present = [getattr(t, by) for t in scene.things]
     names = tuple(COLOURS) if by == "colour" else SHAPES
-    wanted = pick(
-        rng, tuple(sorted({present.count(n) for n in names}))
-    )  # every count the scene has is as likely
+    # Every count the scene has is as likely.
+    wanted = pick(rng, tuple(sorted({present.count(n) for n in names})))
     exact = [n for n in names if present.count(n) == wanted]
     value = pick(rng, tuple(exact))
     noun = f"{value} objects" if by == "colour" else f"{value} shapes"
@@ -40,9 +39,8 @@ def _count(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, str]:
         running += t in hits
         steps.append(f"{t.place} {name_of(t)} {'yes' if t in hits else 'no'} {running} .")
     short = " , ".join(name_of(t) for t in hits) if hits else "nothing"
-    text = pick(
-        rng, ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")
-    ).format(noun)
+    texts = ("how many {} are there ?", "count the {} .", "the picture shows how many {} ?")
+    text = pick(rng, texts).format(noun)
     return text, f"{short} .", " ".join(steps), str(running)
 
 

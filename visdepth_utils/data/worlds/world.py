@@ -1,8 +1,7 @@
 """Small pictured worlds with exact ground truth, 64x64 RGB.
 
-Two kinds of picture: *shapes* (2-5 objects in a 3x3 layout) and *charts* (2-5 coloured bars with an
-axis, values 0-99). A scene is drawn from a seeded generator, so a scene's seed is its identity:
-training scenes and held-out scenes use disjoint seed ranges (`TRAIN_SEEDS`, `HELD_OUT_SEEDS`), and
+*Shapes* have 2-5 objects in a 3x3 layout, *charts* 2-5 coloured bars with an axis, values 0-99. A
+scene is drawn from its seed: training and held-out scenes use disjoint ranges of seeds, and
 `scene_key` lets a test prove that no held-out scene occurs in training.
 """
 
@@ -199,16 +198,9 @@ def render(scene: Scene, seed: int) -> Image.Image:
         for tick in (0, 25, 50, 75, 100):
             y = bar_top(tick) * _SCALE
             draw.line([(2 * _SCALE, y), (_AXIS_X * _SCALE, y)], fill=ink, width=2)
-        draw.line(
-            [(_AXIS_X * _SCALE, 2 * _SCALE), (_AXIS_X * _SCALE, _BASELINE * _SCALE)],
-            fill=ink,
-            width=3,
-        )
-        draw.line(
-            [(_AXIS_X * _SCALE, _BASELINE * _SCALE), (SIZE * _SCALE, _BASELINE * _SCALE)],
-            fill=ink,
-            width=3,
-        )
+        corner = (_AXIS_X, _BASELINE)
+        for ends in ([(_AXIS_X, 2), corner], [corner, (SIZE, _BASELINE)]):
+            draw.line(scaled(ends), fill=ink, width=3)
         for bar, (left, right) in zip(scene.bars, bar_columns(len(scene.bars)), strict=True):
             box = (left, bar_top(bar.value), right, _BASELINE - 0.5)
             draw.rectangle([v * _SCALE for v in box], fill=_paint(rng, bar.colour))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.linalg import vector_norm as norm
 
-from visdepth_utils.measure.geometry.gram import DTYPE_TOL, as_states, host, trace
+from visdepth_utils.measure.geometry.gram import DTYPE_TOL, as_tensor, trace
 
 
 def angle(u: torch.Tensor, v: torch.Tensor, floor: torch.Tensor | float = 0.0) -> torch.Tensor:
@@ -86,7 +86,9 @@ def sink_mask(norms: Any, *, factor: float = 10.0) -> np.ndarray:
     A sink's norm exceeds ``factor`` medians at ANY layer: one mask for all layers keeps N constant
     over depth. A token without finite norms is no sink: it stays, and the measures report it.
     """
-    norms = host(as_states(norms, "norms"))
+    norms = as_tensor(norms).cpu().numpy()
+    if norms.ndim != 2 or not norms.size:
+        raise ValueError(f"norms must have shape (layers, tokens), got {norms.shape}")
     usable = np.where(np.isfinite(norms), norms, 0.0)
     median = np.median(usable, axis=1, keepdims=True)
     return ((usable > factor * median) & (median > 0)).any(axis=0)

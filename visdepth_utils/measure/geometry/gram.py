@@ -32,14 +32,6 @@ def as_tensor(H: Any) -> torch.Tensor:
     return torch.from_numpy(np.array(H, dtype=np.float64))
 
 
-def as_states(H: Any, name: str = "H") -> torch.Tensor:
-    """Return ``H`` (tensor of any device and dtype, or array) as a float64 tensor (N, D)."""
-    X = as_tensor(H)
-    if X.ndim != 2 or 0 in X.shape:
-        raise ValueError(f"{name} must have shape (tokens, dimensions), got {tuple(X.shape)}")
-    return X
-
-
 def host(values: torch.Tensor) -> np.ndarray:
     """Wait for the device and copy: each call is one stop."""
     return values.cpu().numpy()

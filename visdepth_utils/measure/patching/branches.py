@@ -13,7 +13,7 @@ import torch
 
 from visdepth_utils.measure.patching.prefill import Index, Prefill
 from visdepth_utils.models.encoding import Encoded
-from visdepth_utils.models.parts import Angles, rotary_angles, window
+from visdepth_utils.models.parts import window
 from visdepth_utils.models.vlm import VLM
 
 READERS = ("all", "question", "answer")
@@ -337,22 +337,3 @@ def closed_rank(rows: Branches, n: int) -> torch.Tensor:
     for group in (rows.moved, rows.context):
         left.scatter_add_(1, group.at, group.valid.long())
     return left.cumsum(1) - left
-
-
-def positions_for(pre: Prefill, tokens: Index, closed: torch.Tensor | None) -> torch.Tensor | None:
-    """``position_ids`` of chosen tokens as layers take them, (B, T); None where they take none."""
-    if pre.layer_positions is None:
-        return None
-    positions = pre.layer_positions if closed is None else closed
-    return tokens.take(positions.expand(len(tokens.at), -1))
-
-
-def angles_for(pre: Prefill, layer: int, tokens: Index, closed: torch.Tensor | None) -> Angles:
-    """Rotary embedding of chosen tokens, (B, T, head size)."""
-    if closed is None:
-        both = pre.angles[layer]
-    else:
-        positions = closed.expand(*pre.positions.shape[:-2], *closed.shape)
-        both = rotary_angles(pre.vlm, positions, layer, pre.states[0])
-    cos, sin = (tokens.take(part.expand(len(tokens.at), -1, -1)) for part in both)
-    return cos, sin

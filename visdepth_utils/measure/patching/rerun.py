@@ -15,13 +15,11 @@ import torch
 
 from visdepth_utils.measure.patching.branches import (
     Branches,
-    angles_for,
     hidden_from,
-    positions_for,
     row_mask,
 )
 from visdepth_utils.measure.patching.prefill import Index, Prefill
-from visdepth_utils.models.parts import Angles, head, mask_for
+from visdepth_utils.models.parts import Angles, head, mask_for, rotary_angles
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +128,8 @@ def _layer(
     else:
         own = keys_of(pre, layer, packed, places)
         # The last tokens' keys come twice, from both calls; those of the second are not read.
-        cache = Splice(*(_joined(old, new) for old, new in zip(before, own, strict=True)))
+        cache = Splice(*before)
+        cache.before = cache.update(*own)
         apart = torch.nn.functional.pad(apart, (0, side * wanted))
         last = Index(rows.moved.at[:, -wanted:], rows.moved.valid[:, -wanted:])
         after = run_layer(
@@ -159,10 +158,6 @@ def _apart(mask: torch.Tensor, side: int, n_context: int) -> torch.Tensor:
     return torch.cat([shared.repeat(1, side, 1), blocks.flatten(3, 4).flatten(1, 2)], 2)
 
 
-def _joined(old: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-    return new if old is None else torch.cat([old, new], 2)
-
-
 def _just_causal(pre: Prefill, rows: Branches, layer: int) -> bool:
     """Whether whole unpadded sequences run again with no mask: that has a faster kernel."""
     alone = not len(rows.context) and not (rows.frozen or rows.hiding) and rows.closed is None
@@ -185,12 +180,15 @@ def _places(
     pre: Prefill, layer: int, tokens: Index, n: int, closed: torch.Tensor | None, side: int = 1
 ) -> dict[str, Any]:
     """Where tokens stand, for n times ``side`` rows of each sample: ``angles``, ``positions``."""
-    positions = positions_for(pre, tokens, closed)
-    angles = angles_for(pre, layer, tokens, closed)
-    return {
-        "angles": tuple(_repeat(part.repeat(1, side, 1), n) for part in angles),
-        "positions": None if positions is None else _repeat(positions.repeat(1, side), n),
-    }
+    positions, angles, n_samples = pre.layer_positions, pre.angles[layer], len(tokens.at)
+    if closed is not None:
+        spread = closed.expand(*pre.positions.shape[:-2], *closed.shape)
+        angles = rotary_angles(pre.vlm, spread, layer, pre.states[0])
+        positions = None if positions is None else closed
+    chosen = [tokens.take(part.expand(n_samples, -1, -1)).repeat(1, side, 1) for part in angles]
+    if positions is not None:
+        positions = _repeat(tokens.take(positions.expand(n_samples, -1)).repeat(1, side), n)
+    return {"angles": tuple(_repeat(part, n) for part in chosen), "positions": positions}
 
 
 def _context(

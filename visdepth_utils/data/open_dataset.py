@@ -36,9 +36,8 @@ def open_rows(
     configuration on the hub; one that is neither is left to the caller, who may know a column for
     it.
 
-    Raises:
-        FileNotFoundError: No such data, or no table in the folder.
-        ValueError: No such split, no rows, or a data set that cannot be loaded.
+    FileNotFoundError: no such data, or no table in the folder. ValueError: no such split, no rows,
+    or a data set that cannot be loaded.
     """
     where = locate_source(source)
     if isinstance(where, str):

@@ -80,11 +80,8 @@ def read_worlds(
     """The question table of one task in file order, and the folder it came from.
 
     ``name`` is also that of the parquet file; ``source`` None is the embedded worlds; rows of
-    another style are left out.
-
-    Raises:
-        MissingTask: If the folder has no table of that name.
-        ValueError: If a column is missing or no row has the style.
+    another style are left out. MissingTask: the folder has no table of that name. ValueError: a
+    column is missing, or no row has the style.
     """
     folder = Path(source) if source else WORLDS
     table = folder / f"{name}.parquet"

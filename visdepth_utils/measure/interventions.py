@@ -51,14 +51,9 @@ def truncated(
 ) -> Iterator[None]:
     """From layer ``depth`` on, no token sees the image (or, frozen, sees it as it was there).
 
-    The image rows go on being computed: this answers "what if", it saves no time. For ``remove`` it
-    equals dropping the rows: hiding keys from all that read them is the same as not having them.
-
-    Args:
-        vlm: The model.
-        enc: The batch that will be run inside the block.
-        depth: In 0..L, one for all rows or one per row.
-        mode: ``"remove"``, ``"renumber"`` or ``"freeze"``, see ``truncation_sweep``.
+    ``enc`` is the batch that will be run inside the block; ``depth`` in 0..L is one for all rows or
+    one per row; for ``mode`` see ``truncation_sweep``. The image rows go on being computed: this
+    saves no time. For ``remove`` it equals dropping the rows.
 
     Raises:
         ValueError: A mode or depth that cannot be; another batch was run inside the block; a
@@ -125,14 +120,9 @@ def substituted(
 ) -> Iterator[None]:
     """Put other states in the place of some tokens' own, going into one layer, in the prefill.
 
-    Tokens generated afterwards read the plain keys below that layer and the new ones from it on.
-
-    Args:
-        vlm: The model.
-        enc: The batch that will be run inside the block.
-        layer: In 0..L-1.
-        where: bool (B, S), which tokens.
-        states: (B, S, D), read only at ``where``.
+    ``enc`` is the batch that will be run inside the block, ``layer`` in 0..L-1; ``states`` are (B,
+    S, D), read only at ``where``, bool (B, S). Tokens generated afterwards read the plain keys
+    below that layer and the new ones from it on.
 
     Raises:
         ValueError: A layer out of range, or another batch was run inside the block.

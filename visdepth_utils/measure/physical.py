@@ -28,16 +28,10 @@ def truncated_physically(
 ) -> Iterator[None]:
     """From layer ``depth`` on, image rows leave the hidden states, positions kept.
 
-    Less is computed and stored, so time and memory can be measured. Decode with ``greedy``: the
-    model's own ``generate`` supposes that all layers hold equally many keys.
-
-    Args:
-        vlm: The model.
-        enc: A batch.
-        depth: In 0..L.
-        mode: ``"remove"``: the rows leave the KV cache too; ``"freeze"``: later layers make keys
-            and values of their state at ``depth``, and nothing else.
-        stay: bool (S,), image tokens that are neither removed nor frozen; None for none.
+    ``depth`` is in 0..L. With ``"remove"`` the rows leave the KV cache too; with ``"freeze"`` later
+    layers make keys and values of their state at ``depth``, and nothing else. ``stay``, bool (S,),
+    are image tokens that are neither removed nor frozen. Decode with ``greedy``: the model's own
+    ``generate`` supposes that all layers hold equally many keys.
 
     Raises:
         ValueError: See ``check_depths``; padding, or samples that differ in where their image

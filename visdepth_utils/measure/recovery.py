@@ -56,16 +56,12 @@ def distill(
 ) -> Path:
     """Train an adapter, or go on where a killed training was; the folder, for ``adapted``.
 
-    Args:
-        vlm: The full model; it is unchanged afterwards.
-        task: Training samples, each with an image; none of those that will be tested.
-        settings: Of the training.
-        folder: For the adapter, in peft's own format, the losses and the state to resume from.
-        max_new_tokens: Budget of the full model's outputs; None for the task's.
-        targets: File of the full model's outputs, made where it is missing; None for one in the
-            folder. Trainings on the same samples can share it.
-        save_every: Steps between states.
-        progress: Called with (done, total, label); the label holds the loss.
+    ``vlm`` is the full model, unchanged afterwards; ``task`` are training samples, each with an
+    image, none of those that will be tested. The folder gets the adapter in peft's own format, the
+    losses and, every ``save_every`` steps, the state to resume from. ``max_new_tokens`` is the
+    budget of the full model's outputs, ``targets`` their file, made where it is missing, which
+    trainings on the same samples can share; None for the task's, and for one in the folder.
+    Progress is called with (done, total, label); the label holds the loss.
 
     Raises:
         ValueError: Depth out of range, fewer samples than a batch, unknown precision, no budget,
@@ -114,12 +110,8 @@ def distill(
 def adapted(vlm: VLM, folder: str | Path) -> Iterator[VLM]:
     """Let a model run with the adapter in a folder; afterwards, always, it is as before.
 
-    Yields:
-        The same model: every measurement of this package runs on it.
-
-    Raises:
-        FileNotFoundError: If the folder holds no adapter in safetensors.
-        ValueError: If it cannot be read, or is of another model.
+    The same model is given: every measurement of this package runs on it. FileNotFoundError: the
+    folder holds no adapter in safetensors. ValueError: it cannot be read, or is of another model.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():

@@ -150,15 +150,9 @@ def named_share(
 
     Counted are the tokens whose patch holds an object (LEAST_COVERED). Chance: the same tokens and
     words, and in place of each object one of another picture, averaged over all other pictures.
-
-    Args:
-        table: Of ``token_lens``; samples without a grid are left out.
-        held: Image id -> what its picture holds (``held_objects``).
-        top: Of a token's words, how many may name it.
-
-    Returns:
-        ``sample, image, layer, lens, labels`` (``"own"`` or ``"other pictures"``), ``value`` (0..1)
-        and ``n_tokens``; empty where no truth or no grid is known.
+    ``table`` is of ``token_lens``, ``held`` of ``held_objects``; one of a token's first ``top``
+    words must name the object. Columns: ``sample, image, layer, lens, labels`` (``"own"`` or
+    ``"other pictures"``), ``value`` (0..1), ``n_tokens``; empty where no truth or grid is known.
     """
     known = table[table["row"].notna() & table["image"].isin(list(held))]
     out: list[dict[str, Any]] = []

@@ -42,9 +42,8 @@ def cache_folder() -> Path:
 def gguf_file(manifest: dict[str, Any]) -> Path:
     """The decoder's file within the installed package that a manifest names, checked by its hash.
 
-    Raises:
-        FileNotFoundError: A package is not installed; the message is the line that installs it.
-        ValueError: The file is not the one that the checkpoint belongs to.
+    FileNotFoundError: no such package; the message is the line that installs it. ValueError: the
+    file is not the one that the checkpoint belongs to.
     """
     name = str(manifest["file"])
     spec = importlib.util.find_spec(str(manifest["package"]))

@@ -23,11 +23,8 @@ def locate(path_or_id: str | Path) -> str:
 
     A folder is looked for in the working directory, then in the repository; it comes back absolute.
 
-    Raises:
-        FileNotFoundError: Neither; or a folder without ``config.json``, or without a shard that its
-            index names.
-        ValueError: A folder without safetensors weights, or with an adapter, or see
-            ``weight_files``.
+    Raises as ``weight_files``; FileNotFoundError also for neither of them, or a folder without
+    ``config.json``; ValueError for one without safetensors weights, or with an adapter.
     """
     name = str(path_or_id)
     for folder in (Path(os.path.expanduser(name)), REPO / name):
@@ -85,10 +82,8 @@ def weight_files(folder: Path) -> list[Path]:
     """The weights that transformers reads from a folder, by name: one file, or an index's shards.
 
     None where there is neither such a file nor an index.
-
-    Raises:
-        FileNotFoundError: A file that is named is not there.
-        ValueError: A name that leads out of the folder, or a damaged index.
+    FileNotFoundError: a file that is named is not there. ValueError: a name that leads out of the
+    folder, or a damaged index.
     """
     try:
         named = read_object(folder / "config.json").get("transformers_weights")

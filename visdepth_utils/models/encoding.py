@@ -161,10 +161,8 @@ def _bad_picture(vlm: VLM, sample: Sample, row: Sequence[Image.Image], why: str)
 def append_tokens(vlm: VLM, enc: Encoded, answers: Sequence[Sequence[int]]) -> Encoded:
     """Append token ids to B encoded prompts, as if the model had generated them.
 
-    A decoded answer does not always encode to its own tokens again; this needs no text.
-
-    Raises:
-        ValueError: Another number of answers than rows, or an empty one (names the sample).
+    A decoded answer does not always encode to its own tokens again; this needs no text. ValueError:
+    another number of answers than rows, or an empty one (names the sample).
     """
     n_rows, n = enc.is_image.shape
     if len(answers) != n_rows:

@@ -4,8 +4,7 @@ State l is what layer l receives; state L is what the last layer returns, before
 Neither is ``output_hidden_states``: its last entry is normed, and in families that add visual
 features between layers its others are not what the next layer receives.
 
-NaN and infinity end a measurement in one line that names the layer they come from. Testing the
-logits of a pass costs next to nothing; which layer was first is looked up only then, by one more.
+NaN and infinity end a measurement in one line that names the layer they come from.
 """
 
 from __future__ import annotations
@@ -67,10 +66,7 @@ def capture(vlm: VLM, enc: Encoded, visitor: Visitor, logits_to_keep: int = 1) -
     """One forward pass that shows its L+1 states in order to the visitor.
 
     Each comes as (l, state (B, S, D) in fp32). Gives logits (B, logits_to_keep, vocabulary), those
-    of the last positions; 0 keeps all.
-
-    Raises:
-        ValueError: NaN or infinity; names the layer.
+    of the last positions; 0 keeps all. ValueError: NaN or infinity; names the layer.
     """
     with hooked(vlm, visitor):
         logits = vlm.model(**enc.inputs, use_cache=False, logits_to_keep=logits_to_keep).logits

@@ -93,9 +93,7 @@ def words_only(vlm: VLM) -> Callable[[str, str], str]:
 def prompts(vlm: VLM, samples: list[Sample], with_reference: bool) -> list[str]:
     """The templated prompts of samples, with their references if asked, for the model's processor.
 
-    Raises:
-        ValueError: The template fails.
-        BadRow: A text that holds a control token, where the tokenizer cannot read it as text.
+    ValueError: the template fails. BadRow as ``words_only``.
     """
     write = words_only(vlm)
     texts = []

@@ -82,11 +82,8 @@ def one_line_errors(name: str, where: str, mend: str = "") -> Iterator[None]:
 def read_config(name: str, where: str, **hub: object) -> PreTrainedConfig:
     """Read the config of a checkpoint (``name``: as the user named it, ``where``: from ``locate``).
 
-    What says how a model is run, not what it is, is overwritten (docs/checkpoints.md).
-
-    Raises:
-        ValueError: Unreadable, of a family that is not supported, quantised, in MLX's layout, or
-            without image token.
+    What says how a model is run, not what it is, is overwritten (docs/checkpoints.md). ValueError:
+    unreadable, quantised, in MLX's layout, without image token, or of an unsupported family.
     """
     with quiet(), one_line_errors(name, where):
         raw = PreTrainedConfig.get_config_dict(where, **hub)[0]
@@ -165,10 +162,9 @@ def read_processor(
 ) -> ProcessorMixin:
     """Read the processor, with left padding and the PIL image backend.
 
-    transformers prefers torchvision where it is installed, and the two resize differently; pinning
-    PIL makes pixels, and so every number, independent of what else is installed. ``template`` is
-    for a family whose checkpoints come without one; the config says what the processor was saved
-    without. ValueError: unreadable, or without chat template.
+    torchvision resizes differently; with PIL no number depends on whether it is installed.
+    ``template`` is for a family whose checkpoints come without one; the config says what the
+    processor was saved without. ValueError: unreadable, or without chat template.
     """
     with quiet(), one_line_errors(name, where):
         optional = {"revision": hub.get("revision"), "_raise_exceptions_for_missing_entries": False}
@@ -232,10 +228,8 @@ def read_model(
 ) -> PreTrainedModel:
     """Read the weights (safetensors only) into the stock class, in eval mode.
 
-    ``hub`` also says where to place and how to round the weights.
-
-    Raises:
-        ValueError: Unreadable, or weights missing from the files or of the wrong shape.
+    ``hub`` also says where to place and how to round the weights. ValueError: unreadable, or
+    weights missing from the files or of the wrong shape.
     """
     mend = "check device_map, or leave it out" if hub.get("device_map") else ""
     with quiet(), one_line_errors(name, where, mend):

@@ -19,9 +19,7 @@ def save_untrained(
     ``folder`` None is ``results/models/<name>-random-init``; a name should keep "random-init", by
     which verdicts tell untrained models from trained ones. ``init_std`` None is the config's own.
 
-    Raises:
-        FileNotFoundError: No such checkpoint folder.
-        ValueError: A hub id, or a folder that is there already.
+    FileNotFoundError: no such checkpoint folder. ValueError: a hub id, or a ``folder`` that exists.
     """
     where = Path(locate(model))
     if not where.is_dir():

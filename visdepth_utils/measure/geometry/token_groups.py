@@ -67,10 +67,8 @@ def text_geometry(
 
     ``answers``: of ``own_answers``; of another model, whose text is then read, it is a control.
     ``groups``, out of GROUPS and BESIDE, stand in the column ``modality``. The seed is that of the
-    draws and of the shuffled labels; ``settings`` are those of ``layer_geometry``.
-
-    Raises:
-        ValueError: An unknown group, a sample without an answer, or a wrong setting.
+    draws and of the shuffled labels; ``settings`` are those of ``layer_geometry``. ValueError: an
+    unknown group, a sample without an answer, or a wrong setting.
     """
     if unknown := [name for name in groups if name not in (*GROUPS, *BESIDE)]:
         raise ValueError(f"unknown group {unknown[0]!r}: use {', '.join((*GROUPS, *BESIDE))}")

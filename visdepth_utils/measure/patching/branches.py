@@ -93,8 +93,7 @@ def reached(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
 def moved_tokens(vlm: VLM, enc: Encoded, changed: torch.Tensor) -> torch.Tensor:
     """Tokens that a substitution runs again, bool (B, S): those reached, or all of them.
 
-    Where little stands before the change and nothing is padded, running that little again as well
-    costs less than attention with a mask: whole sequences take the faster causal kernel.
+    All where little stands before the change and nothing is padded: the causal kernel is faster.
     """
     moved, attended = reached(vlm, enc, changed), enc.inputs["attention_mask"].bool()
     before = int((attended & ~moved).sum())
@@ -147,19 +146,11 @@ def hiding(
     keys: torch.Tensor,
     readers: Sequence[str],
 ) -> Branches:
-    """One row per window of layers in which some image tokens are hidden.
+    """One row per window of layers in which image tokens ``keys``, bool (B, R, S), are hidden.
 
-    Image tokens that stay visible are readers as well: what is hidden from all is hidden from them.
-
-    Args:
-        pre: The plain pass; must have kept the image tokens and all that follow them.
-        first: First layer of each row, not decreasing.
-        until: Layer from which each row reads all again.
-        keys: bool (B, R, S), image tokens that are hidden.
-        readers: From whom, of each row; one of READERS.
-
-    Returns:
-        The rows.
+    Each row has its ``first`` layer, not decreasing, the layer ``until`` which it lasts, and one of
+    READERS, from whom they are hidden; image tokens that stay visible are readers as well. The
+    prefill must have kept the image tokens and all that follow them.
     """
     enc = pre.enc
     after = image_spans(enc) & pre.attended
@@ -196,9 +187,8 @@ def first_positions(positions: torch.Tensor, attended: torch.Tensor) -> torch.Te
 def replaceable(enc: Encoded, modality: str) -> torch.Tensor:
     """Tokens that a substitution replaces, bool (B, S): the image, or text after it has begun.
 
-    Text before the image cannot have seen it; its states stay. Special tokens that follow text
-    count as text here, because the answer is read off at one of them (the end of a chat template);
-    those that belong to an image (row breaks, end of vision) are of neither kind.
+    Special tokens that follow text count as text here, because the answer is read off at one of
+    them; those that belong to an image (row breaks, end of vision) are of neither kind.
     """
     if modality not in ("image", "text"):
         raise ValueError(f"modality {modality!r} is unknown: use 'image' or 'text'")

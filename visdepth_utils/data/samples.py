@@ -19,36 +19,20 @@ LABELS = ("sample", "image", "task", "kind", "style")
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about zero, one or several images.
+    """One question about zero, one or several images."""
 
-    Attributes:
-        id: Unique within its task.
-        image_id: Names the picture(s); the unit of resampling in every confidence interval.
-        images: RGB pictures; empty for a blind sample. Those of large data sets are decoded at each
-            access (``images``).
-        prompt: What the user asks, without chat template.
-        reference: The full expected text (for chains: with its steps).
-        answer: The short final answer that is scored.
-        task: Name of the task.
-        kind: Type of question, e.g. ``"colour"`` or ``"count"``.
-        style: ``"direct"``, ``"short"`` or ``"long"``.
-        choices: Answer options; empty for an open question.
-        references: All accepted texts, where there are several (five captions).
-        rule: Scoring rule, where it is not the one of the task's name.
-    """
-
-    id: str
-    image_id: str
-    images: Sequence[Image.Image]
-    prompt: str
-    reference: str
-    answer: str
+    id: str  # unique within its task
+    image_id: str  # names the picture(s); the unit of resampling in every confidence interval
+    images: Sequence[Image.Image]  # RGB; empty for a blind sample, decoded at each access if large
+    prompt: str  # what the user asks, without chat template
+    reference: str  # the full expected text (for chains: with its steps)
+    answer: str  # the short final answer that is scored
     task: str
-    kind: str = ""
-    style: str = "direct"
-    choices: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    rule: str = ""
+    kind: str = ""  # type of question, e.g. "colour" or "count"
+    style: str = "direct"  # or "short" or "long"
+    choices: tuple[str, ...] = ()  # answer options; empty for an open question
+    references: tuple[str, ...] = ()  # all accepted texts, where there are several (five captions)
+    rule: str = ""  # scoring rule, where it is not the one of the task's name
 
     @property
     def accepted(self) -> tuple[str, ...]:

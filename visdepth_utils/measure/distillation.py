@@ -26,38 +26,22 @@ TARGET_ROWS = 64
 
 @dataclass(frozen=True)
 class Distillation:
-    """Settings of a training; the paper's are not stated in what we read.
+    """Settings of a training; the paper's are not stated in what we read."""
 
-    Attributes:
-        depth: Where image tokens are cut, 0..L; L trains the model that is not cut.
-        mode: As for ``truncation_sweep``.
-        rank: Of the adapter.
-        alpha: Its scale is alpha / rank.
-        rate: Highest learning rate; warm-up over the first tenth, then a cosine to 0.
-        steps: Optimiser steps.
-        batch: Samples in a step.
-        precision: ``"bfloat16"`` runs the training's forward pass under autocast, which is faster;
-            or ``"float32"``. The adapter itself is kept in float32 either way.
-        seed: Of the adapter's start and of the order.
-        shuffled: Train with another sample's picture: a control that can learn everything but what
-            is in the picture.
-        validation: So many samples, the last ones, are kept out of the training; their loss tells
-            when it has converged, and the weights with the lowest are kept. 0 for none.
-        every: Steps between two looks at it.
-    """
-
-    depth: int
-    mode: str = "remove"
-    rank: int = 8
-    alpha: int = 16
-    rate: float = 5e-4
-    steps: int = 200
-    batch: int = 16
-    precision: str = "bfloat16"
-    seed: int = 0
-    shuffled: bool = False
+    depth: int  # where image tokens are cut, 0..L; L trains the model that is not cut
+    mode: str = "remove"  # as for ``truncation_sweep``
+    rank: int = 8  # of the adapter
+    alpha: int = 16  # the adapter's scale is alpha / rank
+    rate: float = 5e-4  # highest; warm-up over the first tenth, then a cosine to 0
+    steps: int = 200  # of the optimiser
+    batch: int = 16  # samples in a step
+    precision: str = "bfloat16"  # forward pass under autocast, or "float32"; adapters are float32
+    seed: int = 0  # of the adapter's start and of the order
+    shuffled: bool = False  # another sample's picture: all can be learnt but what is in the picture
+    # So many samples, the last ones, are kept out of the training: the weights with the lowest loss
+    # on them are kept. 0 for none.
     validation: int = 0
-    every: int = 20
+    every: int = 20  # steps between two looks at it
 
 
 def lora_config(vlm: VLM, settings: Distillation) -> LoraConfig:

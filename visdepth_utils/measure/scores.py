@@ -3,8 +3,7 @@
 Each rule is for answers as models really give them: thinking first, a letter in a sentence, a
 number with a per cent sign, an explanation on the next line, nothing at all. Texts are compared by
 NFKC and without case. math-verify, the kept parser of stated answers, reads numbers and LaTeX but
-neither "[B]" nor "45 in 2019", so what is stated is found here. A change here is one of measuring
-code, by whose hash every cached table is filed (``runs.measuring_code``).
+neither "[B]" nor "45 in 2019", so what is stated is found here.
 """
 
 import re
@@ -282,13 +281,7 @@ RULES: dict[str, Callable[[Sample, str], float]] = {
     "objects": lambda s, out: caption_f1(out, s.reference),
     "captions": lambda s, out: best_caption(out, s.accepted),
 }
-TASK_RULES = {
-    "mcq": "letter",
-    "vqa": "words",
-    "chart": "relaxed",
-    "caption": "objects",
-    "reason": "words",
-}
+TASK_RULES = dict(mcq="letter", vqa="words", chart="relaxed", caption="objects", reason="words")
 """Rules of the embedded tasks; samples of other data name theirs (``formats``)."""
 
 

@@ -1,7 +1,5 @@
 """Batches for tiny models, without a processor: a test decides where images and padding stand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

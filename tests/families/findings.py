@@ -4,8 +4,6 @@ A check raises AssertionError where a number is wrong. What is refused must be r
 counts as such; what passes is exact: it equals naive runs of the untouched model.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

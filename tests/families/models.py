@@ -4,8 +4,6 @@ Weights are drawn wide enough that the image, the mask and the positions all mov
 more than rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ once. Every number comes from a full run of the untouched model, in which hooks 
 layers are called with; every generated token is a new full run on a longer prompt.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

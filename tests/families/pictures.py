@@ -1,7 +1,5 @@
 """Pictures for tiny models: pixels, grids and the tokens that stand for them, family by family."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

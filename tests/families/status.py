@@ -1,7 +1,5 @@
 """Write docs/families.md from what the checks find: ``python -m tests.families.status``."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What data and checkpoints may hold: odd texts, odd pictures, templates and half processors."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable

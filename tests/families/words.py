@@ -1,7 +1,5 @@
 """Tokenizers for tiny checkpoints: a family's own special tokens, and few words beside them."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field

@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from visdepth_utils.common.errors import first_line
 from visdepth_utils.data.formats import READ
-from visdepth_utils.data.records import Rows, cached_revision, locate_source, read_lines
+from visdepth_utils.data.records import Rows, cached_revision, locate_source, read_lines, readable
 
 SPLITS = ("test", "validation", "val", "dev", "train")
 """Names of splits, the one that is preferred first."""
@@ -98,9 +98,8 @@ def _from_files(where: Path, prefer: Callable, split: str | None, subset: str | 
         if tables and lines:
             raise ValueError(f"{where} holds parquet and JSONL files: give one of the files")
     else:
-        tables, lines = (
-            [where] if where.suffix == f".{end}" else [] for end in ("parquet", "jsonl")
-        )
+        ends = (".parquet", ".jsonl")
+        tables, lines = ([where] if where.suffix == end else [] for end in ends)
     files = tables or lines
     if not files:
         raise FileNotFoundError(f"no .parquet or .jsonl file in {where}: give a folder with one")
@@ -139,20 +138,10 @@ def _parquet(files: Sequence[Path], where: Path, base: Path, facts: dict[str, An
     if not sum(pq.read_metadata(file).num_rows for file in files):
         return Rows(str(where), columns, base, facts, [])  # the library fails on a table of none
     features = _features(files[0])
-    try:
-        with _quiet():
-            table = datasets.load_dataset(
-                "parquet",
-                data_files=[str(file) for file in files],
-                split="train",
-                columns=features and list(features),
-                features=features,
-            )
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"{where} is not readable as parquet ({first_line(cause)}): write it again"
-        ) from error
+    options = {"split": "train", "columns": features and list(features), "features": features}
+    with readable(where), _quiet():
+        paths = [str(file) for file in files]
+        table = datasets.load_dataset("parquet", data_files=paths, **options)
     return _arrow(table, str(where), base, facts)
 
 
@@ -193,12 +182,8 @@ def _arrow(table: Any, where: str, base: Path, facts: dict[str, Any]) -> Rows:
 
 
 def _columns(file: Path) -> tuple[str, ...]:
-    try:
+    with readable(file):
         names = tuple(pq.read_schema(file).names)
-    except Exception as error:
-        raise ValueError(
-            f"{file} is not readable as parquet ({first_line(error)}): write it again"
-        ) from error
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{file} has the column {twice!r} more than once: rename one of them")
     return names
@@ -240,22 +225,17 @@ def _pick(names: Sequence[str], wanted: str | None, usual: str | None, where: st
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the bars of ``datasets`` out of notebooks."""
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
+    from datasets import utils
 
-    bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)  # what goes wrong is raised, in one line
+    bars, level = not utils.are_progress_bars_disabled(), utils.logging.get_verbosity()
+    utils.disable_progress_bars()
+    utils.logging.set_verbosity(utils.logging.CRITICAL)  # what goes wrong is raised, in one line
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        utils.logging.set_verbosity(level)
         if bars:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Rows of a data set, read one by one by number, and the files that they are in."""
 
+import contextlib
 import json
 import os
 import re
@@ -77,6 +78,16 @@ def locate_source(source: str | Path) -> Path | str:
     )
 
 
+@contextlib.contextmanager
+def readable(where: Path) -> Iterator[None]:
+    """One line, a ValueError, for parquet that cannot be read, in whatever way that fails."""
+    try:
+        yield
+    except Exception as error:
+        why = first_line(error.__cause__ or error)
+        raise ValueError(f"{where} is not readable as parquet ({why}): write it again") from error
+
+
 def files_behind(where: Path) -> dict[str, Path]:
     """The files whose contents are the data, name -> path, sorted.
 
@@ -93,15 +104,11 @@ def files_behind(where: Path) -> dict[str, Path]:
         parts = [part for cell in cells for part in (cell if isinstance(cell, list) else [cell])]
         named = {part for part in parts if isinstance(part, str)}
     elif where.suffix == ".parquet":
-        try:
+        with readable(where):
             schema = pq.read_schema(where)
             paths = [f.name for f in schema if f.name.startswith("image") and f.type in _STRINGS]
             for column in paths:
                 named |= set(pq.read_table(where, columns=[column])[column].to_pylist())
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ValueError(
-                f"{where} is not readable as parquet ({first_line(error)}): write it again"
-            ) from error
     files = {name: where.parent / name for name in named if isinstance(name, str) and name}
     pictures = {name: file for name, file in files.items() if os.path.isfile(file)}
     return {where.name: where, **dict(sorted(pictures.items()))}

@@ -3,8 +3,6 @@
 Everything is computed in float64. Data that carry no answer (NaN, one token, no spread) give NaN.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Matrix entropy of token sets, from their Gram matrices."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -4,8 +4,6 @@ Nothing here knows a model. States are widened to float64 in chunks, on their ow
 waits for a few numbers per chunk of layers, never for one layer or token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

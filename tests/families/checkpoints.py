@@ -40,80 +40,35 @@ from visdepth_utils.models.reading import quiet
 Ids = Callable[[str], int]
 """Token -> id."""
 
-CLIP = {
-    "model_type": "clip_vision_model",
-    "image_size": 16,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "projection_dim": 16,
-}
-PIXTRAL_TOWER = {
-    "model_type": "pixtral",
-    "image_size": 32,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "head_dim": 8,
-}
+TOWER = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+CLIP = {**TOWER, "model_type": "clip_vision_model", "image_size": 16, "patch_size": 8}
+CLIP |= {"num_hidden_layers": 2, "projection_dim": 16}
+PIXTRAL_TOWER = {**TOWER, "model_type": "pixtral", "image_size": 32, "patch_size": 4, "head_dim": 8}
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
-TOWER = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 SQUARE = {"height": 16, "width": 16}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """How a family's checkpoint is made, and what it must be read as.
+    """How a family's checkpoint is made, and what it must be read as."""
 
-    Attributes:
-        title: As people call it.
-        config: Parts of config.json that are not in every one.
-        kind: Class of the config.
-        tokens: Special tokens.
-        image_token: What image features replace.
-        template: chat_template.jinja; empty where the hub's checkpoints have none.
-        images: preprocessor_config.json.
-        processor: processor_config.json.
-        said: The text of a prompt with one image, its special and structural tokens left out.
-        per_image: What stands in it for each image.
-        structural: Tokens of an image that are neither image nor text.
-        size: Image tokens of a picture, by (width, height).
-        several: Image tokens of each picture where a sample shows several; None for ``size``.
-    """
-
-    title: str
+    title: str  # as people call it
     kind: type[T.PreTrainedConfig]
-    config: Callable[[Ids], dict[str, Any]]
+    config: Callable[[Ids], dict[str, Any]]  # parts of config.json that are not in every one
     tokens: Tokens
-    image_token: str
-    template: str
-    images: dict[str, Any]
-    processor: dict[str, Any]
-    said: str
-    per_image: str = ""
-    structural: tuple[str, ...] = ()
-    size: Callable[[int, int], int] = lambda w, h: 4
-    several: int | None = None
+    image_token: str  # what image features replace
+    template: str  # chat_template.jinja; empty where the hub's checkpoints have none
+    images: dict[str, Any]  # preprocessor_config.json
+    processor: dict[str, Any]  # processor_config.json
+    said: str  # text of a prompt with one image, its special and structural tokens left out
+    per_image: str = ""  # what stands in it for each image
+    structural: tuple[str, ...] = ()  # tokens of an image that are neither image nor text
+    size: Callable[[int, int], int] = lambda w, h: 4  # image tokens of a picture (width, height)
+    several: int | None = None  # of each picture where a sample shows several; None for ``size``
 
     def write(self, folder: Path) -> Path:
-        """Write the folder.
-
-        Args:
-            folder: Is made.
-
-        Returns:
-            It.
-        """
+        """Make the folder and write the checkpoint into it."""
         folder.mkdir(parents=True, exist_ok=True)
         words = self.tokens.tokenizer()
         with quiet():
@@ -339,12 +294,7 @@ CHECKPOINTS = {
         title="Qwen2-VL",
         kind=T.Qwen2VLConfig,
         config=lambda ids: {
-            "vision_config": {
-                **QWEN_TOWER,
-                "embed_dim": 16,
-                "hidden_size": WIDTH,
-                "mlp_ratio": 1,
-            },
+            "vision_config": {**QWEN_TOWER, "embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 1},
             "text_config": {"rope_parameters": MROPE},
             "tie_word_embeddings": True,
             **_qwen_ids(ids),
@@ -434,11 +384,7 @@ CHECKPOINTS = {
         title="InternVL",
         kind=T.InternVLConfig,
         config=lambda ids: {
-            "vision_config": {
-                "image_size": [32, 32],
-                "patch_size": [8, 8],
-                **TOWER,
-            },
+            "vision_config": {"image_size": [32, 32], "patch_size": [8, 8], **TOWER},
             "text_config": {"model_type": "qwen2"},
             "image_token_id": ids("<IMG_CONTEXT>"),
             "image_seq_length": 4,
@@ -641,11 +587,7 @@ CHECKPOINTS = {
         ),
         image_token="<|IMG_PATCH|>",
         template=AYA,
-        images={
-            "image_processor_type": "GotOcr2ImageProcessor",
-            "size": SQUARE,
-            "max_patches": 4,
-        },
+        images={"image_processor_type": "GotOcr2ImageProcessor", "size": SQUARE, "max_patches": 4},
         processor={
             "processor_class": "AyaVisionProcessor",
             "patch_size": 4,
@@ -734,7 +676,7 @@ CHECKPOINTS |= {
         said="\n {images} {prompt} \n",
         structural=("<|begin_of_image|>", "<|end_of_image|>"),
         size=_qwen_grid(4),
-    ),
+    )
 }
 CHECKPOINTS["glm46v"] = _like(
     "glm4v",
@@ -748,11 +690,7 @@ CHECKPOINTS |= {
         title="Idefics2",
         kind=T.Idefics2Config,
         config=lambda ids: {
-            "vision_config": {
-                "image_size": 16,
-                "patch_size": 4,
-                **TOWER,
-            },
+            "vision_config": {"image_size": 16, "patch_size": 4, **TOWER},
             "perceiver_config": {
                 "hidden_size": WIDTH,
                 "resampler_n_latents": 4,

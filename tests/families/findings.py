@@ -39,15 +39,10 @@ EXACT, REFUSED = "exactly", "refused"
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        outcome: EXACT or REFUSED.
-        note: Why it is refused, or what of it is.
-    """
-
-    outcome: str
-    note: str = ""
+    outcome: str  # EXACT or REFUSED
+    note: str = ""  # why it is refused, or what of it is
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:

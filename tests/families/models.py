@@ -4,8 +4,8 @@ Weights are drawn wide enough that the image, the mask and the positions all mov
 more than rounding.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -31,214 +31,117 @@ from visdepth_utils.models.families import FAMILIES
 from visdepth_utils.models.vlm import VLM
 
 LAYERS, WIDTH = 4, 32
-TEXT: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": VOCAB,
-    "pad_token_id": PAD,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-    "initializer_range": 0.25,
-    "max_position_embeddings": 512,
-}
-SIGLIP: dict[str, Any] = {
-    "model_type": "siglip_vision_model",
-    "image_size": 16,
-    "patch_size": 8,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vision_use_head": False,
-}
-QWEN_TOWER: dict[str, Any] = {
-    "depth": 3,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_heads": 2,
-    "patch_size": 4,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-}
-QWEN_IDS = {
-    "image_token_id": IMAGE,
-    "vision_start_token_id": BEGIN,
-    "vision_end_token_id": END,
-    "video_token_id": 8,
-}
+TEXT: dict[str, Any] = dict(hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=LAYERS)
+TEXT |= dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=VOCAB)
+TEXT |= dict(pad_token_id=PAD, bos_token_id=2, eos_token_id=3, initializer_range=0.25)
+TEXT |= dict(max_position_embeddings=512)
+_TOWER: dict[str, Any] = dict(hidden_size=16, intermediate_size=16)
+_LAYERS = {**_TOWER, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VISION = {**_LAYERS, "image_size": 16, "patch_size": 8}
+SIGLIP = {**_VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
+QWEN_TOWER = {**_TOWER, "depth": 3, "num_heads": 2, "patch_size": 4}
+QWEN_TOWER |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_IDS = dict(image_token_id=IMAGE, vision_start_token_id=BEGIN, vision_end_token_id=END)
+QWEN_IDS["video_token_id"] = 8
 MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
 
 
-@dataclass(frozen=True)
 class Made:
-    """How a family is made.
+    """How a family is made: transformers' classes ``<kind>Config`` and so on, and its pictures.
 
-    Attributes:
-        model: Builds the model.
-        pictures: Images of each sample -> token block of each kind, and what the forward pass takes
-            for all of them.
+    ``pictures``: images of each sample -> token block of each kind, and what the forward pass takes
+    for all of them. ``parts``: arguments of the configuration.
     """
 
-    model: Callable[[], T.PreTrainedModel]
-    pictures: Callable[[Pictures], Given]
+    def __init__(self, kind: str, pictures: Callable[[Pictures], Given], **parts: Any) -> None:
+        self.kind, self.pictures, self.parts = kind, pictures, parts
+
+    def model(self) -> T.PreTrainedModel:
+        config = getattr(T, f"{self.kind}Config")(**copy.deepcopy(self.parts))
+        return getattr(T, f"{self.kind}ForConditionalGeneration")(config)
 
 
-def _llava() -> T.PreTrainedModel:
-    text = {**TEXT, "model_type": "llama"}
-    config = T.LlavaConfig(
-        vision_config=SIGLIP,
-        text_config=text,
-        image_token_index=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-    return T.LlavaForConditionalGeneration(config)
+_IMAGE = {"image_token_index": IMAGE}
+_WHOLE = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+_TILES = {**_IMAGE, **_WHOLE, "vision_config": SIGLIP, "image_grid_pinpoints": [[16, 16], [16, 32]]}
+_MISTRAL = {**TEXT, "model_type": "mistral", "sliding_window": None}
+_LLAMA, _QWEN2 = ({**TEXT, "model_type": kind} for kind in ("llama", "qwen2"))
+_ROTARY = {**TEXT, "rope_parameters": MROPE}
+_WINDOWS = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_TWO = {**QWEN_TOWER, "embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 1}
+_TWO_FIVE = {"out_hidden_size": WIDTH, "window_size": 16, "fullatt_block_indexes": [2]}
+_THREE = {"out_hidden_size": WIDTH, "num_position_embeddings": 16}
+_THREE |= {"deepstack_visual_indexes": [0, 1, 2]}
 
-
-def _llava_next() -> T.PreTrainedModel:
-    config = T.LlavaNextConfig(
-        vision_config=SIGLIP,
-        text_config={**TEXT, "model_type": "mistral", "sliding_window": None},
-        image_token_index=IMAGE,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[16, 16], [16, 32]],
-    )
-    return T.LlavaNextForConditionalGeneration(config)
-
-
-def _llava_onevision() -> T.PreTrainedModel:
-    config = T.LlavaOnevisionConfig(
-        vision_config=SIGLIP,
-        text_config={**TEXT, "model_type": "qwen2"},
-        image_token_index=IMAGE,
-        video_token_index=8,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        image_grid_pinpoints=[[16, 16], [16, 32]],
-    )
-    return T.LlavaOnevisionForConditionalGeneration(config)
-
-
-def _qwen2() -> T.PreTrainedModel:
-    tower = {**QWEN_TOWER, "embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 1}
-    text = {**TEXT, "rope_parameters": MROPE}
-    config = T.Qwen2VLConfig(vision_config=tower, text_config=text, **QWEN_IDS)
-    return T.Qwen2VLForConditionalGeneration(config)
-
-
-def _qwen2_5() -> T.PreTrainedModel:
-    tower = {**QWEN_TOWER, "out_hidden_size": WIDTH, "window_size": 16}
-    tower |= {"fullatt_block_indexes": [2]}
-    text = {**TEXT, "rope_parameters": MROPE}
-    config = T.Qwen2_5_VLConfig(vision_config=tower, text_config=text, **QWEN_IDS)
-    return T.Qwen2_5_VLForConditionalGeneration(config)
-
-
-def _qwen3() -> T.PreTrainedModel:
-    tower = {**QWEN_TOWER, "out_hidden_size": WIDTH, "num_position_embeddings": 16}
-    tower |= {"deepstack_visual_indexes": [0, 1, 2]}
-    text = {**TEXT, "num_hidden_layers": 6, "rope_parameters": MROPE}
-    config = T.Qwen3VLConfig(vision_config=tower, text_config=text, **QWEN_IDS)
-    return T.Qwen3VLForConditionalGeneration(config)
-
-
-def _internvl() -> T.PreTrainedModel:
-    config = T.InternVLConfig(
-        vision_config={
-            "image_size": [32, 32],
-            "patch_size": [8, 8],
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-        text_config={**TEXT, "model_type": "qwen2"},
+MADE = {
+    "llava": Made("Llava", flat(4), vision_config=SIGLIP, text_config=_LLAMA, **_IMAGE, **_WHOLE),
+    "llava_next": Made("LlavaNext", tiled({-1: 10, -2: 14}), text_config=_MISTRAL, **_TILES),
+    "llava_onevision": Made(
+        "LlavaOnevision", tiled({-1: 10, -2: 14}), text_config=_QWEN2, video_token_index=8, **_TILES
+    ),
+    "qwen2_vl": Made("Qwen2VL", qwen, vision_config=_TWO, text_config=_ROTARY, **QWEN_IDS),
+    "qwen2_5_vl": Made(
+        "Qwen2_5_VL", qwen, vision_config=QWEN_TOWER | _TWO_FIVE, text_config=_ROTARY, **QWEN_IDS
+    ),
+    "qwen3_vl": Made(
+        "Qwen3VL",
+        qwen,
+        vision_config=QWEN_TOWER | _THREE,
+        text_config={**_ROTARY, "num_hidden_layers": 6},
+        **QWEN_IDS,
+    ),
+    "internvl": Made(
+        "InternVL",
+        flat(4, 32, (BEGIN, END)),
+        vision_config={**_LAYERS, "image_size": [32, 32], "patch_size": [8, 8]},
+        text_config=_QWEN2,
         image_token_id=IMAGE,
         image_seq_length=4,
-    )
-    return T.InternVLForConditionalGeneration(config)
-
-
-def _idefics3() -> T.PreTrainedModel:
-    tower = {**SIGLIP, "model_type": "idefics3_vision", "patch_size": 4}
-    del tower["vision_use_head"]
-    config = T.Idefics3Config(
-        vision_config=tower,
-        text_config={**TEXT, "model_type": "llama"},
+    ),
+    "idefics3": Made(
+        "Idefics3",
+        idefics,
+        vision_config={**_VISION, "model_type": "idefics3_vision", "patch_size": 4},
+        text_config=_LLAMA,
         image_token_id=IMAGE,
         scale_factor=2,
         pad_token_id=PAD,
-    )
-    return T.Idefics3ForConditionalGeneration(config)
-
-
-def _gemma3() -> T.PreTrainedModel:
-    text = {
-        **TEXT,
-        "query_pre_attn_scalar": 8,
-        "sliding_window": 7,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-    }
-    config = T.Gemma3Config(
+    ),
+    "gemma3": Made(
+        "Gemma3",
+        flat(4, 16, (BEGIN, END)),
         vision_config={**SIGLIP, "patch_size": 4},
-        text_config=text,
-        image_token_index=IMAGE,
+        text_config={**TEXT, **_WINDOWS, "query_pre_attn_scalar": 8},
+        **_IMAGE,
         boi_token_index=BEGIN,
         eoi_token_index=END,
         mm_tokens_per_image=4,
         initializer_range=0.25,
-    )
-    return T.Gemma3ForConditionalGeneration(config)
-
-
-def _paligemma() -> T.PreTrainedModel:
-    config = T.PaliGemmaConfig(
+    ),
+    "paligemma": Made(
+        "PaliGemma",
+        flat(4),
         vision_config={**SIGLIP, "projection_dim": WIDTH},
         text_config={**TEXT, "model_type": "gemma"},
-        image_token_index=IMAGE,
+        **_IMAGE,
         projection_dim=WIDTH,
         hidden_size=WIDTH,
-    )
-    return T.PaliGemmaForConditionalGeneration(config)
-
-
-def _mistral3() -> T.PreTrainedModel:
-    config = T.Mistral3Config(
+    ),
+    "mistral3": Made(
+        "Mistral3",
+        pixtral,
         vision_config={
+            **_LAYERS,
             "model_type": "pixtral",
             "image_size": 32,
             "patch_size": 4,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
             "head_dim": 8,
         },
-        text_config={**TEXT, "model_type": "mistral", "sliding_window": None},
-        image_token_index=IMAGE,
+        text_config=_MISTRAL,
+        **_IMAGE,
         spatial_merge_size=2,
         vision_feature_layer=-1,
-    )
-    return T.Mistral3ForConditionalGeneration(config)
-
-
-MADE = {
-    "llava": Made(_llava, flat(4)),
-    "llava_next": Made(_llava_next, tiled({-1: 10, -2: 14})),
-    "llava_onevision": Made(_llava_onevision, tiled({-1: 10, -2: 14})),
-    "qwen2_vl": Made(_qwen2, qwen),
-    "qwen2_5_vl": Made(_qwen2_5, qwen),
-    "qwen3_vl": Made(_qwen3, qwen),
-    "internvl": Made(_internvl, flat(4, 32, (BEGIN, END))),
-    "idefics3": Made(_idefics3, idefics),
-    "gemma3": Made(_gemma3, flat(4, 16, (BEGIN, END))),
-    "paligemma": Made(_paligemma, flat(4)),
-    "mistral3": Made(_mistral3, pixtral),
+    ),
 }
 NAMES = tuple(MADE)
 

@@ -13,11 +13,7 @@ from typing import Any
 
 import torch
 
-from visdepth_utils.measure.patching.branches import (
-    Branches,
-    hidden_from,
-    row_mask,
-)
+from visdepth_utils.measure.patching.branches import Branches, hidden_from, row_mask
 from visdepth_utils.measure.patching.prefill import Index, Prefill
 from visdepth_utils.models.parts import Angles, head, mask_for, rotary_angles
 

@@ -806,6 +806,18 @@ CHECKPOINTS["glm4v_moe"] = _like(
         }
     },
 )
+CHECKPOINTS["glm_ocr"] = _like("glm46v", title="GLM-OCR", kind=T.GlmOcrConfig)
+CHECKPOINTS["qianfan_ocr"] = _like(
+    "internvl",
+    title="Qianfan-OCR",
+    kind=T.QianfanOCRConfig,
+    more={"text_config": {"model_type": "qwen3"}},
+    processor={
+        "processor_class": "QianfanOCRProcessor",
+        "image_seq_length": 4,
+        "image_placeholder_token": "<IMG_CONTEXT>",
+    },
+)
 CHECKPOINTS["lighton_ocr"] = _like(
     "mistral3",
     title="LightOnOCR",
@@ -822,6 +834,40 @@ CHECKPOINTS["lighton_ocr"] = _like(
     processor=CHECKPOINTS["mistral3"].processor | {"processor_class": "LightOnOcrProcessor"},
     structural=(),
 )
+CHECKPOINTS["video_llama_3"] = _like(
+    "qwen2_vl",
+    title="VideoLLaMA 3",
+    kind=T.VideoLlama3Config,
+    more={
+        "vision_config": {**TOWER, "patch_size": 4},
+        "text_config": {"model_type": "qwen2", "rope_parameters": ROPE},
+    },
+    images=_qwen_images(4)
+    | {"image_processor_type": "VideoLlama3ImageProcessor", "temporal_patch_size": 1},
+    processor={"processor_class": "VideoLlama3Processor"},
+)
+CHECKPOINTS["exaone4_5"] = _like(
+    "qwen2_5_vl",
+    title="EXAONE 4.5",
+    kind=T.Exaone4_5_Config,
+    more={
+        "vision_config": {
+            **QWEN_TOWER,
+            "num_key_value_heads": 1,
+            "out_hidden_size": WIDTH,
+            "window_size": 16,
+            "fullatt_block_indexes": [2],
+        },
+        "text_config": {
+            "model_type": "exaone4",
+            "rope_parameters": ROPE,
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    },
+    processor={"processor_class": "Exaone4_5_Processor"},
+)
+CHECKPOINTS["cosmos3_omni"] = _like("qwen3_vl", title="Cosmos 3", kind=T.Cosmos3OmniConfig)
 CHECKPOINTS["paddleocr_vl"] = _like(
     "qwen2_vl",
     title="PaddleOCR-VL",
@@ -851,6 +897,30 @@ CHECKPOINTS["paddleocr_vl"] = _like(
     processor={"processor_class": "PaddleOCRVLProcessor"},
     said=CHECKPOINTS["deepseek_vl"].said,
     structural=("<|IMAGE_START|>", "<|IMAGE_END|>"),
+)
+CHECKPOINTS["deepseek_vl_hybrid"] = _like(
+    "deepseek_vl",
+    title="DeepSeek-VL hybrid",
+    kind=T.DeepseekVLHybridConfig,
+    more={
+        "high_res_vision_config": {
+            **TOWER,
+            "model_type": "sam_vision_model",
+            "num_hidden_layers": 2,
+            "output_channels": 8,
+            "image_size": 32,
+            "patch_size": 8,
+            "mlp_dim": 16,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+        }
+    },
+    images=CHECKPOINTS["deepseek_vl"].images
+    | {
+        "image_processor_type": "DeepseekVLHybridImageProcessor",
+        "high_res_size": {"height": 32, "width": 32},
+    },
+    processor={"processor_class": "DeepseekVLHybridProcessor", "num_image_tokens": 4},
 )
 CHECKPOINTS["janus"] = _like(
     "deepseek_vl",
@@ -967,4 +1037,84 @@ CHECKPOINTS["gemma4"] = _like(
     },
     structural=("<|image>", "<image|>", "\n\n"),
     size=_soft,
+)
+EARS = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "d_model": 16}
+EARS["output_dim"] = WIDTH
+CHECKPOINTS["qwen2_5_omni_thinker"] = _like(
+    "qwen2_5_vl",
+    title="Qwen2.5-Omni thinker",
+    kind=T.Qwen2_5OmniThinkerConfig,
+    more={
+        "audio_config": EARS,
+        "image_token_id": "<|IMAGE|>",
+        "video_token_id": "<|VIDEO|>",
+        "audio_token_id": "<|AUDIO|>",
+        "vision_start_token_id": "<|vision_bos|>",
+        "vision_end_token_id": "<|vision_eos|>",
+        "audio_start_token_id": "<|audio_bos|>",
+        "audio_end_token_id": "<|audio_eos|>",
+    },
+    tokens=Tokens(
+        pad="<|endoftext|>",
+        eos="<|im_end|>",
+        named={
+            "image_token": "<|IMAGE|>",
+            "video_token": "<|VIDEO|>",
+            "audio_token": "<|AUDIO|>",
+            "vision_bos_token": "<|vision_bos|>",
+            "vision_eos_token": "<|vision_eos|>",
+            "audio_bos_token": "<|audio_bos|>",
+            "audio_eos_token": "<|audio_eos|>",
+        },
+        special=("<|im_start|>",),
+    ),
+    image_token="<|IMAGE|>",
+    template=QWEN2.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_bos|><|IMAGE|><|vision_eos|>"
+    ),
+    processor={
+        "processor_class": "Qwen2_5OmniProcessor",
+        "feature_extractor": {"feature_extractor_type": "WhisperFeatureExtractor"},
+    },
+    structural=("<|vision_bos|>", "<|vision_eos|>"),
+)
+CHECKPOINTS["qwen3_omni_moe_thinker"] = _like(
+    "qwen3_vl_moe",
+    title="Qwen3-Omni thinker",
+    kind=T.Qwen3OmniMoeThinkerConfig,
+    more={
+        "audio_config": EARS,
+        "audio_token_id": "<|audio_pad|>",
+        "audio_start_token_id": "<|audio_start|>",
+        "audio_end_token_id": "<|audio_end|>",
+    },
+    tokens=Tokens(
+        pad="<|endoftext|>",
+        eos="<|im_end|>",
+        named={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "audio_token": "<|audio_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+            "audio_bos_token": "<|audio_start|>",
+            "audio_eos_token": "<|audio_end|>",
+        },
+        special=("<|im_start|>",),
+    ),
+    processor=CHECKPOINTS["qwen2_5_omni_thinker"].processor
+    | {"processor_class": "Qwen3OmniMoeProcessor"},
+)
+CHECKPOINTS["qwen3_5_moe"] = _like(
+    "qwen3_5",
+    title="Qwen3.5-MoE",
+    kind=T.Qwen3_5MoeConfig,
+    more={
+        "text_config": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        }
+    },
 )

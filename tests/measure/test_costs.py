@@ -163,6 +163,8 @@ def test_what_the_model_does_not_describe_is_refused() -> None:
     assert shape_of(config()) == shape_of(text_config("reference"))
     with pytest.raises(ValueError, match="no number for intermediate_size"):
         shape_of(config(intermediate_size=[8, 16]))
+    with pytest.raises(ValueError, match="layers of several shapes"):
+        shape_of(config(is_heterogeneous=True))
     with pytest.raises(ValueError, match=r"has experts \(num_local_experts\)"):
         shape_of(config(num_local_experts=8))
     with pytest.raises(ValueError, match="linear attention"):

@@ -62,6 +62,7 @@ _idefics = partial(
     nested_images=True,
     caveat="an image is many spans with row tags between them",
 )
+_chatml = partial(Family, structural_tokens=_qwen.keywords["structural_tokens"])
 _glm = partial(
     Family,
     structural_tokens=(
@@ -71,6 +72,7 @@ _glm = partial(
     required_keys=("mm_token_type_ids",),
     positions="model",
 )
+_NO_KEYS = "linear-attention layers hold no keys that could be hidden"
 _PER_LAYER = "its layers also get embeddings of the tokens, past the states that are replaced here"
 _PIXTRAL_TOKENS = ("[IMG_BREAK]", "[IMG_END]")
 _IMAGES_FIRST = (
@@ -97,16 +99,29 @@ _FAMILIES = (
     _qwen("qwen2_5_vl"),
     _qwen3("qwen3_vl"),
     _qwen3("qwen3_vl_moe"),
-    _qwen("qwen3_5", caveat="linear-attention layers hold no keys that could be hidden"),
+    _qwen("qwen3_5", caveat=_NO_KEYS),
+    _qwen("qwen3_5_moe", caveat=_NO_KEYS),
     _glm("glm4v"),
     _glm("glm46v"),
+    _qwen3("cosmos3_omni"),
+    _qwen3("qwen3_omni_moe_thinker", required_keys=()),
+    Family(
+        "qwen2_5_omni_thinker",
+        structural_tokens=("<|vision_bos|>", "<|vision_eos|>", "<|VIDEO|>"),
+        positions="model",
+    ),
     _qwen("paddleocr_vl", structural_tokens=("<|IMAGE_START|>", "<|IMAGE_END|>")),
     _glm("glm4v_moe"),
+    _glm("glm_ocr"),
     Family("vipllava"),
     Family("llava_next_video"),
     Family("video_llava", structural_tokens=("<video>",)),
+    Family("qianfan_ocr", structural_tokens=("<img>", "</img>")),
     Family("lighton_ocr", structural_tokens=_PIXTRAL_TOKENS, least_image_tokens=1),
+    _chatml("video_llama_3"),
+    _chatml("exaone4_5"),
     Family("deepseek_vl"),
+    Family("deepseek_vl_hybrid"),
     Family(
         "janus",
         structural_tokens=("<begin_of_image>", "<end_of_image>"),
@@ -215,7 +230,6 @@ UNSUPPORTED = {
     "pi0": "it says movements of a robot, not words",
     "pix2struct": _CROSS,
     "pp_formulanet": _CROSS,
-    "qwen3_5_moe": _LINEAR,
     "qwen4_exp": _LINEAR,
     "shieldgemma2": "its processor writes the prompts itself, one for each of its policies",
     "t5gemma2": _CROSS,
@@ -244,7 +258,7 @@ def family_of(config: dict[str, Any], name: str) -> Family:
     elif "auto_map" in config:
         why = "it comes with code of its own, which is not run"
     elif "vision_config" not in config:
-        why = "its config.json has no vision_config: it reads no pictures"
+        why = "its config.json has no vision_config: it reads no pictures, or not by a tower"
     raise ValueError(
         f"{name!r}: family {kind!r} is not supported, because {why}; use one of "
         f"{', '.join(sorted(FAMILIES))}"

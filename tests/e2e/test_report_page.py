@@ -1,5 +1,6 @@
 """report.html in a browser: it shows, fits, links and stays text, and the explorer takes keys."""
 
+import importlib.resources
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ BREAKOUT = "</script><script>alert(2)</script><!--"
 IMAGE = "<img src=x onerror=alert(3)>"
 LAYERS = 4
 OUTPUTS = ["nothing at all", f"a {SCRIPT} circle", f"a red {IMAGE}", "a red circle", "a red circle"]
-WIDTHS = (390, 1280)
+WIDTHS = (390, 768, 1280)
 
 
 def sweep(task: str, style: str, kl: str) -> pd.DataFrame:
@@ -100,7 +101,10 @@ def page_file(tmp_path_factory: pytest.TempPathFactory, llava_path: Path) -> Pat
         for task in ("caption", "reason")
         for i in range(3)
     ]
-    run.explorer(sweep("caption", "direct", "kl"), samples)
+    removed = sweep("caption", "direct", "kl")
+    frozen = removed.assign(mode="freeze", output="a red circle")
+    other = removed[removed["depth"] % 2 == 0].assign(mode="freeze other image")
+    run.explorer(pd.concat([removed, frozen, other]), samples)
     run.explorer(sweep("reason", "long", "kl_chain").assign(control=""), samples)
     return write_report(folder, notebooks_of(folder))
 
@@ -125,8 +129,10 @@ def watched(context: object, page_file: Path) -> Iterator[Watched]:
 def test_nothing_is_clipped(watched: Watched, width: int) -> None:
     watched.page.set_viewport_size({"width": width, "height": 900})
     assert clipped(watched.page) == []
-    assert watched.page.locator("table").count() > 8
+    assert watched.page.locator("table").count() > 7
     assert watched.page.locator("figure img").count() == 2
+    inside = "all => all.every(one => one.getBoundingClientRect().right <= innerWidth)"
+    assert watched.page.eval_on_selector_all("main *:not(option)", inside)
     drawn = "all => all.every(image => image.complete && image.naturalWidth > 0)"
     assert watched.page.eval_on_selector_all("img", drawn)
 
@@ -139,9 +145,31 @@ def test_captions_are_the_notebook_s_words_and_text_only(watched: Watched) -> No
 
 def test_a_table_that_is_too_wide_would_be_found(watched: Watched) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 900})
-    watched.page.evaluate("document.querySelector('.verdicts').style.width = '900px'")
+    watched.page.evaluate("document.querySelector('.rows').style.width = '900px'")
     assert any(line.startswith("page:") for line in clipped(watched.page))
-    assert any(line.startswith("verdicts:") for line in clipped(watched.page))
+    assert any(line.startswith("rows:") for line in clipped(watched.page))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious(watched: Watched, width: int, scheme: str) -> None:
+    page = watched.page
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=scheme)
+    clipped(page)  # opens what is folded
+    script = importlib.resources.files("axe_playwright_python") / "axe.min.js"
+    page.evaluate(script.read_text(encoding="utf-8"))
+    assert _serious(page) == []
+    page.evaluate("document.querySelector('main p').style.color = 'var(--line)'")
+    page.evaluate("document.querySelector('#explorer-depth').previousElementSibling.remove()")
+    assert {rule for rule, _ in _serious(page)} == {"color-contrast", "label"}
+
+
+def _serious(page: object) -> list[tuple[str, str]]:
+    """Findings of axe-core that are serious or worse: rule, and the first element."""
+    found = page.evaluate("axe.run().then(all => all.violations)")
+    worst = [one for one in found if one["impact"] in ("serious", "critical")]
+    return [(one["id"], one["nodes"][0]["html"]) for one in worst]
 
 
 def test_every_link_resolves_and_notebooks_open_without_a_network(
@@ -203,6 +231,8 @@ def test_the_explorer_works_by_keyboard(watched: Watched) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "explorer-sample"
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.value") == "remove"
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "explorer-depth"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
@@ -219,16 +249,72 @@ def test_the_explorer_works_by_keyboard(watched: Watched) -> None:
     assert page.locator(".now").get_attribute("aria-live") == "polite"
 
 
-def test_the_marker_of_the_curve_follows_the_depth(watched: Watched) -> None:
+def test_interventions_are_switched_by_keyboard_and_what_is_missing_is_said(
+    watched: Watched,
+) -> None:
     page = watched.page
     page.focus("#explorer-depth")
-    places = []
-    for key in ("Home", "ArrowRight", "End"):
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.focus("[name=explorer-mode]:checked")
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text("#explorer-now") == "a red circle"
+    assert page.inner_text("#explorer-where").startswith("1 of 4 layers process the picture")
+    assert page.inner_text("#explorer-values") == (
+        "At depth 1: remove 33%, freeze 0%."
+    )  # the third one is not measured there
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text("#explorer-now") == "Not measured at this depth."
+    page.keyboard.press("ArrowDown")  # the others are not in this run: back to the first
+    assert page.inner_text("#explorer-now") == OUTPUTS[1]
+    assert page.locator("[name=explorer-mode]:disabled").count() == 2
+    page.select_option("#explorer-task", "1")
+    assert page.locator("[name=explorer-mode]:disabled").count() == 4
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_slider_and_axis_are_aligned_and_points_can_be_pressed(
+    watched: Watched, width: int
+) -> None:
+    page = watched.page
+    page.set_viewport_size({"width": width, "height": 900})
+    page.wait_for_timeout(100)
+    slider, chart = (
+        page.locator(f"#explorer-{name}").bounding_box() for name in ("depth", "chart")
+    )
+    page.focus("#explorer-depth")
+    for key, share in (("Home", 0), ("ArrowRight", 0.25), ("End", 1)):
         page.keyboard.press(key)
-        places.append(float(page.get_attribute("#explorer-chart .marker", "x1")))
-    assert places == [56, 56 + (640 - 56 - 12) / 4, 640 - 12]
-    assert page.locator("#explorer-chart circle").count() == LAYERS + 1
-    assert "0 at the chosen depth" in page.get_attribute("#explorer-chart", "aria-label")
+        thumb = slider["x"] + 12 + share * (slider["width"] - 24)
+        marker = float(page.get_attribute("#explorer-chart .marker", "x1"))
+        assert chart["x"] + marker == pytest.approx(thumb, abs=0.5)
+    points = page.locator("#explorer-chart circle")
+    assert points.count() == LAYERS + 1
+    assert ": 0% at the chosen depth" in page.get_attribute("#explorer-chart", "aria-label")
+    points.nth(1).hover()
+    assert page.inner_text("#explorer-values").startswith("At depth 1: remove 33%")
+    assert page.input_value("#explorer-depth") == "4"  # to hover is only to look
+    points.nth(1).click()
+    assert page.input_value("#explorer-depth") == "1"
+    page.select_option("#explorer-measure", "1")
+    assert page.inner_text("#explorer-values").startswith("At depth 1: remove 1.5 nats")
+    texts = page.locator("#explorer-chart text")
+    assert "Divergence (nats)" in texts.all_text_contents()
+    box = "all => all.map(one => one.getBoundingClientRect()).map(b => [b.left, b.right, b.bottom])"
+    edges = texts.evaluate_all(box)
+    chart = page.locator("#explorer-chart").evaluate_all(box)[0]
+    for left, right, bottom in edges:
+        assert chart[0] - 0.5 <= left and right <= chart[1] + 0.5 and bottom <= chart[2] + 0.5
+
+
+def test_the_gallery_leads_to_the_explorer(watched: Watched) -> None:
+    page = watched.page
+    assert page.locator(".gallery article").count() == 4
+    first = page.locator(".gallery article").first
+    assert first.locator("dd").all_inner_texts() == ["a red circle", OUTPUTS[2], "a red circle"]
+    first.locator("a").click()
+    assert page.inner_text("#explorer-now") == OUTPUTS[2]
+    assert page.evaluate("location.hash") == "#look"
 
 
 def test_another_sample_and_another_task_are_shown(watched: Watched) -> None:
@@ -261,7 +347,7 @@ def test_on_paper_the_details_are_open_and_the_controls_gone(watched: Watched) -
 def test_the_page_is_small_and_its_data_is_the_table(page_file: Path, watched: Watched) -> None:
     assert page_file.stat().st_size < 300_000
     data = json.loads(watched.page.inner_html("#explorer-data"))
-    words = [row["words"] for row in data[0]["samples"][0]["rows"]]
+    words = [row["words"] for row in data[0]["samples"][0]["rows"]["remove"]]
     assert words == [text.split() for text in OUTPUTS]
 
 

@@ -457,7 +457,8 @@ def test_live_output_is_rewritten_in_place_only_in_a_terminal() -> None:
         (0.12345, [0.1, None], "0.123 [0.1, -]"),
         (None, None, "-"),
         (3, [1, 5], "3 [1, 5]"),
-        (1e-9, None, "1e-09"),
+        (1e-9, None, "0.000"),
+        (0.0274, [0.0, 0.16449], "0.027 [0, 0.164]"),
     ],
 )
 def test_effects_are_rounded_and_gaps_are_dashes(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests import tiny
 from visdepth_utils.data.samples import Sample
-from visdepth_utils.report.page import _differences, read_outputs
+from visdepth_utils.report.explorer import differences, gallery, read_outputs
 from visdepth_utils.runs import outputs
 from visdepth_utils.runs.outputs import keep_outputs
 
@@ -47,13 +47,13 @@ def table(n: int = 3, task: str = "vqa", style: str = "direct") -> pd.DataFrame:
 
 def test_a_table_comes_back_with_its_changed_words(tmp_path: Path) -> None:
     (file,) = keep_outputs(tmp_path, table(), [sample(i) for i in range(3)])
-    assert file == tmp_path / "explorer" / "vqa-direct.json"
+    assert file == tmp_path / "explorer" / "vqa-direct-remove.json"
     (entry,) = read_outputs(tmp_path)
-    assert (entry["name"], entry["mode"], entry["measured"]) == ("vqa", "remove", 3)
-    assert "first answer token" in entry["divergence"]
+    assert (entry["name"], list(entry["modes"]), entry["measured"]) == ("vqa", ["remove"], 3)
+    assert "first answer token" in entry["modes"]["remove"]
     first = entry["samples"][0]
     assert (first["prompt"], first["reference"]) == ("what 0 ?", "red")
-    assert first["rows"] == [
+    assert first["rows"]["remove"] == [
         {
             "depth": 0,
             "words": ["a", "blue", "square"],
@@ -87,7 +87,32 @@ def test_tasks_and_styles_have_files_of_their_own_and_controls_are_left_out(
     found = {entry["name"]: entry for entry in read_outputs(tmp_path)}
     assert set(found) == {"mcq", "reason, long chains", "vqa"}
     assert "never" not in json.dumps(found)
-    assert "chain's tokens" in found["reason, long chains"]["divergence"]
+    assert "chain's tokens" in found["reason, long chains"]["modes"]["remove"]
+
+
+def test_interventions_of_one_sample_stand_side_by_side_and_the_gallery_shows_them(
+    tmp_path: Path,
+) -> None:
+    frozen = table().assign(mode="freeze", output="a red square .")
+    early = table().assign(mode="freeze other image")
+    early = early[early["depth"] != 1]
+    keep_outputs(tmp_path, table(), [sample(i) for i in range(3)])
+    keep_outputs(tmp_path, pd.concat([early, frozen]), [sample(i) for i in range(3)])
+    outputs = read_outputs(tmp_path)
+    (entry,) = outputs
+    assert list(entry["modes"]) == ["remove", "freeze", "freeze other image"]
+    rows = entry["samples"][0]["rows"]
+    assert {mode: [row["depth"] for row in found] for mode, found in rows.items()} == {
+        "remove": [0, 1, 2],
+        "freeze": [0, 1, 2],
+        "freeze other image": [0, 2],
+    }
+    first, second = gallery(outputs)
+    assert (first["sample"], second["sample"], first["depth"]) == (0, 1, 1)
+    assert first["full"] == "a red square ."
+    assert [said for _, said in first["said"]] == ["(nothing)", "a red square ."]
+    keep_outputs(tmp_path, table().assign(output="as ever"), [sample(i) for i in range(3)])
+    assert gallery(read_outputs(tmp_path)) == []  # nothing changes: nothing to show
 
 
 def test_token_by_token_divergence_takes_the_place_of_the_first_tokens(tmp_path: Path) -> None:
@@ -100,11 +125,12 @@ def test_token_by_token_divergence_takes_the_place_of_the_first_tokens(tmp_path:
     )
     keep_outputs(tmp_path, table(2), [sample(0), sample(1)], tokens)
     (entry,) = read_outputs(tmp_path)
-    assert "expected text" in entry["divergence"]
-    found = [[row["kl"] for row in one["rows"]] for one in entry["samples"]]
+    assert "expected text" in entry["modes"]["remove"]
+    found = [[row["kl"] for row in one["rows"]["remove"]] for one in entry["samples"]]
     assert found == [[1.0, 0.5, 0.0], [None, None, None]]
-    with pytest.raises(ValueError, match="modes freeze, remove are mixed"):
-        keep_outputs(tmp_path, table(1), [sample(0)], tokens.assign(mode="freeze"))
+    keep_outputs(tmp_path, table(1), [sample(0)], tokens.assign(mode="freeze"))
+    (entry,) = read_outputs(tmp_path)
+    assert "first answer token" in entry["modes"]["remove"]  # those of another mode do not count
 
 
 def test_the_first_samples_are_kept_by_number_and_by_size(
@@ -137,7 +163,6 @@ def test_pictures_are_small(tmp_path: Path, side: int, kind: str, width: int) ->
     ("frame", "message"),
     [
         (table().drop(columns="output"), r"lacks column\(s\) output"),
-        (pd.concat([table(), table().assign(mode="freeze")]), "modes freeze, remove are mixed"),
         (table(4), "sample 's3' of task 'vqa' is not among the samples"),
     ],
 )
@@ -159,7 +184,7 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=8)
 
 @given(WORDS, WORDS)
 def test_without_the_changed_words_both_texts_are_equal(words: list[str], full: list[str]) -> None:
-    added, lost = _differences(words, full)
+    added, lost = differences(words, full)
     left = [word for i, word in enumerate(words) if i not in added]
     right = [word for i, word in enumerate(full) if i not in lost]
     assert left == right

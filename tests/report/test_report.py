@@ -162,7 +162,7 @@ def test_a_fragile_verdict_says_so_in_its_headline_everywhere(tmp_path: Path) ->
     lines = verdict_text(tmp_path).splitlines()[2:]
     assert ["weaker (fragile)" in line for line in lines] == [True, False, False]
     page = write_report(tmp_path, []).read_text()
-    assert page.count(">weaker (fragile)</span>") == 2  # the table and the claim's own section
+    assert page.count(">weaker (fragile)</span>") == 2  # the card and the claim's own section
     assert page.count(">weaker</span>") == 4
 
 

@@ -2,23 +2,22 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from visdepth_utils.claims.c0 import title_answer
 from visdepth_utils.common.files import write_text
+from visdepth_utils.report.cards import cards, in_short
+from visdepth_utils.report.explorer import MODES, gallery, read_outputs
 from visdepth_utils.report.figures import run_figures
 from visdepth_utils.report.pages import notebook_page
 from visdepth_utils.report.sections import claim_sections, flat_rows
-from visdepth_utils.report.verdict_table import verdict_rows
 from visdepth_utils.runs.records import read_claims, read_provenance
 
 _HERE = Path(__file__).parent
+_NAMED = (("model", "name"), ("data", "source"))
 
 
 def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
@@ -36,16 +35,18 @@ def write_report(folder: Path, notebooks: Sequence[str]) -> Path:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = (_HERE / "report.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
-        run=folder.name,
+        about=_about(folder, facts),
         style=(_HERE / "report.css").read_text(encoding="utf-8"),
         script=script,
         policy=_policy(script),
-        answers=[title_answer(e) for e in read_claims(folder) if e["claim"] == "C0"],
-        verdicts=verdict_rows(folder),
+        answers=[_answer(e) for e in read_claims(folder) if e["claim"] == "C0"],
+        verdicts=cards(folder),
         sections=sections,
         anchors={section["claim"]: f"claim-{i}" for i, section in enumerate(sections, 1)},
         titles={section["claim"]: section["title"] for section in sections},
         outputs=outputs,
+        gallery=gallery(outputs),
+        modes=MODES,
         figures=[figure for figure in figures if figure["name"] not in shown],
         notebooks=notebooks,
         links={name: link for name in notebooks if (link := notebook_page(folder, name))},
@@ -65,6 +66,18 @@ def notebooks_of(folder: Path) -> list[str]:
     return sorted(files | set(_ran(read_provenance(folder))))
 
 
+def _about(folder: Path, facts: dict) -> str:
+    """Model and data of a run in a few words; without provenance its name."""
+    model, data = ((facts.get(part) or {}).get(key) for part, key in _NAMED)
+    named = [str(model).removeprefix("data/")] if model else [folder.name]
+    return ", ".join(named + ([str(data)] if data else []))
+
+
+def _answer(entry: dict) -> tuple[str, str]:
+    """The answer to the title's question in a few words, and as a paragraph with its numbers."""
+    return in_short(str(entry.get("reason") or entry["verdict"])), title_answer(entry)
+
+
 def _ran(facts: dict) -> dict[str, dict]:
     """What provenance says of each notebook."""
     return facts.get("notebooks") or {}
@@ -79,61 +92,3 @@ def _policy(script: str) -> str:
     allowed = f"'sha256-{digest}'" if script else "'none'"
     rules = ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'")
     return "; ".join((*rules, f"script-src {allowed}", "base-uri 'none'", "form-action 'none'"))
-
-
-def read_outputs(folder: Path) -> list[dict[str, Any]]:
-    """What the page embeds: outputs by depth, cut into words, with those that changed.
-
-    The report has neither the model nor the data. So a notebook keeps the first samples of its
-    table with their pictures, as ``explorer/<task>-<style>.json`` in the run.
-
-    Returns:
-        One entry per task and style: ``name, mode, divergence, measured, samples``; a sample has
-        ``prompt, reference, pictures, rows``, a row ``depth, words, added`` (places of words that
-        the full model does not say), ``lost`` (places of the full model's words that are missing),
-        ``score, kl``. Rows are sorted by depth, the last one is the full model's. Empty without
-        files.
-
-    Raises:
-        ValueError: If a file is not what ``keep_outputs`` writes.
-    """
-    found = []
-    for file in sorted((folder / "explorer").glob("*.json")):
-        try:
-            (entry,) = json.loads(file.read_text(encoding="utf-8"))
-            found.append(_for_page(entry))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is not readable ({type(error).__name__}: {error}): delete it and run again"
-            ) from error
-    return found
-
-
-def _for_page(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of a file, its outputs compared with the full model's."""
-    plain = entry["style"] in ("", "direct")
-    samples = []
-    for sample in entry["samples"]:
-        full = str(sample["rows"][-1][1] or "").split()
-        rows = []
-        for depth, output, score, kl in sample["rows"]:
-            words = str(output or "").split()
-            added, lost = _differences(words, full)
-            changed = {"words": words, "added": added, "lost": lost}
-            rows.append({"depth": depth, **changed, "score": score, "kl": kl})
-        kept = {name: sample[name] for name in ("sample", "prompt", "reference", "pictures")}
-        samples.append({**kept, "rows": rows})
-    name = entry["task"] if plain else f"{entry['task']}, {entry['style']} chains"
-    kept = {name: entry[name] for name in ("mode", "divergence", "measured")}
-    return {"name": name, **kept, "samples": samples}
-
-
-def _differences(words: list[str], full: list[str]) -> tuple[list[int], list[int]]:
-    """Places of words that only the one, and only the other text has."""
-    added: list[int] = []
-    lost: list[int] = []
-    for kind, a, b, c, d in SequenceMatcher(None, full, words, autojunk=False).get_opcodes():
-        if kind != "equal":
-            lost += range(a, b)
-            added += range(c, d)
-    return added, lost

@@ -115,9 +115,12 @@ def effect_text(effect: Any, interval: Any) -> str:
 
 
 def number_text(value: Any) -> str:
-    """Three significant digits; a dash for what was not measured; anything else as it is."""
+    """Three digits, three decimals at most; a dash for what was not measured; else as it is.
+
+    ``0.000`` is a small number, ``0`` is zero.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{round(value, 3):.3g}" if round(value, 3) or not value else "0.000"
     return str(value)

@@ -56,39 +56,38 @@ def keep_outputs(
     tokens: pd.DataFrame | None = None,
     limit: int = MAX_SAMPLES,
 ) -> list[Path]:
-    """Write the outputs of the first samples of each task and style, at every depth measured.
+    """Write the outputs of the first samples of each task, style and mode, at every depth measured.
 
     Args:
         folder: Of the run.
-        table: ``truncation_sweep`` or ``reasoning_sweep`` in one mode, all tasks together or one;
+        table: ``truncation_sweep`` or ``reasoning_sweep``, all tasks and modes together or one;
             rows of controls are left out. The largest depth is the full model's.
         samples: Where prompts and pictures come from; samples the table lacks do not matter.
-        tokens: ``token_kl`` of the same samples and mode: its mean over an answer's tokens is shown
-            in place of the first token's divergence, which says little about a long text.
-        limit: Samples per task and style, the first ones of the table: none is picked by hand.
+        tokens: ``token_kl`` of the same samples: where it has a mode, its mean over an answer's
+            tokens is shown in place of the first token's divergence, which says little about a
+            long text.
+        limit: Samples per file, the first ones of the table: none is picked by hand.
 
     Raises:
-        ValueError: A column is missing, modes are mixed, or a sample of the table is not given.
+        ValueError: A column is missing, or a sample of the table is not given.
     """
     if missing := _NEEDED - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"table lacks column(s) {names}: pass what truncation_sweep returns")
-    modes = {*table["mode"], *(() if tokens is None else tokens["mode"])}
-    if len(modes) > 1:
-        raise ValueError(f"modes {', '.join(sorted(modes))} are mixed: pass the rows of one")
     if tokens is not None:
-        by = ["task", "sample", "depth"]
+        by = ["task", "sample", "mode", "depth"]
         table = table.join(tokens.groupby(by)["kl"].mean().rename("kl_tokens"), on=by)
     if "control" in table:
         table = table[table["control"] == ""]
     known = {(sample.task, sample.id): sample for sample in samples}  # ids are unique in a task
     files = []
-    for (task, style), rows in table.groupby(["task", "style"], sort=False):
-        chosen, size = [], 0
+    for (task, style, mode), rows in table.groupby(["task", "style", "mode"], sort=False):
+        chosen, size, column = [], 0, _column(rows)
         for name in rows["sample"].drop_duplicates().head(limit):
             if (task, name) not in known:
                 raise ValueError(f"sample {name!r} of task {task!r} is not among the samples given")
-            one = _sample(known[task, name], rows[rows["sample"] == name].sort_values("depth"))
+            own = rows[rows["sample"] == name].sort_values("depth")
+            one = _sample(known[task, name], own, column)
             size += len(json.dumps(one))
             if chosen and size > MAX_BYTES:
                 break
@@ -96,12 +95,12 @@ def keep_outputs(
         entry = {
             "task": task,
             "style": style,
-            "mode": rows["mode"].iloc[0],
-            "divergence": _DIVERGENCE.get(_column(rows), ""),
+            "mode": mode,
+            "divergence": _DIVERGENCE.get(column, ""),
             "measured": int(rows["sample"].nunique()),
             "samples": chosen,
         }
-        file = folder / "explorer" / f"{task}-{style}.json"
+        file = folder / "explorer" / f"{task}-{style}-{mode.replace(' ', '_')}.json"
         write_text(file, rows_text([entry]))
         files.append(file)
     return files
@@ -109,12 +108,11 @@ def keep_outputs(
 
 def _column(rows: pd.DataFrame) -> str:
     """The column with the divergence, or nothing."""
-    return next((name for name in _DIVERGENCE if name in rows), "")
+    return next((name for name in _DIVERGENCE if name in rows and rows[name].notna().any()), "")
 
 
-def _sample(sample: Sample, rows: pd.DataFrame) -> dict[str, Any]:
+def _sample(sample: Sample, rows: pd.DataFrame, column: str) -> dict[str, Any]:
     """One sample with its outputs, plain values only."""
-    column = _column(rows)
     kept = rows[["depth", "output", "correct"]].assign(kl=rows[column] if column else None)
     return {
         "sample": sample.id,

@@ -17,9 +17,10 @@ _WIDTH, _HEIGHT, _EDGE = 200.0, 44.0, 5.0
 def cards(folder: Path) -> list[dict[str, Any]]:
     """The rows of ``verdict_rows``, each with ``short``, ``share`` and ``spark``.
 
-    ``short``: the reason without what stands in brackets. ``share``: of the analyses that agree, as a percentage, or None. ``spark``: None, or a drawing
-    with ``label`` and ``lines`` (name, points in a field of 200 x 44, ordinary SVG), of curves by
-    depth where the run keeps them for this claim, else ``mark`` (see ``_interval``).
+    ``short``: the reason without what stands in brackets. ``share``: of the analyses that agree,
+    in percent, or None. ``spark``: None, or a drawing with ``label`` and, in a field of 200 x 44,
+    ``lines`` (name to points) of curves by depth where the run keeps them for this claim, else
+    ``mark`` (see ``_interval``).
     """
     curves = read_curves(folder)
     found = []

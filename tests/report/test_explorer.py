@@ -110,7 +110,7 @@ def test_interventions_of_one_sample_stand_side_by_side_and_the_gallery_shows_th
     first, second = gallery(outputs)
     assert (first["sample"], second["sample"], first["depth"]) == (0, 1, 1)
     assert first["full"] == "a red square ."
-    assert [said for _, said in first["said"]] == ["(nothing)", "a red square ."]
+    assert [row["words"] for _, row in first["said"]] == [[], ["a", "red", "square", "."]]
     keep_outputs(tmp_path, table().assign(output="as ever"), [sample(i) for i in range(3)])
     assert gallery(read_outputs(tmp_path)) == []  # nothing changes: nothing to show
 

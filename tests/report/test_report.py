@@ -147,8 +147,8 @@ def test_a_row_says_control_once_and_no_number_of_images_where_there_are_none(
     assert (first["control_label"], first["images"]) == ("the largest", "48")
     assert second["images"] == "-"
     page = write_report(tmp_path, []).read_text()
-    assert "on m, 48 images. r" in page
-    assert "on m. r" in page
+    assert "on m, 48 images. R<" in page
+    assert "on m. R<" in page
 
 
 def test_a_fragile_verdict_says_so_in_its_headline_everywhere(tmp_path: Path) -> None:

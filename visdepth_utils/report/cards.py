@@ -27,9 +27,8 @@ def cards(folder: Path) -> list[dict[str, Any]]:
     for entry, row in zip(read_claims(folder), verdict_rows(folder), strict=True):
         agree = (entry.get("robustness") or {}).get("agree")
         spark = _retention(curves, entry["claim"]) or _interval(entry)
-        found.append(
-            {**row, "share": None if agree is None else round(100 * agree), "spark": spark}
-        )
+        share = None if agree is None else round(100 * agree)
+        found.append({**row, "short": in_short(row["reason"]), "share": share, "spark": spark})
     return found
 
 

@@ -67,7 +67,8 @@
   // Interventions whose values may stand in one chart: of divergences only those of one kind.
   function drawn() {
     const kinds = tasks[task.value].modes;
-    return Object.keys(current().rows).filter((name) => inWords() || kinds[name] === kinds[mode()]);
+    return radios.map((one) => one.value).filter((name) =>
+      name in current().rows && (inWords() || kinds[name] === kinds[mode()]));
   }
 
   function values(d) {

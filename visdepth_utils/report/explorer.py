@@ -53,6 +53,8 @@ def read_outputs(folder: Path) -> list[dict[str, Any]]:
 def _add(found: dict[str, dict[str, Any]], entry: Mapping[str, Any]) -> None:
     """Put what a file holds to its task and style, outputs compared with the full model's."""
     plain = entry["style"] in ("", "direct")
+    if entry["mode"] not in MODES:
+        return
     name = entry["task"] if plain else f"{entry['task']}, {entry['style']} chains"
     task = found.setdefault(name, {"name": name, "measured": 0, "modes": {}, "samples": {}})
     task["measured"] = max(task["measured"], entry["measured"])
@@ -86,7 +88,7 @@ def gallery(outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Samples that the full model answers best come first. Each has ``task`` and ``sample`` (places in
     ``outputs``), ``name`` (of the task), ``prompt, picture, full, depth`` (the last one where
-    removal still changes the answer) and ``said`` (what the mode is called, and the answer there).
+    removal still changes the answer) and ``said`` (what a mode is called, and its row there).
     """
     shown = []
     for t, task in enumerate(outputs):
@@ -99,7 +101,7 @@ def gallery(outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for _, s, depth, full in sorted(changed, key=lambda item: item[:2])[:_PER_TASK]:
             sample = task["samples"][s]
             said = [
-                (MODES[mode], " ".join(row["words"]) or "(nothing)")
+                (MODES[mode], row)
                 for mode in ("remove", "freeze")
                 for row in sample["rows"].get(mode, [])
                 if row["depth"] == depth

@@ -331,6 +331,7 @@ def test_another_sample_and_another_task_are_shown(watched: Watched) -> None:
     assert page.get_attribute("#explorer-pictures img", "src") != before
     page.select_option("#explorer-task", "1")
     assert page.inner_text("#explorer-now") == OUTPUTS[0]
+    page.select_option("#explorer-measure", "1")
     assert "chain's tokens" in page.inner_text("#explorer-divergence")
 
 

@@ -132,8 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     from visdepth_utils.runs.settings import DTYPES, PROFILES
 
     parser = Parser(
-        prog=_called(),
-        description="What image tokens do inside a vision language model's decoder.",
+        prog=_called(), description="What image tokens do inside a vision language model's decoder."
     )
     parser.add_argument("--version", action="version", version=f"visdepth {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -114,8 +114,7 @@ def test_a_model_that_cannot_answer_is_not_testable(
     capfd.readouterr()
     with no_warnings():
         run_here(
-            notebook,
-            {"model": str(checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")},
+            notebook, {"model": str(checkpoint), "n_samples": 30, "out_dir": str(tmp_path / "run")}
         )
     assert capfd.readouterr().err == ""
     assert len(list((tmp_path / "run" / "figures").glob(f"{number}_*.png"))) >= 2

@@ -81,9 +81,7 @@ def test_after_an_interrupt_nothing_new_begins_and_the_others_learn_of_it() -> N
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_kernel_that_starts_while_the_run_is_stopped_is_ended_and_nothing_else(
-    jobs: int,
-) -> None:
+def test_a_kernel_that_starts_while_the_run_is_stopped_is_ended_and_nothing_else(jobs: int) -> None:
     """Else the run would go on until that notebook is done."""
     sleeps = [sys.executable, "-c", "import time; time.sleep(100)"]
     bystander = subprocess.Popen(sleeps)

@@ -40,10 +40,7 @@ def shares(early=0.8, deep=0.4, chance=0.1):
         for i in range(8)
         for layer in range(LAST + 1)
         for lens in ("text", "logit")
-        for labels, value in (
-            ("own", (early if layer < 2 else deep)),
-            ("other pictures", chance),
-        )
+        for labels, value in (("own", (early if layer < 2 else deep)), ("other pictures", chance))
     ]
     return pd.DataFrame(rows)
 

@@ -221,14 +221,7 @@ def test_a_local_shard_is_asked_for_when_it_can_be_measured() -> None:
         lambda done, total, label: events.append(f"{label} {done}/{total}"),
         4,
     )
-    assert events == [
-        "asked 0",
-        "label 1/4",
-        "kept 0: 2",
-        "asked 2",
-        "label 3/4",
-        "kept 2: 2",
-    ]
+    assert events == ["asked 0", "label 1/4", "kept 0: 2", "asked 2", "label 3/4", "kept 2: 2"]
 
 
 def test_a_shard_is_described_by_its_samples() -> None:

@@ -11,13 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from visdepth_utils.plots.bands import draw
-from visdepth_utils.plots.style import (
-    COLOURS,
-    CONTROL_STYLES,
-    finish,
-    panels,
-    styled,
-)
+from visdepth_utils.plots.style import COLOURS, CONTROL_STYLES, finish, panels, styled
 
 CONDITIONS = {"full": "#0072B2", "blind": "#999999", "other": "#E69F00"}
 CONDITION_NAMES = {"full": "its own picture", "blind": "no picture", "other": "another picture"}

@@ -36,12 +36,7 @@ from visdepth_utils.runs.settings import (
     shown_source,
 )
 
-__all__ = [
-    "Run",
-    "chosen",
-    "open_run",
-    "progress_line",
-]
+__all__ = ["Run", "chosen", "open_run", "progress_line"]
 
 
 def open_run(

@@ -7,7 +7,7 @@ from visdepth_utils import __main__ as command
 from visdepth_utils.common.errors import Parser
 from visdepth_utils.common.files import write_text
 from visdepth_utils.notebooks.streams import say
-from visdepth_utils.runs.settings import PROFILES
+from visdepth_utils.runs.settings import PROFILES, existing_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _dispatch(argv: list[str]) -> int:
     if options.command == "readme":
         from tools.readme import update_readme
 
-        lines = [str(file) for file in update_readme(command.existing_run(options.run))]
+        lines = [str(file) for file in update_readme(existing_run(options.run))]
     elif options.command == "adapters":
         from tools.adapters import train_adapters
 
@@ -65,7 +65,7 @@ def _dispatch(argv: list[str]) -> int:
         from tools.power import power
 
         name = f"{Path(options.model).name}-quick" if options.model else options.run
-        lines = power(command.existing_run(name), options.claim)
+        lines = power(existing_run(name), options.claim)
     elif options.command == "costs":
         from tools.costs import compare, record
 

@@ -105,6 +105,8 @@ def _dispatch(argv: list[str]) -> int:
 
 def _on_runs(options: argparse.Namespace) -> int:
     """Commands on finished runs: they show or compare, and measure nothing."""
+    from visdepth_utils.runs.settings import existing_run
+
     folders = [existing_run(name) for name in options.runs]
     if options.command == "verdicts":
         from visdepth_utils.report.verdict_table import verdict_text
@@ -188,19 +190,6 @@ def _version() -> str:
         return version("visdepth-utils")
     except PackageNotFoundError:
         return "of a checkout that is not installed"
-
-
-def existing_run(name: str) -> Path:
-    """Folder of a run given by path or by name."""
-    from visdepth_utils.common.files import REPO
-    from visdepth_utils.runs.settings import results_folder
-
-    for folder in (Path(name), REPO / name, results_folder() / name):
-        if os.path.isfile(folder / "claims.json"):  # unlike Path's, for a name of any length
-            return folder.resolve()
-    raise FileNotFoundError(
-        f"no run {name!r:.200} with a claims.json: make one with make reproduce, or give its folder"
-    )
 
 
 def _is_ours(trace: TracebackType | None) -> bool:

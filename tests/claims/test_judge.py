@@ -11,7 +11,7 @@ from visdepth_utils.claims.judge import judge
 from visdepth_utils.claims.published import published
 from visdepth_utils.claims.registry import claim_entry, load_claims, verdict
 from visdepth_utils.claims.specifications import choices, robustness, specifications
-from visdepth_utils.runs.records import checked_claims
+from visdepth_utils.runs.schema import checked_claims
 
 MOST = load_claims()["common"]["specifications"]["most"]
 

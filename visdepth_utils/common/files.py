@@ -32,6 +32,19 @@ _MENDS = {
 }
 
 
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in old.items() if value is not None})
+
+
 def places() -> str:
     """Where a relative path is looked for, in words: the working directory, then the repository."""
     return " and ".join(dict.fromkeys((str(Path.cwd()), str(REPO))))

@@ -1,6 +1,7 @@
 """Execute one notebook without a browser: live output, one-line errors, atomic result."""
 
 import base64
+import contextlib
 import io
 import logging
 import os
@@ -68,15 +69,12 @@ def use_own_kernel() -> None:
     # We show plain lines and no widgets: tqdm's advice to install them must not reach a notebook.
     quiet = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found")))
     os.environ["PYTHONWARNINGS"] = quiet
-    try:
+    first = ""
+    with contextlib.suppress(NoSuchKernel):
         first = KernelSpecManager().get_kernel_spec(KERNEL).argv[0]
-    except NoSuchKernel:
-        first = ""
     # jupyter_client puts sys.executable where a specification just says "python".
-    if (
-        first not in ("python", "python3")
-        and Path(first).resolve() != Path(sys.executable).resolve()
-    ):
+    own = Path(first).resolve() == Path(sys.executable).resolve()
+    if first not in ("python", "python3") and not own:
         raise FileNotFoundError(
             f"no Jupyter kernel {KERNEL!r} in {sys.prefix}: python -m pip install ipykernel"
         )
@@ -151,27 +149,21 @@ def refresh(path: Path) -> Outcome:
     try:
         client.execute()
     except CellExecutionError as problem:
-        return Outcome(
-            time.monotonic() - start, _one_line(problem.ename, problem.evalue), problem.traceback
-        )
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                text = output["text"]
-                return Outcome(time.monotonic() - start, _one_line("printed on stderr", text), text)
-            if "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = _smaller(output["data"]["image/png"])
+        error, seconds = _one_line(problem.ename, problem.evalue), time.monotonic() - start
+        return Outcome(seconds, error, problem.traceback)
+    seconds = time.monotonic() - start
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if output.get("name") == "stderr":
+            return Outcome(seconds, _one_line("printed on stderr", output["text"]), output["text"])
+        if "image/png" in output.get("data", {}):
+            output["data"]["image/png"] = _smaller(output["data"]["image/png"])
     # What depends on the machine but not on the notebook would make every refresh a change.
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["kernelspec"] = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": KERNEL,
-    }
-    notebook.metadata["language_info"] = {"name": "python"}
-    tell_time(notebook, time.monotonic() - start, threads())
+    kernel = {"display_name": "Python 3", "language": "python", "name": KERNEL}
+    notebook.metadata |= {"kernelspec": kernel, "language_info": {"name": "python"}}
+    tell_time(notebook, seconds, threads())
     write_text(path, nbformat.writes(notebook) + "\n")
-    return Outcome(time.monotonic() - start)
+    return Outcome(seconds)
 
 
 def tell_time(notebook: nbformat.NotebookNode, seconds: float, n_threads: int) -> None:

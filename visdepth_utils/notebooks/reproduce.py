@@ -51,12 +51,12 @@ def reproduce(
     """Execute the notebooks into a results folder, then print the verdicts and write the report.
 
     A notebook whose source, parameters, code, weights and data did not change since it was finished
-    is not run again. One that breaks does not keep the others from running.
+    is not run again. One that breaks does not keep the others from running. A claim that is not
+    supported breaks nothing, nor do data that lack a task: what needs it is "not testable".
 
     Args:
-        chosen: The settings the user gave (``model``, ``source``, ``n_samples``, ``seed``,
-            ``device``, ``dtype``, ``profile``); what is missing is left to each notebook's default,
-            except the model: ``DEFAULT_MODEL``.
+        chosen: Settings the user gave; what is missing is left to each notebook's default, except
+            the model: ``DEFAULT_MODEL``.
         out: Results folder, relative to the working directory; None: see ``run_folder``.
         notebooks: Folder of the notebooks.
         stream: Where to print; None for stdout.
@@ -64,8 +64,7 @@ def reproduce(
         dry: Run nothing: measure a pilot and print what the run would take.
 
     Returns:
-        0, or 1 if a notebook broke, or if a dry run finds that it does not fit. A claim that is not
-        supported breaks nothing, nor do data that lack a task: what needs it is "not testable".
+        0, or 1 if a notebook broke, or if a dry run finds that it does not fit.
 
     Raises:
         ValueError: For a bad setting, a folder that holds a run with other settings, or memory or
@@ -91,28 +90,36 @@ def reproduce(
         raise ValueError(identity.refusal(folder, other))
     parameters = {**chosen, "out_dir": _portable(folder)}
     lacking = _untestable(run, sources)
+    for reason in dict.fromkeys(lacking.values()):
+        claims = load_claims()["claims"].items()
+        named = (name for name, entry in claims if lacking.get(entry["notebook"]) == reason)
+        say(stream, f"not testable: {', '.join(named)}: {reason}")
     if dry:
-        for line in _told(lacking):
-            say(stream, line)
-        sources = [source for source in sources if source.stem not in lacking]
-        sources = [source for source in sources if not _is_finished(run, source, parameters)]
-        told, status, new = partial(say, stream), 1, _missing(folder)
-        try:
-            with run_lock(folder):
-                status = estimate.dry_run(run, sources, told)
-        finally:
-            if status and new:  # refused: as if it had not been asked for
-                shutil.rmtree(folder, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    for parent in new[1:]:
-                        parent.rmdir()
-        return status
+        todo = [source for source in sources if source.stem not in lacking]
+        todo = [source for source in todo if not _is_finished(run, source, parameters)]
+        return _dry_run(run, todo, stream)
     estimate.refuse_early(run, sources)
     with run_lock(folder), executor.serving():
         if other:
             say(stream, f"the data in {settings['source']} changed: all of the run is made again")
             run.begin_anew()
         return _run_all(run, sources, parameters, stream, jobs, lacking)
+
+
+def _dry_run(run: Run, sources: list[Path], stream: Any) -> int:
+    """Say what notebooks will take; a refusal leaves no folder, as if it had not been asked for."""
+    new = [path for path in (run.folder, *run.folder.parents) if not path.exists()]
+    status = 1
+    try:
+        with run_lock(run.folder):
+            status = estimate.dry_run(run, sources, partial(say, stream))
+    finally:
+        if status and new:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for parent in new[1:]:
+                    parent.rmdir()
+    return status
 
 
 def _untestable(run: Run, sources: list[Path]) -> dict[str, str]:
@@ -126,22 +133,6 @@ def _untestable(run: Run, sources: list[Path]) -> dict[str, str]:
     why = missing_tasks((task for task in EMBEDDED if task in set().union(*needs.values())), source)
     first = {name: next((t for t in why if t in tasks), None) for name, tasks in needs.items()}
     return {name: why[task] for name, task in first.items() if task}
-
-
-def _told(lacking: dict[str, str]) -> list[str]:
-    """One line for each reason, with the claims that it concerns."""
-    claims = load_claims()["claims"].items()
-    return [
-        "not testable: "
-        + ", ".join(claim for claim, entry in claims if lacking.get(entry["notebook"]) == reason)
-        + f": {reason}"
-        for reason in dict.fromkeys(lacking.values())
-    ]
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folders that are not there yet, innermost first."""
-    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _from_here(name: Any) -> Any:
@@ -162,11 +153,9 @@ def _run_all(
 ) -> int:
     """All notebooks, then verdicts and report; see ``reproduce``."""
     folder, settings = run.folder, run.settings
-    beside = f", {jobs} at a time" if jobs > 1 else ""
-    where = f"results in {_portable(folder)}"
-    say(stream, f"{len(sources)} notebooks on {settings['model']}{beside}, {where}")
-    for line in _told(lacking):
-        say(stream, line)
+    beside = f"{jobs} at a time, " if jobs > 1 else ""
+    where = f"{beside}results in {_portable(folder)}"
+    say(stream, f"{len(sources)} notebooks on {settings['model']}, {where}")
     for name, reason in lacking.items():
         _record_untestable(run, name, reason)
         for ending in (".ipynb", ".html"):  # of other data
@@ -184,17 +173,15 @@ def _run_all(
         say(stream, head)
         shown = Tagged(stream, f"[{number}]    ") if several else Indented(stream)
         outcome = _execute(run, source, parameters, shown)
+        spent = duration(outcome.seconds)
         if outcome.lacks_data:
-            spent = duration(outcome.seconds)
             say(stream, f"{head}: not testable, after {spent}: {outcome.lacks_data}")
         elif outcome.error:
             broken[source.stem] = outcome.error
             annotate(folder, notebooks={source.stem: {"error": outcome.error}})
-            say(stream, f"{head}: broke after {duration(outcome.seconds)}: {outcome.error}")
-            if outcome.details and os.environ.get("DEBUG"):
-                say(stream, outcome.details)
+            _say_end(stream, f"{head}: broke after {spent}: {outcome.error}", outcome)
         else:
-            say(stream, f"{head}: done in {duration(outcome.seconds)}")
+            say(stream, f"{head}: done in {spent}")
 
     works: dict[bool, list[schedule.Work]] = {False: [], True: []}
     for number, source in enumerate(sources, 1):
@@ -232,10 +219,15 @@ def refresh_all(paths: Iterable[Path], stream: Any = None) -> int:
         outcome = execute.refresh(path)
         status |= bool(outcome.error)
         end = f"broke, left as it was: {outcome.error}" if outcome.error else "outputs stored"
-        say(stream, f"{path.stem}: {end} ({duration(outcome.seconds)})")
-        if outcome.details and os.environ.get("DEBUG"):
-            say(stream, outcome.details)
+        _say_end(stream, f"{path.stem}: {end} ({duration(outcome.seconds)})", outcome)
     return status
+
+
+def _say_end(stream: Any, line: str, outcome: execute.Outcome) -> None:
+    """How a notebook ended; with DEBUG=1 its traceback too."""
+    say(stream, line)
+    if outcome.details and os.environ.get("DEBUG"):
+        say(stream, outcome.details)
 
 
 def _execute(run: Run, source: Path, parameters: dict[str, Any], shown: Shown) -> execute.Outcome:

@@ -8,13 +8,13 @@ that measures time runs alone, with all threads, and one that shows the others' 
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import psutil
 
-from visdepth_utils.common.files import REPO
+from visdepth_utils.common.files import REPO, environment
 from visdepth_utils.models.checkpoints import locate
 from visdepth_utils.runs.engine import chosen_engine
 
@@ -66,7 +66,7 @@ def run_together(works: list[Work], jobs: int) -> None:
     jobs = max(1, min(jobs, len(works)))
     share = {"OMP_NUM_THREADS": str(max(1, threads() // jobs))} if jobs > 1 else {}
     # papermill changes the working directory around each notebook: all must mean the same one.
-    with _environment(**share), contextlib.chdir(REPO), ThreadPoolExecutor(jobs) as pool:
+    with environment(**share), contextlib.chdir(REPO), ThreadPoolExecutor(jobs) as pool:
         futures: list[Future] = []
         try:
             futures.extend(pool.submit(_unless_stopping, work) for work in works)
@@ -115,18 +115,3 @@ def _end_kernels() -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if any("ipykernel" in word for word in child.cmdline()):
                 child.kill()
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Set environment variables for a while."""
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

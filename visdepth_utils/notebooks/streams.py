@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from typing import Protocol, TextIO
+from typing import TextIO
 
 __all__ = ["Indented", "Shown", "Tagged", "plain", "say"]
 
@@ -31,19 +31,6 @@ def say(stream: TextIO, text: str) -> None:
     with _lock:
         stream.write(f"{plain(text)}\n")
         stream.flush()
-
-
-class Shown(Protocol):
-    """Takes what a notebook prints, in pieces."""
-
-    def write(self, text: str) -> None:
-        """Pass text on."""
-
-    def flush(self) -> None:
-        """Pass on at once what was written."""
-
-    def end(self) -> None:
-        """Finish a line that was left open."""
 
 
 class Indented:
@@ -112,3 +99,7 @@ class Tagged:
         """Finish a line that was left open."""
         if self.line.strip():
             self.write("\n")
+
+
+Shown = Indented | Tagged
+"""Takes what a notebook prints, in pieces."""

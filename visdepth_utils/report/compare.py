@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from visdepth_utils.report.verdict_table import aligned, effect_text
-from visdepth_utils.runs.records import is_number, read_claims, read_provenance
+from visdepth_utils.runs.records import read_claims, read_provenance
+from visdepth_utils.runs.schema import is_number
 
 RULE = """\
 within noise: either value lies in the other run's 95% interval

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visdepth_utils.common.errors import first_line
-from visdepth_utils.common.files import REPO, atomic, explained, run_lock
+from visdepth_utils.common.files import atomic, explained, run_lock
 from visdepth_utils.runs import measuring_code, provenance
-from visdepth_utils.runs.settings import results_folder
+from visdepth_utils.runs.settings import existing_run, results_folder
 
 _META = b"visdepth.key"
 _SEAL = b"visdepth.sha256:"
@@ -184,9 +183,6 @@ def _place_of_seal(content: bytearray) -> tuple[int, str]:
     return place, content[place : place + len(_UNSEALED)].decode("ascii", "replace")
 
 
-KEPT = ("current",)
-"""States that pruning leaves alone."""
-
 STALE_S = 3600
 """A temporary file untouched for so long has no living writer."""
 
@@ -198,14 +194,15 @@ def show_cache(name: str | None, prune: bool = False) -> str:
     FileNotFoundError if there is no such run; ValueError if a run to be pruned is in use.
     """
     lines, freed = [], 0
-    for folder in _runs(name):
+    found = sorted(results_folder().glob("*/tables/"))
+    for folder in [existing_run(name, "tables")] if name else [tables.parent for tables in found]:
         table = pd.DataFrame(list(entries(folder)), columns=["file", "state", "bytes"])
         counts = table.groupby("state")["bytes"].agg(["size", "sum"])
         lines += [
             f"{folder.name:<24}{state:<22}{row['size']:>6} files {row['sum'] / 2**20:>9.1f} MB"
             for state, row in counts.iterrows()
         ]
-        outdated = table[~table["state"].isin(KEPT)]
+        outdated = table[table["state"] != "current"]
         freed += int(outdated["bytes"].sum())
         if prune and len(outdated):
             with run_lock(folder):
@@ -267,16 +264,3 @@ def _model_hashes(name: str) -> tuple[str | None, str | None]:
 def _data_hash(source: str | None) -> str | None:
     """Hash of the data as they are now."""
     return provenance.data_identity(source)["hash"]
-
-
-def _runs(name: str | None) -> list[Path]:
-    """Folders of runs that have tables."""
-    results = results_folder()
-    if name is None:
-        return sorted(tables.parent for tables in results.glob("*/tables") if tables.is_dir())
-    for folder in (Path(name), REPO / name, results / name):
-        if os.path.isdir(folder / "tables"):  # unlike Path's, for a name of any length
-            return [folder.resolve()]
-    raise FileNotFoundError(
-        f"no run {name!r:.200} with tables: give its folder or its name in results"
-    )

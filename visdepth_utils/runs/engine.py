@@ -82,12 +82,12 @@ def ray_options() -> RayOptions:
         what = f"unknown option {unknown[0]!r} in " if isinstance(given, dict) else ""
         raise ValueError(f"{what}VISDEPTH_RAY={text!r}: {mend}")
     for name, value in given.items():
-        least = 1 if name == "num_actors" else 0
-        kinds = int if name == "num_actors" else (int, float)
+        least, kinds, number = 0, int | float, "a number"
+        if name == "num_actors":
+            least, kinds, number = 1, int, "a whole number"
         if value is None and name in ("num_actors", "num_gpus"):
             continue
         if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
-            number = "a whole number" if name == "num_actors" else "a number"
             raise ValueError(f"VISDEPTH_RAY: {name}={value!r} must be {number} of at least {least}")
     return RayOptions(**given)
 

@@ -49,7 +49,7 @@ def map_shards(
     if chosen_engine() == "ray":
         from visdepth_utils.runs import ray_executor
 
-        ray_executor.map_shards(name, shards, fn, keep, show, total)
+        ray_executor.Job(name, shards, fn, keep, show, total).run()
         return
     for start, samples in shards:
 

@@ -1,5 +1,6 @@
 """Where numbers come from: versions, machine, and the identity of model and data by content."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -17,31 +18,12 @@ from visdepth_utils.data.records import cached_revision, files_behind, locate_so
 from visdepth_utils.models.checkpoints import fetched, locate, weight_files, weights_hash
 
 PACKAGES = (
-    "visdepth-utils",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "scikit-dimension",
-    "pandas",
-    "pyarrow",
-    "matplotlib",
-    "seaborn",
-    "papermill",
+    *("visdepth-utils", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy"),
+    *("scikit-dimension", "pandas", "pyarrow", "matplotlib", "seaborn", "papermill"),
 )
-
-
 _STEERING = (
-    "ATEN_CPU_CAPABILITY",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "DNNL_DEFAULT_FPMATH_MODE",
-    "MKL_CBWR",
-    "MKL_NUM_THREADS",
-    "NVIDIA_TF32_OVERRIDE",
-    "OMP_NUM_THREADS",
-    "ONEDNN_MAX_CPU_ISA",
+    *("ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR"),
+    *("MKL_NUM_THREADS", "NVIDIA_TF32_OVERRIDE", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA"),
 )
 _BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")
 
@@ -50,10 +32,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that make numbers and pictures, where installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -100,14 +80,9 @@ def commit(folder: Path = REPO) -> str | None:
     """
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        how = {"capture_output": True, "text": True, "timeout": 30, "check": True}
+        return subprocess.run(command, **how).stdout.strip()
 
     try:
         # A package installed inside someone else's checkout must not borrow that checkout's commit.
@@ -150,9 +125,8 @@ def data_identity(source: str | None) -> dict[str, str | None]:
         repo, _, revision = where.partition("@")
         return {"source": source, "hash": cached_revision(repo, revision or "main")}
     files = files_behind(where)
-    if not files:
-        return {"source": source or "embedded worlds", "hash": None}
-    return {"source": source or "embedded worlds", "hash": _files_hash(_state(files))}
+    found = _files_hash(_state(files)) if files else None
+    return {"source": source or "embedded worlds", "hash": found}
 
 
 _State = tuple[tuple[str, str, int, int], ...]
@@ -183,10 +157,8 @@ def _files_hash(state: _State) -> str:
 
 def _cpu_name() -> str:
     """Model name of the processor, as far as the system tells."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

@@ -23,6 +23,7 @@ import ray
 from ray import cloudpickle
 
 from visdepth_utils.common.errors import first_line
+from visdepth_utils.common.files import environment
 from visdepth_utils.common.progress import Progress
 from visdepth_utils.data.samples import describe
 from visdepth_utils.runs import measuring_code
@@ -46,14 +47,10 @@ def connect() -> None:
     # In a notebook Ray advises to install widgets; we show plain lines.
     logging.getLogger("ray.widgets").setLevel(logging.ERROR)
     debug = bool(os.environ.get("DEBUG"))
-    options: dict[str, Any] = {} if address else {"include_dashboard": False}
+    options = {"log_to_driver": debug, "logging_level": "INFO" if debug else "CRITICAL"}
+    options |= {} if address else {"include_dashboard": False}
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=debug,
-            logging_level="INFO" if debug else "CRITICAL",
-            **options,
-        )
+        ray.init(address=address or "local", **options)
     except Exception as error:  # Ray raises bare Exceptions, among others
         why = first_line(error)
         if address:
@@ -84,15 +81,11 @@ def serving() -> Iterator[None]:
 
     What was started here ends here.
     """
-    before = os.environ.get("RAY_ADDRESS")
     connect()
-    os.environ["RAY_ADDRESS"] = ray_address() or ray.get_runtime_context().gcs_address
     try:
-        yield
+        with environment(RAY_ADDRESS=ray_address() or ray.get_runtime_context().gcs_address):
+            yield
     finally:
-        del os.environ["RAY_ADDRESS"]
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before
         close_pool()
         ray.shutdown()
 
@@ -155,10 +148,10 @@ def pool_of(options: RayOptions) -> Pool:
 
 def close_pool() -> None:
     """End the workers of this process."""
-    while _POOLS:
-        pool = _POOLS.pop()
+    for pool in _POOLS:
         for worker in list(pool.workers):
             pool.drop(worker)
+    _POOLS.clear()
 
 
 ATTEMPTS = 3
@@ -168,55 +161,36 @@ SPARE_DEATHS = 6
 """So many workers more than there are at once may die one after the other with nothing done."""
 
 
-def map_shards(
-    name: str,
-    shards: Iterator[Shard],
-    fn: Measure,
-    keep: Callable[[int, pd.DataFrame], Any],
-    show: Progress,
-    total: int,
-) -> None:
-    """Measure shards on the cluster; see ``executor.map_shards``.
+@dataclass
+class Job:
+    """One step, as ``executor.map_shards``: its shards, who measures which, what went wrong."""
 
-    RuntimeError: shards failed in every attempt (the others were kept), or no worker lives.
-    ValueError: the workers could not load what they should measure.
-    """
-    connect()
-    job = _Job(name, iter(shards), fn, keep, show, total, pool_of(ray_options()))
-    job.run()
-
-
-class _Job:
-    """One step: its shards, who measures which, and what went wrong."""
-
-    def __init__(
-        self,
-        name: str,
-        shards: Iterator[Shard],
-        fn: Measure,
-        keep: Callable[[int, pd.DataFrame], Any],
-        show: Progress,
-        total: int,
-        pool: Pool,
-    ) -> None:
-        self.name, self.shards, self.keep, self.pool = name, shards, keep, pool
-        self.show, self.total, self.measured, self.passed = show, total, 0, 0
-        self.function = (
-            uuid.uuid4().hex,
-            ray.put(cloudpickle.dumps(fn)),
-            measuring_code.code_version(),
-        )
-        self.waiting: deque[Shard] = deque()  # pulled, or to be tried again
-        self.running: dict[Any, tuple[Any, Shard | None]] = {}  # None: the worker loads
-        self.free: list[Any] = []
-        self.tries: Counter[int] = Counter()
-        self.failed: dict[int, str] = {}
-        self.deaths = 0
-        self.idle_since, self.told = time.monotonic(), False
+    name: str
+    shards: Iterator[Shard]
+    fn: Measure
+    keep: Callable[[int, pd.DataFrame], Any]
+    show: Progress
+    total: int
+    waiting: deque[Shard] = field(default_factory=deque)  # pulled, or to be tried again
+    running: dict[Any, tuple[Any, Shard | None]] = field(default_factory=dict)  # None: it loads
+    free: list[Any] = field(default_factory=list)
+    tries: Counter[int] = field(default_factory=Counter)
+    failed: dict[int, str] = field(default_factory=dict)
+    measured: int = 0
+    passed: int = 0
+    deaths: int = 0
+    told: bool = False
 
     def run(self) -> None:
-        """Until every shard was kept or given up."""
-        room = self.pool.room()
+        """Until every shard was kept or given up.
+
+        RuntimeError: shards failed in every attempt (the others were kept), or no worker lives.
+        ValueError: the workers could not load what they should measure.
+        """
+        connect()
+        self.pool, self.idle_since = pool_of(ray_options()), time.monotonic()
+        blob, version = ray.put(cloudpickle.dumps(self.fn)), measuring_code.code_version()
+        self.function, room = (uuid.uuid4().hex, blob, version), self.pool.room()
         for worker in self.pool.workers:
             self._load(worker)
         while True:
@@ -231,13 +205,12 @@ class _Job:
         if self.failed:
             raise RuntimeError(
                 f"{self.name}: {len(self.failed)} shards failed {ATTEMPTS} times: "
-                + "; ".join(self.failed.values())
-                + f"; the other {self.measured} are kept, a second run tries only these"
+                f"{'; '.join(self.failed.values())}; the other {self.measured} are kept, a second "
+                "run tries only these"
             )
 
     def _load(self, worker: Any) -> None:
-        token, blob, version = self.function
-        self.running[worker.load.remote(token, blob, version)] = (worker, None)
+        self.running[worker.load.remote(*self.function)] = (worker, None)
 
     def _hand_out(self, room: int) -> None:
         """Give shards to free workers, and start workers for those that nobody will be free for."""
@@ -263,16 +236,13 @@ class _Job:
             self.pool.drop(worker)
             raise ValueError(f"{self.name}: a worker cannot begin: {error}")
         self.free.append(worker)
-        if shard is None:
-            return
-        if error:
+        if shard and error:
             self._again(shard, error)
-            return
-        self.keep(shard[0], frame)
-        self.deaths = 0
-        self.measured += 1
-        self.passed += len(shard[1])
-        self.show(self.passed, self.total, self.name)
+        elif shard:
+            self.keep(shard[0], frame)
+            self.deaths, self.measured = 0, self.measured + 1
+            self.passed += len(shard[1])
+            self.show(self.passed, self.total, self.name)
 
     def _lost(self, worker: Any, shard: Shard | None, error: Exception) -> None:
         """A process or node is gone; its shard goes to another worker."""

@@ -6,11 +6,11 @@ may rely on names being text and numbers being numbers, whatever happened to the
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,37 +21,26 @@ from visdepth_utils.claims.registry import claim_entry, load_claims
 from visdepth_utils.claims.verdict import VERDICTS
 from visdepth_utils.common.files import REPO, atomic, locked, read_object, rows_text, write_text
 from visdepth_utils.runs.registration import in_force
-
-_TEXTS = (
-    *("statement", "reason", "notebook", "source", "effect_label", "control_label"),
-    "separates",
-)
-_OBJECTS = ("thresholds", "plain", "robustness", "rules")
-_NUMBERS = ("effect", "control_effect", "n_images", "p")
-_TABLES = ("details", "controls")
-_LARGE = 1e300  # JSON holds whole numbers that are too large for a float
-_PARTS = ("settings", "model", "data", "code", "versions", "machine", "notebooks")
+from visdepth_utils.runs.schema import checked_claims, checked_provenance
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:
     """Entries of a run's claims.json, none without the file; ValueError if it is damaged."""
-    file = folder / "claims.json"
-    if not file.exists():
-        return []
-    try:
-        return checked_claims(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+    return _read(folder / "claims.json", checked_claims, [])
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Entries of a run's provenance.json, none without the file; ValueError if it is damaged."""
-    file = folder / "provenance.json"
+    return _read(folder / "provenance.json", checked_provenance, {})
+
+
+def _read(file: Path, parse: Callable[[str], Any], nothing: Any) -> Any:
+    """What a file holds, ``nothing`` without one; ValueError in one line if it is damaged."""
     if not file.exists():
-        return {}
+        return nothing
     try:
-        return checked_provenance(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse(file.read_text(encoding="utf-8"))
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
 
 
@@ -60,7 +49,7 @@ def as_entry(verdict: Any) -> dict[str, Any]:
 
     ValueError if claim, model or a known verdict is missing.
     """
-    entry = _plain(_as_dict(verdict))
+    entry = _plain(verdict.to_dict() if hasattr(verdict, "to_dict") else verdict)
     for name in ("claim", "model"):
         if not entry.get(name):
             raise ValueError(f"verdict without {name!r}: claims.json is filed by it")
@@ -93,85 +82,6 @@ def annotate(folder: Path, **facts: Any) -> None:
             entries[name] = {**old, **value} if both else value
         entries["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(file, json.dumps(_plain(entries), indent=2, allow_nan=False) + "\n")
-
-
-def checked_claims(text: str) -> list[dict[str, Any]]:
-    """Parse claims.json; ValueError says what in it is not what ``Run.record`` writes."""
-    entries = _parsed(text)
-    if not isinstance(entries, list):
-        raise ValueError("it holds no list")
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            raise ValueError(f"entry {number} is no object")
-        if lacking := {"claim", "model", "verdict"} - set(entry):
-            raise ValueError(f"entry {number} lacks {', '.join(sorted(lacking))}")
-        if entry["verdict"] not in VERDICTS:
-            raise ValueError(f"entry {number} has the verdict {entry['verdict']!r:.60}")
-        for name in ("claim", "model"):
-            _need(entry[name] and isinstance(entry[name], str), name, number, "text")
-        for name in _TEXTS:
-            _need(isinstance(entry.get(name), str | None), name, number, "text")
-        for name in _NUMBERS:
-            _need(_is_number(entry.get(name)), name, number, "a number")
-        bounds = entry.get("ci")
-        pair = isinstance(bounds, list) and len(bounds) == 2 and all(map(_is_number, bounds))
-        _need(bounds is None or bounds == [] or pair, "ci", number, "two numbers")
-        for name in _OBJECTS:
-            _need(isinstance(entry.get(name), dict | None), name, number, "an object")
-        for name in _TABLES:
-            rows = entry.get(name)
-            fine = isinstance(rows, list | None) and all(
-                isinstance(row, dict) for row in rows or ()
-            )
-            _need(fine, name, number, "a list of objects")
-    return entries
-
-
-def checked_provenance(text: str) -> dict[str, Any]:
-    """Parse provenance.json; ValueError says what in it is not what ``annotate`` writes."""
-    facts = _parsed(text)
-    if not isinstance(facts, dict):
-        raise ValueError("it holds no object")
-    for name in _PARTS:
-        if not isinstance(facts.get(name), dict | None):
-            raise ValueError(f"its {name} is no object")
-    for name, ran in (facts.get("notebooks") or {}).items():
-        if not isinstance(ran, dict) or not isinstance(ran.get("settings"), dict | None):
-            raise ValueError(f"what it says of notebook {name!r:.60} is no object")
-    return facts
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGE
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or is_number(value)
-
-
-def _need(fine: Any, name: str, number: int, kind: str) -> None:
-    if not fine:
-        raise ValueError(f"{name} of entry {number} is not {kind}")
-
-
-def _parsed(text: str) -> Any:
-    """JSON without NaN and infinity, which no file of ours holds; however deeply nested."""
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"it holds {constant}")
-
-
-def _as_dict(verdict: Any) -> dict[str, Any]:
-    """Whatever a verdict comes as, as a dictionary."""
-    if hasattr(verdict, "to_dict"):
-        return verdict.to_dict()
-    return asdict(verdict) if is_dataclass(verdict) else dict(verdict)
 
 
 def _plain(value: Any) -> Any:
@@ -272,13 +182,10 @@ def read_curves(folder: Path) -> pd.DataFrame:
     """
     from visdepth_utils.plots.curves import COLUMNS as columns  # and with it matplotlib
 
-    file = folder / CURVES
-    if not file.exists():
-        return pd.DataFrame(columns=columns)
-    try:
-        return pd.read_csv(file)[columns].astype(dict.fromkeys(columns[2:], float))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} is not readable ({error}): delete it and run again") from error
+    def parse(text: str) -> pd.DataFrame:
+        return pd.read_csv(io.StringIO(text))[columns].astype(dict.fromkeys(columns[2:], float))
+
+    return _read(folder / CURVES, parse, pd.DataFrame(columns=columns))
 
 
 def all_curves(

@@ -54,13 +54,13 @@ def open_run(
     """Open the results folder of a run, creating or continuing it; its provenance is written.
 
     Args:
-        model: See ``check_settings``, as the arguments below.
-        source: Data.
-        n_samples: Samples per task.
+        model: Checkpoint folder or hub id.
+        source: Data other than the embedded worlds; None or "" for these.
+        n_samples: Samples per task; None leaves the choice to the profile.
         seed: Of every draw.
-        device: Where the model runs.
-        dtype: Of the model's weights.
-        profile: How much is measured.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        profile: How much is measured: ``quick`` or ``full``.
         out_dir: See ``run_folder``.
         default_n: What a notebook has for ``n_samples`` unless it is chosen: with it a notebook
             works in the folder of all notebooks at their own numbers, with any other number in the
@@ -71,15 +71,8 @@ def open_run(
         FileNotFoundError: If the model's folder does not exist.
     """
     check_injected()
-    settings = check_settings(
-        model=model,
-        source=source,
-        n_samples=n_samples,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        profile=profile,
-    )
+    given = {"model": model, "source": source, "n_samples": n_samples, "seed": seed}
+    settings = check_settings(**given, device=device, dtype=dtype, profile=profile)
     provenance.model_identity(model)  # raises now, not after the first long step
     measuring_code.code_version()
     named = {**settings, "n_samples": None if n_samples == default_n else n_samples}
@@ -282,13 +275,12 @@ class Run:
         """Take back this model's verdicts from a notebook that broke: no old one is shown."""
         # A verdict may name a folder by its last parts: minivlm/base for data/minivlm/base.
         model = "/" + self.settings["model"].rstrip("/")
-        edit_claims(
-            self.folder,
-            lambda old: (
-                Path(str(old.get("notebook"))).stem != notebook
-                or not model.endswith("/" + old["model"].strip("/"))
-            ),
-        )
+
+        def stays(old: dict[str, Any]) -> bool:
+            same = model.endswith("/" + old["model"].strip("/"))
+            return Path(str(old.get("notebook"))).stem != notebook or not same
+
+        edit_claims(self.folder, stays)
 
     def differences(self) -> list[identity.Difference]:
         """What of this run differs from the one that the folder holds; nothing in a new folder.
@@ -349,14 +341,9 @@ class Run:
         """The settings and the versions of what ran, to show at the top of a notebook."""
         versions = provenance.versions()
         shown = ("python", "torch", "transformers")
-        rows = {
-            **{
-                name: "default" if value is None else value for name, value in self.settings.items()
-            },
-            "device": self.device,
-            "run": self.folder.name,
-            **{name: versions[name] for name in shown if name in versions},
-        }
+        rows = {k: "default" if value is None else value for k, value in self.settings.items()}
+        rows |= {"device": self.device, "run": self.folder.name}
+        rows |= {name: versions[name] for name in shown if name in versions}
         frame = pd.DataFrame({"value": [str(value) for value in rows.values()]}, index=list(rows))
         return frame.rename_axis("setting")
 

@@ -20,7 +20,7 @@ from visdepth_utils.models.checkpoints import locate
 from visdepth_utils.runs.engine import chosen_engine, ray_address
 
 DEFAULT_MODEL = "data/minivlm/base"
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "model": DEFAULT_MODEL,
     "source": None,
     "n_samples": None,
@@ -69,30 +69,16 @@ def check_injected() -> None:
                 )
 
 
-def check_settings(
-    *,
-    model: str,
-    source: str | None,
-    n_samples: int | None,
-    seed: int,
-    device: str,
-    dtype: str,
-    profile: str,
-) -> Settings:
-    """Check what the user chose, before anything takes time, and return it as a dictionary.
+def check_settings(**chosen: Any) -> Settings:
+    """Check what the user chose of the settings of ``open_run``, before anything takes time.
 
-    Args:
-        model: Checkpoint folder or hub id.
-        source: Data other than the embedded worlds; None or "" for these.
-        n_samples: Samples per task; None leaves the choice to the profile.
-        seed: Of every draw.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        profile: ``quick`` or ``full``.
-
-    Raises:
-        ValueError: Naming the setting that is wrong and what would be right.
+    Those that are missing are taken from ``DEFAULTS``. ValueError names the setting that is wrong
+    and what would be right.
     """
+    settings = DEFAULTS | chosen
+    if unknown := set(chosen) - set(DEFAULTS):
+        raise ValueError(f"unknown setting {min(unknown)!r}: choose of {', '.join(DEFAULTS)}")
+    model, source, n_samples, seed, device, dtype, profile = settings.values()
     if not isinstance(model, str) or not model.strip():
         raise ValueError(f"model {model!r}: give a folder, e.g. data/minivlm/base, or a hub id")
     if not isinstance(source, str | None):
@@ -109,15 +95,7 @@ def check_settings(
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     check_device(device)
-    return {
-        "model": model,
-        "source": source or None,
-        "n_samples": n_samples,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-        "profile": profile,
-    }
+    return settings | {"source": source or None}
 
 
 def check_early(
@@ -126,7 +104,7 @@ def check_early(
     """Check all that can be wrong with a run before a model or torch is loaded.
 
     Args:
-        chosen: What the user gave of the arguments of ``check_settings``; the rest by ``DEFAULTS``.
+        chosen: See ``check_settings``.
         out: Results folder, see ``run_folder``.
         jobs: Notebooks at the same time; None leaves it open.
 
@@ -135,7 +113,7 @@ def check_early(
         FileNotFoundError: No model or no data at that place.
         OSError: There can be no such results folder.
     """
-    settings = check_settings(**{**DEFAULTS, **chosen})
+    settings = check_settings(**chosen)
     locate(settings["model"])
     if settings["source"]:
         locate_source(settings["source"])
@@ -161,6 +139,16 @@ def results_folder() -> Path:
     if folder.is_file():
         raise ValueError(f"VISDEPTH_RESULTS={str(folder)!r} is a file: name a folder, or unset it")
     return folder
+
+
+def existing_run(name: str, holds: str = "claims.json") -> Path:
+    """Folder of a run by its path or name; FileNotFoundError if none holds that."""
+    for folder in (Path(name), REPO / name, results_folder() / name):
+        if os.path.exists(folder / holds):  # unlike Path's, for a name of any length
+            return folder.resolve()
+    raise FileNotFoundError(
+        f"no run {name!r:.200} with {holds}: make one with make reproduce, or give its folder"
+    )
 
 
 def _base() -> Path:

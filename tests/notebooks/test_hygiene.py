@@ -288,105 +288,62 @@ def clean():
     return nbformat.read(NOTEBOOKS[0], as_version=4)
 
 
-def checked_cells(book):
-    return [cell for cell in book.cells if CHECK in cell.metadata.get("tags", [])]
+def code_cells(book, tag=""):
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    return [cell for cell in cells if not tag or tag in cell.metadata.get("tags", [])]
 
 
-def never_run(book):
-    for cell in checked_cells(book):
-        cell.execution_count = None
+def each(cells, name, value):
+    for cell in cells:
+        cell[name] = value(cell) if callable(value) else value
 
 
-def no_output(book):
-    for cell in checked_cells(book):
-        cell.outputs = []
+def add(book, kind, **content):
+    code_cells(book)[0].outputs.append(nbformat.v4.new_output(kind, **content))
 
 
-def untagged(book):
-    for cell in checked_cells(book):
-        cell.metadata["tags"] = []
+def replaced(old, new):
+    return lambda cell: cell.source.replace(old, new)
 
 
-def computed_parameter(book):
-    cell = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = cell.source.replace("seed = 0", "seed = int(0)")
+LINE, FORK = colab_line(REPO), REPO + "-fork"
+WIDGET = {"application/vnd.jupyter.widget-view+json": {}}
+BADGE = badge(FORK, NOTEBOOKS[0].name)
+SPOILS = {
+    "never run": ("at least 3", lambda b: each(code_cells(b, CHECK), "execution_count", None)),
+    "no output": ("at least 3 wanted", lambda b: each(code_cells(b, CHECK), "outputs", [])),
+    "untagged": ("at least 3 wanted", lambda b: each(code_cells(b, CHECK), "metadata", {})),
+    "computed parameter": (
+        "no literal",
+        lambda b: each(code_cells(b, "parameters"), "source", replaced("seed = 0", "seed = int()")),
+    ),
+    "long cell": ("a cell of", lambda b: each(code_cells(b)[:1], "source", "x = 1\n" * 30)),
+    "stderr": ("stderr", lambda b: add(b, "stream", name="stderr", text="careful")),
+    "failed": ("ended in E", lambda b: add(b, "error", ename="E", evalue="x", traceback=[])),
+    "widget": ("widget", lambda b: add(b, "display_data", data=WIDGET)),
+    "kernel": ("kernel", lambda b: b.metadata["kernelspec"].update(display_name=".venv")),
+    "address": (
+        "repository address",
+        lambda b: each(b.cells, "source", replaced(LINE, colab_line(FORK))),
+    ),
+    "badge": ("no Colab badge", lambda b: each(b.cells[:1], "source", BADGE)),
+    "out of order": (
+        "execution counts",
+        lambda b: each(code_cells(b)[:2], "execution_count", lambda c: 3 - c.execution_count),
+    ),
+    "home": ("one machine", lambda b: add(b, "stream", name="stdout", text="/home/someone/x")),
+    "too short": ("8 cells", lambda b: b.update(cells=b.cells[:8])),
+}
+if REPO == PLACEHOLDER:
+    shown = BADGE.replace("-fork", "")
+    SPOILS["shown badge"] = ("no Colab badge", lambda b: each(b.cells[:1], "source", shown))
 
 
-def long_cell(book):
-    next(c for c in book.cells if c.cell_type == "code").source += "\nx = 1" * 30
-
-
-def stderr(book):
-    warning = nbformat.v4.new_output("stream", name="stderr", text="careful")
-    next(c for c in book.cells if c.cell_type == "code").outputs.append(warning)
-
-
-def failed(book):
-    error = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=[])
-    next(c for c in book.cells if c.cell_type == "code").outputs.append(error)
-
-
-def widget(book):
-    data = {"application/vnd.jupyter.widget-view+json": {}}
-    shown = nbformat.v4.new_output("display_data", data=data)
-    next(c for c in book.cells if c.cell_type == "code").outputs.append(shown)
-
-
-def other_kernel(book):
-    book.metadata["kernelspec"]["display_name"] = ".venv"
-
-
-def other_address(book):
-    for cell in book.cells:
-        cell.source = cell.source.replace(colab_line(REPO), colab_line(REPO + "-fork"))
-
-
-def other_badge(book):
-    book.cells[0].source = badge(REPO + "-fork", NOTEBOOKS[0].name)
-
-
-def shown_badge(book):
-    book.cells[0].source = badge(REPO + "-fork", NOTEBOOKS[0].name).replace("-fork", "")
-
-
-def out_of_order(book):
-    code = [c for c in book.cells if c.cell_type == "code"]
-    code[0].execution_count, code[1].execution_count = 2, 1
-
-
-def home_path(book):
-    text = nbformat.v4.new_output("stream", name="stdout", text="/home/someone/visdepth")
-    next(c for c in book.cells if c.cell_type == "code").outputs.append(text)
-
-
-def too_short(book):
-    book.cells = book.cells[:8]
-
-
-SPOILS = [
-    (never_run, "at least 3 wanted"),
-    (no_output, "at least 3 wanted"),
-    (untagged, "at least 3 wanted"),
-    (computed_parameter, "no literal"),
-    (long_cell, "a cell of"),
-    (stderr, "stderr"),
-    (failed, "ended in ValueError"),
-    (widget, "widget"),
-    (other_kernel, "kernel"),
-    (other_address, "repository address"),
-    (other_badge, "no Colab badge"),
-    *([(shown_badge, "no Colab badge")] if REPO == PLACEHOLDER else []),
-    (out_of_order, "execution counts"),
-    (home_path, "one machine"),
-    (too_short, "8 cells"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "message"), SPOILS, ids=lambda x: getattr(x, "__name__", ""))
-def test_the_checker_itself_can_fail(clean, spoil, message):
-    name = NOTEBOOKS[0].name
-    before = problems(clean, name)
+@pytest.mark.parametrize("name", SPOILS)
+def test_the_checker_itself_can_fail(clean, name):
+    message, spoil = SPOILS[name]
+    before = problems(clean, NOTEBOOKS[0].name)
     spoilt = copy.deepcopy(clean)
     spoil(spoilt)
-    new = set(problems(spoilt, name)) - set(before)
+    new = set(problems(spoilt, NOTEBOOKS[0].name)) - set(before)
     assert any(message in problem for problem in new)

@@ -371,46 +371,6 @@ def test_refresh_leaves_a_broken_notebook_as_it_was(
     assert file.read_text() == before
 
 
-# --- wrong input, all of it before anything runs ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "data/nothing"], "no checkpoint folder 'data/nothing'"),
-        (["--model", "TINY", "--n", "0"], "n_samples 0: give a whole number of at least 1"),
-        (["--model", "TINY", "--profile", "slow"], "unknown profile 'slow'"),
-        (["--model", "TINY", "--device", "gpu"], "unknown device 'gpu'"),
-        (["--model", "TINY", "--notebooks", "/nowhere"], "no notebook NN_*.ipynb in /nowhere"),
-    ],
-)
-def test_wrong_input_is_one_line_and_exit_2(
-    arguments: list[str],
-    message: str,
-    llava_path: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("DEBUG", raising=False)
-    arguments = [str(llava_path) if argument == "TINY" else argument for argument in arguments]
-    out = tmp_path / "out"
-    assert command.main(["reproduce", *arguments, "--out", str(out)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
-    assert len(captured.err.splitlines()) == 1
-    assert not out.exists()
-    monkeypatch.setenv("DEBUG", "1")
-    with pytest.raises((ValueError, FileNotFoundError)):
-        command.main(["reproduce", *arguments, "--out", str(out)])
-
-
-def test_an_unknown_run_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["verdicts", "nothing-quick"]) == 2
-    assert "no run 'nothing-quick'" in capsys.readouterr().err
-
-
 def test_errors_that_are_not_ours_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "_dispatch", lambda argv: json.loads("{"))
     with pytest.raises(json.JSONDecodeError):

@@ -126,7 +126,7 @@ def test_accuracy_bars_show_scores_chance_and_conditions():
 def test_accuracy_bars_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="'upside down' is unknown"):
         accuracy_bars(results().replace({"condition": {"full": "upside down"}}))
-    with pytest.raises(ValueError, match="lack score"):
+    with pytest.raises(ValueError, match="lacks column.*score"):
         accuracy_bars(results().drop(columns="score"))
 
 

@@ -13,13 +13,19 @@ LEAST_KL = 1e-4
 """Nats; on logarithmic axes smaller divergences are drawn here."""
 
 
-def need(table: pd.DataFrame, columns: set[str], name: str, source: str) -> None:
-    """Refuse a table that lacks columns or rows; the ValueError names what makes such a table."""
+def need(table: pd.DataFrame, columns: set[str], name: str, source: str, *one: str) -> None:
+    """Refuse a table that lacks columns or rows; the ValueError names what makes such a table.
+
+    ``one``: columns that must hold one value only, where the table has them.
+    """
     if missing := columns - set(table.columns):
         names = ", ".join(sorted(missing))
         raise ValueError(f"{name} lacks column(s) {names}: pass what {source} returns")
     if table.empty:
         raise ValueError(f"{name} has no rows: pass what {source} returns")
+    for column in one:
+        if column in table and table[column].nunique() > 1:
+            raise ValueError(f"{name} holds several {column}s: pass the rows of one")
 
 
 def bands(rows: pd.DataFrame, x: str, value: str) -> pd.DataFrame:

@@ -34,10 +34,8 @@ def savings_by_depth(measured: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
     Raises:
         ValueError: A missing column, no rows, several decoders, or a count without a prediction.
     """
-    need(measured, MEASURED, "measured", "tradeoff.measured_ratios")
+    need(measured, MEASURED, "measured", "tradeoff.measured_ratios", "decoder")
     need(predicted, PREDICTED, "predicted", "costs.predicted_costs")
-    if "decoder" in measured and measured["decoder"].nunique() > 1:
-        raise ValueError("measured holds several decoders: pass the rows of one")
     counts = sorted(set(measured["image_tokens"]))
     if lacking := set(counts) - set(predicted["image_tokens"]):
         raise ValueError(f"{min(lacking)} image tokens were measured but not predicted")

@@ -59,15 +59,13 @@ def picture_grid(
         for i, (ax, image) in enumerate(zip(axes[0], images, strict=True)):
             ax.imshow(image, interpolation="nearest")
             rows, columns = _cells(counts[i], image.width / image.height)
+            line = {"color": "white", "lw": 0.7, "alpha": 0.8}
             for k in range(1, columns):
-                ax.axvline(k * image.width / columns - 0.5, color="white", lw=0.7, alpha=0.8)
+                ax.axvline(k * image.width / columns - 0.5, **line)
             for k in range(1, rows):
-                ax.axhline(k * image.height / rows - 0.5, color="white", lw=0.7, alpha=0.8)
-            ax.set_title(
-                "\n".join(textwrap.wrap(titles[i], 38)) if i < len(titles) else "",
-                fontsize=8,
-                parse_math=False,  # "$5 or $6" is no formula
-            )
+                ax.axhline(k * image.height / rows - 0.5, **line)
+            title = textwrap.fill(titles[i], 38) if i < len(titles) else ""
+            ax.set_title(title, fontsize=8, parse_math=False)  # "$5 or $6" is no formula
             ax.set_axis_off()
         fig.tight_layout()
         plt.close(fig)
@@ -138,13 +136,8 @@ def sample_table(task: "Task", results: pd.DataFrame, n: int = 1, width: int = 9
                 f"sample {sample.id!r} has no row in the results: evaluate the same task"
             )
         row = outputs.loc[sample.id]
-        rows.append(
-            {
-                "task": task.name,
-                "question": textwrap.shorten(sample.prompt, width),
-                "expected": textwrap.shorten(sample.reference, width),
-                "answer of the model": textwrap.shorten(str(row["output"]), width),
-                "score": round(float(row["score"]), 2),
-            }
-        )
-    return pd.DataFrame(rows)
+        texts = (sample.prompt, sample.reference, str(row["output"]))
+        texts = [textwrap.shorten(text, width) for text in texts]
+        rows.append((task.name, *texts, round(float(row["score"]), 2)))
+    columns = ["task", "question", "expected", "answer of the model", "score"]
+    return pd.DataFrame(rows, columns=columns)

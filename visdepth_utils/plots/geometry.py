@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from visdepth_utils.plots.bands import draw
+from visdepth_utils.plots.bands import draw, need
 from visdepth_utils.plots.style import COLOURS, CONTROL_STYLES, finish, panels, styled
 
 CONDITIONS = {"full": "#0072B2", "blind": "#999999", "other": "#E69F00"}
@@ -52,9 +52,13 @@ def depth_curves(
     and a line. ``early``: last layer that counts as early; the panel is shaded up to it. ValueError
     also where a metric is missing.
     """
-    _check(bands, metrics, "bands")
-    for name, table in (controls or {}).items():
-        _check(table, metrics, f"control {name!r}")
+    named = {f"control {name!r}": table for name, table in (controls or {}).items()}
+    for name, table in {"bands": bands, **named}.items():
+        need(table, BAND_COLUMNS, name, "layer_bands")
+        if lacking := [metric for metric in metrics if metric not in set(table["metric"])]:
+            raise ValueError(
+                f"{name} has no metric {lacking[0]!r}: add it to metrics= of layer_geometry"
+            )
     with styled():
         fig, axes = panels(len(metrics))
         for ax, metric in zip(axes, metrics, strict=True):
@@ -94,8 +98,7 @@ def accuracy_bars(
     drawn as a dotted line. Lines on the bars: 95% bootstrap interval by image. ValueError: a column
     is missing or a condition is unknown.
     """
-    if missing := {"task", "image", "condition", "score"} - set(results.columns):
-        raise ValueError(f"results lack {', '.join(sorted(missing))}: build them with evaluate")
+    need(results, {"task", "image", "condition", "score"}, "results", "evaluate")
     if unknown := set(results["condition"]) - set(CONDITIONS):
         known = ", ".join(CONDITIONS)
         raise ValueError(f"condition {sorted(unknown)[0]!r} is unknown: use {known}")
@@ -132,19 +135,6 @@ def accuracy_bars(
 def layer_axis_name(metric: str) -> str:
     """What the depth axis counts: states lie between layers, updates and angles at them."""
     return "layer" if metric in UPDATE_METRICS else "layer (state going in)"
-
-
-def _check(table: pd.DataFrame, metrics: Sequence[str], name: str) -> None:
-    """Refuse a table that lacks a column or a metric, by name."""
-    if missing := BAND_COLUMNS - set(table.columns):
-        raise ValueError(
-            f"{name} lacks column(s) {', '.join(sorted(missing))}: build it with layer_bands"
-        )
-    for metric in metrics:
-        if metric not in set(table["metric"]):
-            raise ValueError(
-                f"{name} has no metric {metric!r}: add it to metrics= of layer_geometry"
-            )
 
 
 def _curve(table: pd.DataFrame, metric: str, modality: str) -> pd.DataFrame:

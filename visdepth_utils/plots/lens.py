@@ -52,9 +52,7 @@ def said_by_depth(
     Raises:
         ValueError: A missing column, several samples, or tokens without a place.
     """
-    need(table, SAID | {"sample"}, "table", "token_lens")
-    if table["sample"].nunique() > 1:
-        raise ValueError("table holds several samples: pass the rows of one")
+    need(table, SAID | {"sample"}, "table", "token_lens", "sample")
     if table["row"].isna().any():
         raise ValueError("where the tokens lie in the picture is not known: nothing to draw")
     last = int(table["layer"].max())
@@ -68,9 +66,7 @@ def said_by_depth(
             ax.set(title=f"state going into layer {layer}")
         if drawn:
             _shares(axes[-1], shares)
-        finish(
-            fig, axes, "", "words: nearest text state" if lens == "text" else "words: logit lens"
-        )
+        finish(fig, axes, "", f"words: {LENSES[lens][1]}")
     return fig
 
 
@@ -94,22 +90,18 @@ def still_said(shares: pd.DataFrame, lens: str = "text") -> str:
         f"{float(f.estimate[0]):.2f} [{float(f.lo[0]):.2f}, {float(f.hi[0]):.2f}]" for f in found
     ]
     where = [f"layers {some[0]} to {some[-1]}" for some in (early, deep)]
+    named = "name what their patches hold"
     if found[1].lo[0] <= 0:
-        answer = "Deep image states do not clearly name what their patches hold"
+        answer = f"do not clearly {named}"
     elif change.hi[0] < 0:
-        answer = (
-            "Deep image states still name what their patches hold, but less often than early ones"
-        )
+        answer = f"still {named}, but less often than early ones"
     elif change.lo[0] > 0:
-        answer = "Deep image states name what their patches hold more often than early ones"
+        answer = f"{named} more often than early ones"
     else:
-        answer = (
-            "Deep image states still name what their patches hold; whether they do so less often "
-            "than early ones is not clear"
-        )
+        answer = f"still {named}; whether they do so less often than early ones is not clear"
     return (
-        f"{answer}: {said[1]} of the tokens above chance in {where[1]}, {said[0]} in {where[0]} "
-        f"({len(gain)} pictures)."
+        f"Deep image states {answer}: {said[1]} of the tokens above chance in {where[1]}, "
+        f"{said[0]} in {where[0]} ({len(gain)} pictures)."
     )
 
 
@@ -124,14 +116,9 @@ def _words(ax: Axes, rows: pd.DataFrame, picture: Image.Image, held: Sequence[He
         names = {word for k in holds[token] for word in held[k].words}
         colour, weight = WORDS[words[0] in names if names else None]
         size = min(5.5, 36 / max(len(words[0]), 1))
-        style = {
-            "fontsize": size,
-            "color": colour,
-            "weight": weight,
-            "ha": "center",
-            "va": "center",
-        }
-        text = ax.text(column + 0.5, row + 0.5, words[0][:9], parse_math=False, **style)
+        style = {"fontsize": size, "color": colour, "weight": weight, "parse_math": False}
+        style |= {"ha": "center", "va": "center"}
+        text = ax.text(column + 0.5, row + 0.5, words[0][:9], **style)
         text.set_path_effects([withStroke(linewidth=1.2, foreground="white")])
     for right, label in ((True, "names what lies there"), (False, "names something else")):
         if held:

@@ -27,8 +27,7 @@ def distance_curves(compared: pd.DataFrame) -> Figure:
     the right edge are the whole model with a picture shifted by one pixel and with another picture.
     ``compared``: ``chains.compare`` of one mode, its controls among the rows.
     """
-    need(compared, COMPARED | {"mode"}, "compared", "chains.compare")
-    _one_mode(compared)
+    need(compared, COMPARED | {"mode"}, "compared", "chains.compare", "mode")
     plain = compared[compared["control"] == ""].assign(
         moved=lambda rows: (rows["edit"] > 0).astype(float)
     )
@@ -60,8 +59,7 @@ def token_changes(compared: pd.DataFrame) -> Figure:
     that change in all, and those that change with the full model's chain given (the direct effect;
     the rest goes through the chain). The table is that of ``distance_curves``.
     """
-    need(compared, COMPARED | FORCED | {"mode"}, "compared", "chains.compare")
-    _one_mode(compared)
+    need(compared, COMPARED | FORCED | {"mode"}, "compared", "chains.compare", "mode")
     plain = compared[compared["control"] == ""]
     plain = plain.assign(direct=1 - plain["answer_kept"])
     with styled():
@@ -85,8 +83,7 @@ def score_by_compute(sweep: pd.DataFrame) -> Figure:
     point is a depth; to the right is dearer.
     """
     columns = {"image", "style", "mode", "depth", "correct", "token_layers"}
-    need(sweep, columns, "sweep", "compute.with_token_layers")
-    _one_mode(sweep)
+    need(sweep, columns, "sweep", "compute.with_token_layers", "mode")
     with styled():
         fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)
         for i, (style, rows) in enumerate(sweep.groupby("style", sort=False)):
@@ -167,8 +164,3 @@ def _marked(full: str, other: str) -> str:
         elif kind == "delete":
             out.append('<span style="background:#ffe08a;color:#000">&middot;</span>')
     return " ".join(out) or "<i>nothing</i>"
-
-
-def _one_mode(table: pd.DataFrame) -> None:
-    if table["mode"].nunique() > 1:
-        raise ValueError("the table holds several modes: pass the rows of one")

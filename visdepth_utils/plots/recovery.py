@@ -23,9 +23,7 @@ def recovery_dots(table: pd.DataFrame) -> Figure:
 
     The shaded range is what the cut costs: recovery is how far it is crossed.
     """
-    need(table, {"image", "task", "state", "cut", "score"}, "table", "recovery_sweep")
-    if table["cut"].nunique() > 1:
-        raise ValueError("the table holds several cuts: pass the rows of one")
+    need(table, {"image", "task", "state", "cut", "score"}, "table", "recovery_sweep", "cut")
     tasks = list(dict.fromkeys(table["task"]))
     present = [state for state in STATES if state in set(table["state"])]
     with styled():

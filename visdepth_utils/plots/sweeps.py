@@ -51,10 +51,8 @@ def retention_curves(
     depth 0. ``texts``: tasks whose BLEU, ROUGE-L and chrF are drawn, against the reference and
     against the full model's own output.
     """
-    need(sweep, SWEEP, "sweep", "truncation_sweep")
+    need(sweep, SWEEP, "sweep", "truncation_sweep", "mode", "implementation")
     _need_answers(sweep, "sweep")
-    if sweep[["mode", "implementation"]].drop_duplicates().shape[0] > 1:
-        raise ValueError("sweep holds several modes: pass the rows of one")
     tasks = list(dict.fromkeys(sweep["task"]))
     drawn = [t for t in texts if t in tasks and "chrf_full" in sweep]
     # Before a figure is opened: an error would leave it open.
@@ -111,9 +109,7 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
     an answer first. The last depth is the full model, 0 by definition, and not drawn; ValueError
     where it is the only one.
     """
-    need(token_kl, TOKENS, "token_kl", "token_kl")
-    if token_kl["mode"].nunique() > 1:
-        raise ValueError("token_kl holds several modes: pass the rows of one")
+    need(token_kl, TOKENS, "token_kl", "token_kl", "mode")
     below = token_kl[token_kl["depth"] < token_kl["depth"].max()]
     if below.empty:
         raise ValueError("token_kl holds one depth: measure several, the last being the full model")
@@ -136,10 +132,8 @@ def kl_by_depth(token_kl: pd.DataFrame) -> Figure:
 
 def modes_compared(table: pd.DataFrame) -> Figure:
     """Score and unchanged answers by depth, for each meaning of truncation, of one task."""
-    need(table, SWEEP, "table", "truncation_sweep")
+    need(table, SWEEP, "table", "truncation_sweep", "task")
     _need_answers(table, "table")
-    if table["task"].nunique() > 1:
-        raise ValueError("table holds several tasks: pass the rows of one")
     task = table["task"].iloc[0]
     with styled():
         fig, axes = panels(2, size=WIDE_INCHES, xlabel=DEPTH_AXIS)

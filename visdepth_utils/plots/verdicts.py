@@ -19,12 +19,8 @@ def effects_by_model(verdicts: pd.DataFrame, columns: int = 2) -> Figure:
 
     Of ``all_verdicts``. A cross is the control; a model without an effect has its word alone.
     """
-    need(
-        verdicts,
-        {"claim", "model", "verdict", "effect", "lo", "hi", "control"},
-        "verdicts",
-        "all_verdicts",
-    )
+    columns_needed = {"claim", "model", "verdict", "effect", "lo", "hi", "control"}
+    need(verdicts, columns_needed, "verdicts", "all_verdicts")
     claims = sorted(set(verdicts["claim"]))
     models = sorted(set(verdicts["model"]), reverse=True)
     rows = math.ceil(len(claims) / columns)
@@ -48,12 +44,8 @@ def effects_by_model(verdicts: pd.DataFrame, columns: int = 2) -> Figure:
         ax = axes.flat[0]
         ax.plot([], [], "o-", color="#555555", ms=5, label="effect")
         ax.plot([], [], "x", color="#777777", ms=5, label="control")
-        finish(
-            fig,
-            [ax],
-            "",
-            "effect of each claim in its own unit; line: 95% interval; colour and word: verdict",
-        )
+        note = "effect of each claim in its own unit; line: 95% interval; colour and word: verdict"
+        finish(fig, [ax], "", note)
     return fig
 
 

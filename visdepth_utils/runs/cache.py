@@ -23,8 +23,7 @@ from visdepth_utils.runs.settings import existing_run, results_folder
 _META = b"visdepth.key"
 _SEAL = b"visdepth.sha256:"
 _UNSEALED = b"0" * 64
-DAMAGED = ".damaged"
-"""Ending of a cached file that was set aside."""
+DAMAGED = ".damaged"  # ending of a cached file that was set aside
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
@@ -195,7 +194,8 @@ def show_cache(name: str | None, prune: bool = False) -> str:
     """
     lines, freed = [], 0
     found = sorted(results_folder().glob("*/tables/"))
-    for folder in [existing_run(name, "tables")] if name else [tables.parent for tables in found]:
+    runs = [tables.parent for tables in found] if name is None else [existing_run(name, "tables")]
+    for folder in runs:
         table = pd.DataFrame(list(entries(folder)), columns=["file", "state", "bytes"])
         counts = table.groupby("state")["bytes"].agg(["size", "sum"])
         lines += [

@@ -1,17 +1,20 @@
 """What was found on a claim: the box at the top of its notebook, from verdicts that are kept."""
 
 import html
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from visdepth_utils.claims.registry import load_claims
 from visdepth_utils.claims.verdict import COLOURS, headline
 from visdepth_utils.runs.records import RECORDED, read_claims
 from visdepth_utils.runs.registration import in_force
 
-__all__ = ["Found", "what_was_found"]
+__all__ = ["Found", "show_found", "show_opening", "what_was_found"]
 
 NOTHING = (
     "Nothing yet: no run that is kept here was judged by the rules in force. "
@@ -63,12 +66,8 @@ class Found:
             for entry, (model, word, text) in zip(self.entries, self.lines(), strict=True)
         ]
         body = "".join(f'<p style="margin:6px 0">{line}</p>' for line in told or [NOTHING])
-        folded = (
-            f"<details><summary>Settings and versions: no need to read</summary>"
-            f"{self.settings}</details>"
-            if self.settings
-            else ""
-        )
+        folded = "<details><summary>Settings and versions: no need to read</summary>"
+        folded = f"{folded}{self.settings}</details>" if self.settings else ""
         box = "border:1px solid #999;border-left:5px solid #8e2f7f;padding:8px 14px;max-width:60em"
         return f'<div style="{box}">{head}{body}{folded}</div>'
 
@@ -91,6 +90,36 @@ def what_was_found(
             if entry["claim"] == claim and entry.get("rules") == rules:
                 found.setdefault(entry["model"], entry)
     return Found(claim, title, list(found.values()), settings)
+
+
+def show_opening(kind: str, folder: Path, settings: pd.DataFrame) -> None:
+    """Show the top of a notebook, see ``Run.opening``; nothing outside of one."""
+    if (display := _display()) is None:
+        return
+    from visdepth_utils.plots.concept import concept
+
+    display(concept(kind))
+    if kind == "start":
+        display(settings)
+    else:
+        show_found(kind, folder, settings)
+
+
+def show_found(claim: str, folder: Path, settings: pd.DataFrame, update: bool = False) -> None:
+    """Show what was found, or renew the box that stands at the top of this notebook."""
+    if (display := _display()) is not None:
+        box = what_was_found(claim, folder, settings=settings.to_html())
+        display(box, display_id=f"what-was-found-{claim}", update=update)
+
+
+def _display() -> Callable[..., Any] | None:
+    """What shows something in a notebook; None where this is none."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or ipython.get_ipython() is None:
+        return None
+    from IPython.display import display
+
+    return display
 
 
 def _sentences(entry: Mapping[str, Any]) -> str:

@@ -41,14 +41,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     revision or contents.
     """
     ours, theirs = old.get("settings") or {}, new["settings"]
-    pairs = [
-        *((name, ours, theirs, name) for name in ("n_samples", "seed", "profile")),
-        ("dtype", old, new, "dtype"),
-    ]
+    pairs = [(name, ours, theirs) for name in ("n_samples", "seed", "profile")]
     found = [
-        Difference(name, _shown(a[key]), _shown(b[key]))
-        for name, a, b, key in pairs
-        if key in a and a[key] != b[key]
+        Difference(name, _shown(a[name]), _shown(b[name]))
+        for name, a, b in [*pairs, ("dtype", old, new)]
+        if name in a and a[name] != b[name]
     ]
     names = [_short(side["model"]) for side in (ours, theirs) if "model" in side]
     if len(set(names)) > 1:

@@ -1,6 +1,5 @@
 """A run: one model, one set of settings, one folder of tables, figures, verdicts and provenance."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from visdepth_utils.common.progress import Progress, progress_line
 from visdepth_utils.data.records import locate_source
 from visdepth_utils.models.prompts import TEMPLATE_DATE
 from visdepth_utils.runs import cache, engine, executor, identity, measuring_code, provenance
-from visdepth_utils.runs.found import what_was_found
+from visdepth_utils.runs.found import show_found, show_opening
 from visdepth_utils.runs.outputs import keep_outputs, keep_selection
 from visdepth_utils.runs.records import (
     CURVES,
@@ -85,14 +84,7 @@ def open_run(
 
 @dataclass(frozen=True)
 class Run:
-    """Results folder and settings of one run; made by ``open_run``.
-
-    Attributes:
-        folder: Holds ``tables/``, ``figures/``, ``notebooks/``, ``selection/``, ``claims.json`` and
-            ``provenance.json``.
-        settings: As given, after checks.
-        default_n: See ``open_run``.
-    """
+    """Results folder, settings (checked) and default number of samples; made by ``open_run``."""
 
     folder: Path
     settings: Settings
@@ -195,10 +187,8 @@ class Run:
 
     def keep(self, *tasks: Any) -> None:
         """Keep which samples of which data were taken, see ``outputs.keep_selection``."""
-        kept: dict[str, str] = {}
         for task in tasks:
-            kept |= keep_selection(self.folder, task)
-        annotate(self.folder, selection=kept)
+            annotate(self.folder, selection=keep_selection(self.folder, task))
 
     def explorer(
         self, table: pd.DataFrame, samples: Sequence[Any], tokens: pd.DataFrame | None = None
@@ -242,34 +232,14 @@ class Run:
         filed = (entry["claim"], entry["model"])
         edit_claims(self.folder, lambda old: (old["claim"], old["model"]) != filed, entry)
         self.note()
-        self._box(entry["claim"], update=True)
+        show_found(entry["claim"], self.folder, self.settings_table(), update=True)
 
     def opening(self, kind: str) -> None:
         """Show the top of a notebook: its diagram, and what was found; ``record`` renews that.
 
         ``kind``: a claim, or "start" for the notebook without one, which shows the settings.
         """
-        if not _in_notebook():
-            return
-        from IPython.display import display
-
-        from visdepth_utils.plots.concept import concept
-
-        display(concept(kind))
-        if kind == "start":
-            display(self.settings_table())
-        else:
-            self._box(kind)
-
-    def _box(self, claim: str, update: bool = False) -> None:
-        """Show what was found, or renew the box that stands at the top of this notebook."""
-        if not _in_notebook():
-            return
-        from IPython.display import display
-
-        settings = self.settings_table().to_html()
-        box = what_was_found(claim, self.folder, settings=settings)
-        display(box, display_id=f"what-was-found-{claim}", update=update)
+        show_opening(kind, self.folder, self.settings_table())
 
     def withdraw(self, notebook: str) -> None:
         """Take back this model's verdicts from a notebook that broke: no old one is shown."""
@@ -346,9 +316,3 @@ class Run:
         rows |= {name: versions[name] for name in shown if name in versions}
         frame = pd.DataFrame({"value": [str(value) for value in rows.values()]}, index=list(rows))
         return frame.rename_axis("setting")
-
-
-def _in_notebook() -> bool:
-    """Whether there is a page to show something on."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None

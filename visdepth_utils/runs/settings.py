@@ -147,7 +147,8 @@ def existing_run(name: str, holds: str = "claims.json") -> Path:
         if os.path.exists(folder / holds):  # unlike Path's, for a name of any length
             return folder.resolve()
     raise FileNotFoundError(
-        f"no run {name!r:.200} with {holds}: make one with make reproduce, or give its folder"
+        f"no run {name!r:.200} with {holds}: make one with make reproduce, or give its folder or "
+        "its name in results"
     )
 
 

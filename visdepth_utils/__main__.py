@@ -19,13 +19,10 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")  # a byte that could not be decoded
 def main(argv: list[str] | None = None, dispatch: Callable[[list[str]], int] | None = None) -> int:
     """Run a command; errors of the user's making are one line on stderr.
 
-    Args:
-        argv: Arguments, None for the command line's.
-        dispatch: Parses them and does what they say; None for the commands of this package.
-
-    Returns:
-        Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2 wrong input, 130
-        interrupted. DEBUG=1 in the environment shows tracebacks instead of single lines.
+    ``argv`` None: the command line's. ``dispatch`` parses them and does what they say; None for the
+    commands of this package. Exit status: 0 well, 1 a notebook broke or a dry run does not fit, 2
+    wrong input, 130 interrupted. DEBUG=1 in the environment shows tracebacks instead of single
+    lines.
     """
     if argv is None:
         argv = sys.argv[1:]
@@ -33,9 +30,8 @@ def main(argv: list[str] | None = None, dispatch: Callable[[list[str]], int] | N
     try:
         for given in argv:
             if _NO_TEXT.search(given):
-                raise ValueError(
-                    f"argument {given!r} is not in the encoding of the locale: mend it"
-                )
+                what = f"argument {given!r} is not in the encoding of the locale"
+                raise ValueError(f"{what}: mend it")
         return (dispatch or _dispatch)(argv)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, run it again to go on", file=sys.stderr)
@@ -138,9 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visdepth {_version()}")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser(
-        "reproduce", help="run all notebooks on one model, print the verdicts"
-    )
+    what = "run all notebooks on one model, print the verdicts"
+    run = commands.add_parser("reproduce", help=what)
     run.add_argument("--model", help="checkpoint folder or hub id (default data/minivlm/base)")
     run.add_argument("--source", help="data other than the embedded worlds")
     run.add_argument("--n", dest="n_samples", type=int, metavar="N", help="samples per task")
@@ -149,9 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--dtype", help=", ".join(DTYPES))
     run.add_argument("--profile", help=" or ".join(PROFILES))
     run.add_argument("--out", help="results folder (default results/MODEL-PROFILE)")
-    run.add_argument(
-        "--notebooks", type=Path, default=REPO / "notebooks", help="folder of notebooks"
-    )
+    books = REPO / "notebooks"
+    run.add_argument("--notebooks", type=Path, default=books, help="folder of notebooks")
     run.add_argument("--jobs", type=int, help="notebooks at a time (default: by model and cores)")
     run.add_argument("--dry", action="store_true", help="measure a pilot, say what it takes")
     run.add_argument("--engine", help="local (default) or ray")

@@ -24,13 +24,7 @@ STAYS = ("torch", "torchvision", "torchaudio", "numpy", "ipykernel")
 
 
 class Plan(NamedTuple):
-    """What pip is told.
-
-    Attributes:
-        keep: Constraints ``name==version``.
-        install: Requirements that are not met.
-        old: What stays although it does not meet its requirement, in words.
-    """
+    """What pip is told: constraints, requirements not met, and in words what stays though unfit."""
 
     keep: list[str]
     install: list[str]

@@ -35,13 +35,7 @@ _TOOK = re.compile(r"(\*\*Time and memory:\*\* ).*?( when its outputs were store
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the execution of a notebook ended.
-
-    Attributes:
-        seconds: It took.
-        error: None, or one line ``Name: message``.
-        details: The traceback, for whoever asks for it.
-    """
+    """How the execution of a notebook ended: seconds, error in one line, traceback."""
 
     seconds: float
     error: str | None = None

@@ -67,8 +67,8 @@ def reproduce(
         0, or 1 if a notebook broke, or if a dry run finds that it does not fit.
 
     Raises:
-        ValueError: For a bad setting, a folder that holds a run with other settings, or memory or
-            disk that cannot suffice, before anything runs.
+        ValueError: Before anything runs: a bad setting, a folder that holds a run with other
+            settings, or memory or disk that cannot suffice.
         FileNotFoundError: For a missing model or no notebooks.
     """
     stream = stream or sys.stdout

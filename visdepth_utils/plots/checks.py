@@ -26,11 +26,7 @@ _ESTIMATE = {
 
 @dataclass(frozen=True, repr=False)
 class Checks:
-    """A table of text, shown whole: a notebook would cut long words of a plain ``DataFrame``.
-
-    Attributes:
-        table: Columns ``asked, estimate, interval, margin, pass, note``.
-    """
+    """A table of text, shown whole: a notebook would cut long words of a plain ``DataFrame``."""
 
     table: pd.DataFrame
 

@@ -32,13 +32,11 @@ Measure = Callable[[list[Any], Progress], pd.DataFrame]
 class RayOptions:
     """What a worker is and how many there are.
 
-    Attributes:
-        num_actors: Workers of one notebook; None for as many as the cluster has room for.
-        num_cpus: Of each worker, which is also its number of threads.
-        num_gpus: Of each worker; more than 1 for a model that spreads over several (it needs
-            ``device_map`` in ``load_vlm``); None for 1 where the cluster has GPUs and this process
-            sees one too, else 0.
-        wait_s: Seconds to wait for room on the cluster before giving up.
+    ``num_actors``: workers of one notebook; None for as many as the cluster has room for.
+    ``num_cpus`` of each worker, which is also its number of threads. ``num_gpus`` of each worker;
+    more than 1 for a model that spreads over several (it needs ``device_map`` in ``load_vlm``);
+    None for 1 where the cluster has GPUs and this process sees one too, else 0. ``wait_s``: seconds
+    to wait for room on the cluster before giving up.
     """
 
     num_actors: int | None = None

@@ -24,13 +24,9 @@ NOTHING = (
 
 @dataclass(frozen=True, repr=False)
 class Found:
-    """The verdicts on one claim, a model each, shown as a box.
+    """The verdicts on one claim, a model each, shown as a box; the run's own first.
 
-    Attributes:
-        claim: Identifier.
-        title: Of the claim, from claims.yaml.
-        entries: Of claims.json; the run's own first.
-        settings: Table of the run's settings as HTML, folded below; empty without one.
+    ``settings``: table of the run's settings as HTML, folded below; empty without one.
     """
 
     claim: str

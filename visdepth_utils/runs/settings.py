@@ -103,15 +103,10 @@ def check_early(
 ) -> Settings:
     """Check all that can be wrong with a run before a model or torch is loaded.
 
-    Args:
-        chosen: See ``check_settings``.
-        out: Results folder, see ``run_folder``.
-        jobs: Notebooks at the same time; None leaves it open.
-
-    Raises:
-        ValueError: Naming the setting that is wrong and what would be right.
-        FileNotFoundError: No model or no data at that place.
-        OSError: There can be no such results folder.
+    ``chosen`` as for ``check_settings``, ``out`` as for ``run_folder``; ``jobs``: notebooks at the
+    same time, None leaves it open. ValueError names the setting that is wrong and what would be
+    right; FileNotFoundError: no model or no data at that place; OSError: there can be no such
+    results folder.
     """
     settings = check_settings(**chosen)
     locate(settings["model"])

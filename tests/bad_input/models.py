@@ -40,14 +40,14 @@ CONFIGS = (
         "no family of ours",
         lambda b: b.load(b.config(model_type="molmo2")),
         "family 'molmo2' is not supported, because its tokens and rules are not in",
-        "use one of aria",
+        "use one of the",
     ),
     *(
         Case(
             f"Gemma 4 with {what}",
             lambda b, text=text: b.load(b.config(model_type="gemma4", text_config=text)),
             f"family 'gemma4' is not supported, because its {why}",
-            "use one of aria",
+            "use one of the",
         )
         for what, text, why in (
             ("embeddings by layer", {}, "layers also get embeddings of the tokens"),

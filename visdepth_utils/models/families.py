@@ -260,6 +260,6 @@ def family_of(config: dict[str, Any], name: str) -> Family:
     elif "vision_config" not in config:
         why = "its config.json has no vision_config: it reads no pictures, or not by a tower"
     raise ValueError(
-        f"{name!r}: family {kind!r} is not supported, because {why}; use one of "
-        f"{', '.join(sorted(FAMILIES))}"
+        f"{name!r}: family {kind!r} is not supported, because {why}; use one of the "
+        f"{len(FAMILIES)} families of docs/families.md, such as llava, qwen2_5_vl or smolvlm"
     )

@@ -134,7 +134,9 @@ def _sentences(entry: Mapping[str, Any]) -> str:
         f"Corrected: {number}{label}; {name}: {_number(entry.get('control_effect'))}{told}."
     )
     if agree := (entry.get("robustness") or {}).get("line"):
-        parts.append(f"The verdict {agree}.")
+        parts.append(
+            f"The verdict {agree}." if agree.startswith("holds") else f"{agree.capitalize()}."
+        )
     images = f" ({entry['n_images']} images)" if entry.get("n_images") else ""
     reason = str(entry.get("reason") or "no reason is kept")
     return " ".join([f"{reason[:1].upper()}{reason[1:]}{images}.", *parts])

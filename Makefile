@@ -56,7 +56,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Relative: it is deleted, and a path with a space would be two.
 CLEAN_RESULTS := build/results
 
-.PHONY: smol house power register mutants help reproduce verdicts compare report readme record random-init address check test test-all test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
+.PHONY: site smol house power register mutants help reproduce verdicts compare report readme record random-init address check test test-all test-faults cache lab bench bench-gpu eval-minivlm train-minivlm worlds notebooks lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -162,6 +162,13 @@ notebooks: export VISDEPTH_RESULTS := $(CLEAN_RESULTS)
 notebooks: $(STAMP) ## run the notebooks as they are and store their outputs in place, to be committed
 	@rm -rf '$(CLEAN_RESULTS)'
 	@$(PY) -m visdepth_utils notebooks
+
+# Sphinx reads from one folder: pages link to one another as they do in the repository.
+site: $(STAMP) ## notebooks as they are stored, docs and the API as a static site, build/site/index.html; installs Sphinx on first use
+	@$(PIP) -c constraints.txt -e '.[site]'
+	@rm -rf build/site build/pages && mkdir -p build/pages
+	@cp -r site/. README.md docs notebooks build/pages
+	@PYTHONPATH=. $(PY) -m sphinx --quiet --fail-on-warning --keep-going -b html build/pages build/site
 
 register: $(STAMP) ## write down which rules are in force, before a new model is looked at; NOTE='what for'
 	@$(PY) -m tools register $(or $(call text,NOTE),'')

@@ -24,7 +24,7 @@ from visdepth_utils import __main__ as command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-APART = ("ray", "similarity", "4bit", "smol")  # each installed by who wants it
+APART = ("ray", "similarity", "4bit", "smol", "site")  # each installed by who wants it
 EXTRAS = [name for name in PROJECT["optional-dependencies"] if name not in APART]
 """What make installs; the sentence encoder is for those who ask for it."""
 REQUIREMENTS = [

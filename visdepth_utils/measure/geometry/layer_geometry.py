@@ -58,8 +58,8 @@ def layer_geometry(
     ``entropy``, ``id_twonn`` and ``id_mle`` change with the number of tokens, so they
     are means over random draws of exactly n0 tokens, the same draws at every layer; fewer tokens
     give NaN, never a smaller N. ``curvature`` (mean angle in degrees between v_l and v_{l-1}),
-    ``update_ratio`` (median |v_l|/|h_l|) and ``cka_ahead`` (debiased CKA of h_l and h_{l+gap}) do
-    not, and use all kept tokens.
+    ``update_ratio`` (median ``|v_l|/|h_l|``) and ``cka_ahead`` (debiased CKA of h_l and
+    h_{l+gap}) do not, and use all kept tokens.
 
     Layers: entropy and dimensions at states l = 0..L (state L before the final norm), update_ratio
     at updates v_l = h_{l+1} - h_l, l = 0..L-1, curvature at l = 1..L-1, CKA at l = 0..L-gap.

@@ -62,6 +62,7 @@ TARGETS = [
     "train-minivlm",
     "worlds",
     "notebooks",
+    "site",
     "register",
     "power",
     "house",
@@ -343,6 +344,9 @@ def test_no_target_touches_what_lies_beside_a_folder_with_an_odd_name(checkout: 
     for folder in beside:
         folder.mkdir(parents=True)
         (folder / "kept").touch()
+    for name in ("site", "docs", "notebooks"):
+        (inside / name).mkdir(exist_ok=True)
+    (inside / "README.md").touch()
     path = f"{odd / 'fake'}:{os.environ['PATH']}"
     for target in TARGETS:
         (inside / "build" / "results").mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from visdepth_utils.common.files import rows_text
-from visdepth_utils.runs.found import NOTHING, what_was_found
+from visdepth_utils.runs.found import NOTHING, agreement, what_was_found
 from visdepth_utils.runs.registration import in_force
 from visdepth_utils.runs.run import chosen
 
@@ -76,3 +76,10 @@ def test_the_parameters_of_a_notebook() -> None:
     del names["seed"]
     with pytest.raises(ValueError, match="no parameter 'seed': run the parameters cell first"):
         chosen(names)
+
+
+def test_that_no_analysis_could_be_made_is_a_sentence_of_its_own() -> None:
+    assert agreement(ENTRY) == "The verdict holds in 70% of 47 analyses: fragile."
+    none = {"robustness": {"line": "no analysis could be made"}}
+    assert agreement(none) == "No analysis could be made."
+    assert agreement({}) == ""

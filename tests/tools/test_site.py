@@ -1,7 +1,12 @@
 """The site: every page is in its contents, and no page of it is run."""
 
 import re
+import runpy
 from pathlib import Path
+
+import pytest
+
+from tools import address
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
@@ -16,8 +21,12 @@ def test_the_contents_hold_every_notebook_and_page() -> None:
         assert name.name == "index" or any(name.match(entry) for entry in listed), name
 
 
-def test_the_site_shows_what_the_notebooks_hold() -> None:
-    settings: dict = {}
-    exec((ROOT / "site" / "conf.py").read_text(encoding="utf-8"), settings)
+@pytest.mark.parametrize("url", [address.PLACEHOLDER, "https://github.com/me/vis"])
+def test_the_site_runs_nothing_and_launches_only_what_can_be_cloned(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(address, "repository", lambda: url)
+    settings = runpy.run_path(str(ROOT / "site" / "conf.py"))
     assert settings["nb_execution_mode"] == "off"
-    assert "launch_buttons" not in settings["html_theme_options"], "nobody can clone from there"
+    launches = "launch_buttons" in settings["html_theme_options"]
+    assert launches == (url != address.PLACEHOLDER)

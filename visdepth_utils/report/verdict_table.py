@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from visdepth_utils.claims.verdict import COLOURS, headline
+from visdepth_utils.runs.found import agreement
 from visdepth_utils.runs.records import read_claims
 from visdepth_utils.runs.registration import registered
 
@@ -18,7 +19,8 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
     dash where a verdict rests on none, as of other verdicts), ``source`` (of the data), ``model``,
     ``statement``, ``reason``, ``notebook``, ``colour``; ``plain`` (verdict of the plain reading)
     with ``plain_effect``, ``plain_colour`` and ``separates``, ``analyses`` (how many agree) and
-    ``rules`` (their registration), each a dash where the entry has none.
+    ``rules`` (their registration), each a dash where the entry has none; ``agreement`` (the same
+    as a sentence, or empty).
     """
     return [
         {
@@ -38,6 +40,7 @@ def verdict_rows(folder: Path) -> list[dict[str, str]]:
             "colour": COLOURS.get(str(entry["verdict"]), "#555555"),
             **plain_words(entry),
             "analyses": str((entry.get("robustness") or {}).get("line") or "-"),
+            "agreement": agreement(entry),
             "rules": registered(entry["rules"]) if entry.get("rules") else "-",
         }
         for entry in read_claims(folder)

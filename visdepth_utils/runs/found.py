@@ -14,7 +14,7 @@ from visdepth_utils.claims.verdict import COLOURS, headline
 from visdepth_utils.runs.records import RECORDED, read_claims
 from visdepth_utils.runs.registration import in_force
 
-__all__ = ["Found", "show_found", "show_opening", "what_was_found"]
+__all__ = ["Found", "agreement", "show_found", "show_opening", "what_was_found"]
 
 NOTHING = (
     "Nothing yet: no run that is kept here was judged by the rules in force. "
@@ -118,6 +118,14 @@ def _display() -> Callable[..., Any] | None:
     return display
 
 
+def agreement(entry: Mapping[str, Any]) -> str:
+    """How many analyses agree with a verdict, as a sentence; empty where none were asked."""
+    line = str((entry.get("robustness") or {}).get("line") or "")
+    if not line:
+        return ""
+    return f"The verdict {line}." if line.startswith("holds") else f"{line[0].upper()}{line[1:]}."
+
+
 def _sentences(entry: Mapping[str, Any]) -> str:
     """Why, then as published, corrected, and how many analyses agree."""
     plain = entry.get("plain") or {}
@@ -133,10 +141,7 @@ def _sentences(entry: Mapping[str, Any]) -> str:
     parts.append(
         f"Corrected: {number}{label}; {name}: {_number(entry.get('control_effect'))}{told}."
     )
-    if agree := (entry.get("robustness") or {}).get("line"):
-        parts.append(
-            f"The verdict {agree}." if agree.startswith("holds") else f"{agree.capitalize()}."
-        )
+    parts += filter(None, [agreement(entry)])
     images = f" ({entry['n_images']} images)" if entry.get("n_images") else ""
     reason = str(entry.get("reason") or "no reason is kept")
     return " ".join([f"{reason[:1].upper()}{reason[1:]}{images}.", *parts])
